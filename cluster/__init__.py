@@ -1,0 +1,1 @@
+"""SLURM templates and launch helpers. May import `pretrain.config` at most."""

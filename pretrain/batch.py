@@ -1,0 +1,119 @@
+"""The values that everything meets at: clean tokens in, a corrupted training batch out.
+
+An objective turns a `CleanBatch` into a `TrainBatch` before anything is split over ranks; nothing
+downstream of it knows which objective ran. Both are plain frozen values of static shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+AttentionKind = Literal["causal", "bidirectional", "columns"]
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """Clean sequences of the run, as the data pipeline delivered them.
+
+    Positions whose `valid` is False hold pad, can be read by nobody, are never noised and never
+    counted (the tail of the budget, and the rows that fill up the run's last batch).
+    """
+
+    tokens: Tensor
+    """x0, int64 [b, s]."""
+    position: Tensor
+    """Global sample position g of the run, int64 [b]. Every random draw is keyed by it."""
+    segment: Tensor
+    """Document number inside the sequence, int32 [b, s]; all 0 when documents are packed."""
+    valid: Tensor
+    """bool [b, s]."""
+    all_valid: bool
+    """Whether `valid` is True everywhere, known on the host so that nothing has to synchronise."""
+    one_segment: bool = True
+    """Whether `segment` is 0 everywhere, known on the host."""
+
+    def to(self, device: torch.device) -> CleanBatch:
+        """The same batch on `device` (asynchronous from pinned memory)."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            position=self.position.to(device, non_blocking=True),
+            segment=self.segment.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """Who may read whom, as columns instead of a mask tensor.
+
+    Query q may read key k iff they share a segment and (share a group or write[k] < read[q]).
+    `causal` and `bidirectional` are the fast paths without columns; `columns` carries
+    int32 [4, b, s'] in the order segment, group, read, write.
+    """
+
+    kind: AttentionKind
+    columns: Tensor | None = None
+
+    @staticmethod
+    def from_columns(segment: Tensor, group: Tensor, read: Tensor, write: Tensor) -> AttentionRule:
+        """Build the general rule; every argument is an integer tensor [b, s']."""
+        stacked = torch.stack([c.to(torch.int32) for c in (segment, group, read, write)])
+        return AttentionRule("columns", stacked)
+
+    def mask(self) -> Tensor:
+        """Dense boolean mask [b, 1, s', s'], True where query (row) may read key (column)."""
+        if self.columns is None:
+            raise ValueError(f"attention rule {self.kind!r} has no columns; it is a fast path")
+        segment, group, read, write = self.columns
+        same = segment[:, :, None] == segment[:, None, :]
+        together = group[:, :, None] == group[:, None, :]
+        earlier = write[:, None, :] < read[:, :, None]
+        return (same & (together | earlier))[:, None]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A corrupted batch: what the first stage embeds, what crosses stages, what the last one scores.
+
+    `rows` selects the positions at which the head is evaluated; the fields of the last group are
+    aligned with it ([n] each). Rows that only fill up a static capacity carry weight 0.
+    """
+
+    # first stage
+    ids: Tensor
+    """Network input, int64 [b, s']."""
+    # every stage
+    positions: Tensor
+    """Position of each token inside its document or sequence, int64 [b, s'] (rotary phase)."""
+    attention: AttentionRule
+    noise_level: Tensor | None
+    """What a time-conditioned model is told (sigma_t), float32 [b]; None for the others."""
+    # last stage
+    rows: Tensor | None
+    """Flat indices into [b * s'] at which the head is evaluated, int64 [n]; None for all."""
+    targets: Tensor
+    """Token to predict, int64 [n]."""
+    weight: Tensor
+    """Per-target weight of the training loss, float32 [n]."""
+    elbo_weight: Tensor
+    """Per-target weight of the exact bound, float64 [n]; equals `weight` up to rounding when the
+    objective trains on its own bound."""
+    sequence: Tensor
+    """Row of the batch that each target belongs to, int64 [n]: sums per sequence by `index_add`."""
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, AttentionRule):
+                return AttentionRule(value.kind, move(value.columns))
+            return value
+
+        return TrainBatch(**{k: move(v) for k, v in self.__dict__.items()})

@@ -1,0 +1,303 @@
+"""One typed tree of settings. Hydra composes it (`pretrain.compose`), pydantic validates it here.
+
+Every field says what it means below it; unknown keys are refused. Checks that need only the
+configuration live here; checks against files (budget against pool, tokenizer against shards) live
+in `pretrain.preflight`. Free of torch, so that the command line can validate in milliseconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every group: frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """Where the run lives and what makes it repeatable."""
+
+    name: str = "run"
+    """Shown in MLflow and on the console; also the folder below `root` when `dir` is not given."""
+    root: Path = Path("runs")
+    dir: Path | None = None
+    """Folder of this run: configuration, checkpoints, logs. Default: `root`/`name`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
+    """Seed of weights, noise, order and dropout: the whole run is a function of it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where torch sees a GPU, else the CPU."""
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.dir if self.dir is not None else self.root / self.name
+
+
+class DataConfig(Section):
+    """Which tokens the run sees, how often and in which order."""
+
+    train: Path
+    """Manifest of the training pool (`epochal data prepare` writes it)."""
+    validation: Path
+    """Manifest of the validation pool; shares no document with the training pool."""
+    tokenizer: Path
+    """Tokenizer file that the shards were written with."""
+    seq_length: PositiveInt = 1024
+    """Tokens per sequence; a view of the shards, changing it needs no re-tokenising."""
+    unique_tokens: PositiveInt | None = None
+    """U, exact to the token; null takes the whole pool."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """E, how often the U tokens are seen; fractions are allowed and reported."""
+    order: str = "global"
+    """`global` (keyed permutation of the budget each epoch), `window(W)` or `sequential`."""
+    documents: Literal["packed", "masked"] = "packed"
+    """`packed` attends across documents, `masked` keeps them apart."""
+    verify: Literal["full", "size", "off"] = "full"
+    """How thoroughly shards are checked before step 0."""
+
+
+class ModelConfig(Section):
+    """Shape of the transformer; the same one for every objective."""
+
+    num_layers: PositiveInt = 12
+    hidden_size: PositiveInt = 768
+    num_attention_heads: PositiveInt = 12
+    num_query_groups: PositiveInt | None = None
+    """Key/value heads (grouped-query attention); null means one for every attention head."""
+    ffn_hidden_size: PositiveInt | None = None
+    """Width of the MLP; null means 8/3 of `hidden_size`, down to a multiple of 64."""
+    activation: Literal["swiglu", "squared_relu", "gelu"] = "swiglu"
+    qk_norm: bool = False
+    """RMSNorm on queries and keys, per head."""
+    tie_embeddings: bool = True
+    """Share the embedding matrix with the head."""
+    time_conditioning: bool = False
+    """adaLN modulation by the noise level (uniform-state objectives need it)."""
+    rope_base: Annotated[float, Field(gt=0)] = 10000.0
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 num_layers)."""
+    vocab_multiple: PositiveInt = 128
+    """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    """Attention kernel; `auto` picks flash-attn on NVIDIA GPUs when installed, else SDPA."""
+
+    @model_validator(mode="after")
+    def _shape_divides(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"head size {self.head_size} is odd; rotary embedding needs pairs")
+        if self.num_attention_heads % self.query_groups:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by "
+                f"num_query_groups {self.query_groups}"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Number of key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the MLP with the default filled in."""
+        return self.ffn_hidden_size or max(64, 8 * self.hidden_size // 3 // 64 * 64)
+
+    def padded_vocab_size(self, vocab_size: int) -> int:
+        """Rows of the embedding for a tokenizer of `vocab_size` ids."""
+        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+class ObjectiveConfig(Section):
+    """What is trained. Families read the fields that concern them and refuse the others."""
+
+    name: str = "autoregressive"
+    """A name of the registry, e.g. `autoregressive` or `masked`."""
+    time_window: PositiveInt | None = None
+    """n: t is stratified over windows of n consecutive positions; null takes the global batch size
+    of the first start, which is then recorded here."""
+    loss: Literal["elbo", "simple"] = "elbo"
+    """masked: exact weight 1/t, or plain cross-entropy on masked tokens (lower variance)."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run, as a factor of `optimizer.lr`."""
+
+    name: Literal["constant", "cosine", "wsd"] = "cosine"
+    """Warm-up, then constant, cosine to `min_lr`, or stable and a final decay (wsd)."""
+    warmup: Annotated[float, Field(ge=0)] = 0.01
+    """Warm-up: below 1 a share of all steps, else a number of steps."""
+    decay: Fraction = 0.2
+    """wsd: share of all steps in which the rate falls to `min_lr`."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with decay groups: matrices decay, norms and biases do not."""
+
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Absolute rate at the end of the decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    decay_embeddings: bool = True
+    """Whether the embedding matrix decays too."""
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _min_below_peak(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is larger than lr {self.lr}")
+        return self
+
+
+class ParallelConfig(Section):
+    """How the run is cut over ranks; never changes what it computes."""
+
+    data_parallel_size: PositiveInt | None = None
+    """Null: the world size divided by the other degrees (1 when `epochal train` launches)."""
+    tensor_parallel_size: PositiveInt = 1
+    pipeline_parallel_size: PositiveInt = 1
+    context_parallel_size: PositiveInt = 1
+    sequence_parallel: bool = False
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    hostfile: Path | None = None
+    """Hosts for the DeepSpeed launcher; null trains on this machine."""
+    threads_per_rank: PositiveInt | None = None
+    """OMP_NUM_THREADS of each rank; null divides the cores of the machine."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """Collectives that take longer end the run."""
+
+
+class TrainConfig(Section):
+    """The loop: batches, precision, how far, and what happens on the way."""
+
+    global_batch_size: PositiveInt = 256
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences per rank and forward pass; null takes the whole share of a rank at once."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    stop_step: PositiveInt | None = None
+    """Stop here although `data.epochs` goes further (the schedule still spans all epochs)."""
+    log_interval: PositiveInt = 10
+    eval_interval: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations during training; 0 evaluates at the end only."""
+    eval_epochs: tuple[float, ...] = ()
+    """Further evaluations at these epochs (curves that are dense at the start need them)."""
+    checkpoint_interval: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints; 0 saves at the end and on preemption only."""
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 2
+    """How many checkpoints stay; 0 keeps all."""
+
+
+class EvaluationConfig(Section):
+    """Exact likelihood bound on validation sequences."""
+
+    sequences: PositiveInt | None = None
+    """How many validation sequences, from the first; null takes all."""
+    draws: PositiveInt = 1
+    """Noise levels per sequence, stratified; the autoregressive likelihood needs none."""
+    batch_size: PositiveInt = 32
+    """Sequences per forward pass and rank."""
+
+
+class TrackingConfig(Section):
+    """Where measurements go. JSONL in the run folder is always written."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    """MLflow server; null takes the sqlite file of `run.root`."""
+    experiment: str = "epochal"
+    queue_size: PositiveInt = 10000
+    """Measurements kept while the tracker does not answer; older ones are dropped and counted."""
+
+
+class Config(Section):
+    """The whole configuration of a run; saved resolved as `config.yaml` in the run folder."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Config:
+        p, m, t = self.parallel, self.model, self.train
+        tp = p.tensor_parallel_size
+        for what, size in (
+            ("model.num_attention_heads", m.num_attention_heads),
+            ("model.num_query_groups", m.query_groups),
+            ("model.ffn_hidden_size", m.ffn_size),
+            ("model.vocab_multiple", m.vocab_multiple),
+        ):
+            if size % tp:
+                raise ValueError(
+                    f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
+                    f"allowed here: {_divisors(size)}"
+                )
+        dp = p.data_parallel_size or 1
+        if t.global_batch_size % dp:
+            raise ValueError(
+                f"train.global_batch_size {t.global_batch_size} is not divisible by "
+                f"parallel.data_parallel_size {dp}"
+            )
+        per_rank = t.global_batch_size // dp
+        if t.micro_batch_size is not None and per_rank % t.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size {t.micro_batch_size} does not divide the {per_rank} "
+                f"sequences of a rank (global_batch_size {t.global_batch_size} over {dp} "
+                f"data-parallel ranks); allowed here: {_divisors(per_rank)}"
+            )
+        if t.precision == "bfloat16" and p.zero_stage == 0:
+            raise ValueError(
+                "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's "
+                "stage 0 takes a wrong first step in bfloat16"
+            )
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that this configuration runs on."""
+        p = self.parallel
+        return (
+            (p.data_parallel_size or 1)
+            * p.tensor_parallel_size
+            * p.pipeline_parallel_size
+            * p.context_parallel_size
+        )
+
+    @property
+    def num_microbatches(self) -> int:
+        """Forward passes per rank and optimizer step."""
+        per_rank = self.train.global_batch_size // (self.parallel.data_parallel_size or 1)
+        return per_rank // (self.train.micro_batch_size or per_rank)
+
+
+def _divisors(n: int) -> str:
+    """The divisors of n that a degree may take, for messages."""
+    return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)

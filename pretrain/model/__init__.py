@@ -1,0 +1,1 @@
+"""The one transformer that every objective trains, on megatron-core's tensor-parallel layers."""

@@ -1,0 +1,1 @@
+"""Noise: counter-based keys, schedules, stratified times."""

@@ -1,0 +1,1 @@
+"""Preemption and other ways a run ends early without losing anything."""

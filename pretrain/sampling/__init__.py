@@ -1,0 +1,1 @@
+"""Samplers: one file a family; every result carries its settings, seed and network evaluations."""

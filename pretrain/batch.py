@@ -6,7 +6,7 @@ downstream of it knows which objective ran. Both are plain frozen values of stat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -89,7 +89,8 @@ class TrainBatch:
     """Network input, int64 [b, s']."""
     # every stage
     positions: Tensor
-    """Position of each token inside its document or sequence, int64 [b, s'] (rotary phase)."""
+    """Position of each token inside its document or sequence, int64 [b, s'], or
+    [1, s'] when every row has the same (rotary phase)."""
     attention: AttentionRule
     noise_level: Tensor | None
     """What a time-conditioned model is told (sigma_t), float32 [b]; None for the others."""
@@ -99,12 +100,12 @@ class TrainBatch:
     targets: Tensor
     """Token to predict, int64 [n]."""
     weight: Tensor
-    """Per-target weight of the training loss, float32 [n]."""
-    elbo_weight: Tensor
-    """Per-target weight of the exact bound, float64 [n]; equals `weight` up to rounding when the
-    objective trains on its own bound."""
+    """Per-target weight [n]: float32 in a training batch, float64 in a batch for the exact bound.
+    Rows that only fill up a static capacity carry 0."""
     sequence: Tensor
     """Row of the batch that each target belongs to, int64 [n]: sums per sequence by `index_add`."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What else a family's loss needs, each aligned with `targets` in its first dimension."""
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on `device`."""
@@ -114,6 +115,8 @@ class TrainBatch:
                 return value.to(device, non_blocking=True)
             if isinstance(value, AttentionRule):
                 return AttentionRule(value.kind, move(value.columns))
+            if isinstance(value, dict):
+                return {name: move(tensor) for name, tensor in value.items()}
             return value
 
         return TrainBatch(**{k: move(v) for k, v in self.__dict__.items()})

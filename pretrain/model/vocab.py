@@ -1,0 +1,63 @@
+"""What a loss sees of the head: probabilities over the vocabulary, its shards kept inside.
+
+Under tensor parallelism every rank holds a slice of the columns. Objectives ask for log
+probabilities or sums over the vocabulary and get the same numbers on every rank, with gradients that
+need no further reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.utils import VocabUtility
+from torch import Tensor
+
+
+class VocabChunk:
+    """Head outputs of n positions; excluded columns already hold -inf.
+
+    `logits` is float32 [n, v/tp]: this rank's columns.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.tp_size = parallel_state.get_tensor_model_parallel_world_size()
+        self.first, self.last = VocabUtility.vocab_range_from_per_partition_vocab_size(
+            logits.shape[-1], parallel_state.get_tensor_model_parallel_rank(), self.tp_size
+        )
+
+    def cross_entropy(self, ids: Tensor) -> Tensor:
+        """-log p(ids), float32 [n]; ids int64 [n]."""
+        if self.tp_size == 1:
+            return F.cross_entropy(self.logits, ids, reduction="none")
+        # Works in place on its input, which log_sum_exp would still need.
+        return vocab_parallel_cross_entropy(self.logits.clone(), ids)
+
+    def log_sum_exp(self) -> Tensor:
+        """log of the partition sum, float32 [n]."""
+        if self.tp_size == 1:
+            return self.logits.logsumexp(dim=-1)
+        top = self.logits.detach().amax(dim=-1)
+        torch.distributed.all_reduce(
+            top,
+            op=torch.distributed.ReduceOp.MAX,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+        total = (self.logits - top[:, None]).exp().sum(dim=-1)
+        return top + reduce_from_tensor_model_parallel_region(total).log()
+
+    def log_prob_at(self, ids: Tensor) -> Tensor:
+        """log p(ids), float32 [n]; ids int64 [n]."""
+        return -self.cross_entropy(ids)
+
+    def sum_over_vocabulary(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """sum_v f(p_v), float32 [n], for an elementwise f of probabilities [n, v/tp]; excluded
+        columns have p = 0, so f(0) must be 0."""
+        log_probability = self.logits - self.log_sum_exp()[:, None]
+        total = f(log_probability.exp()).sum(dim=-1)
+        return reduce_from_tensor_model_parallel_region(total) if self.tp_size > 1 else total

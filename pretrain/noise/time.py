@@ -1,0 +1,30 @@
+"""Noise levels, stratified over fixed windows of consecutive positions of the run.
+
+Within a window of n positions every stratum [k/n, (k+1)/n) is hit exactly once, in a keyed order
+that is new for each window. So no rank, document or batch index is tied to a noise level (cutting a
+sorted vector over ranks would do that), and the global batch size may change: n belongs to the run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.noise.key import NoiseKey
+
+
+def stratified_time(noise: NoiseKey, window: int, stream: str = "time") -> Tensor:
+    """t in (0, 1) for each position of `noise`, float64 [b]; `window` is n.
+
+    t_g = (perm_w(g mod n) + u_g) / n with w = g // n (variance reduction of MDLM, arXiv 2406.07524,
+    made independent of the layout).
+    """
+    position = noise.position
+    index, within = position // window, position % window
+    # perm_w ranks n keyed words: a permutation without any state, the same on every device.
+    words = noise.at(index).words(f"{stream}/window", window)
+    mine = words.gather(1, within[:, None])
+    earlier = torch.arange(window, device=position.device)[None] < within[:, None]
+    rank = ((words < mine) | ((words == mine) & earlier)).sum(dim=1)
+    u = noise.uniform(stream, 1)[:, 0]
+    return (rank.double() + u) / window

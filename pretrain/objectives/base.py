@@ -1,0 +1,117 @@
+"""What every objective is: corruption before anything is split, a loss after the head.
+
+An objective never learns the topology: randomness comes keyed by position, sums over the vocabulary
+come through `VocabChunk`. Adding one is a file here, a YAML in `configs/objective/` and a test.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
+from pretrain.noise.key import NoiseKey
+from pretrain.vocabulary import TokenSpace
+
+if TYPE_CHECKING:
+    from pretrain.model.vocab import VocabChunk
+
+
+class Objective(ABC):
+    """One family: how tokens are corrupted, what the network is asked, how answers are scored."""
+
+    name: ClassVar[str]
+    exact_likelihood: ClassVar[bool] = False
+    """Whether the bound is the likelihood itself and needs no draws."""
+
+    def __init__(self, config: ObjectiveConfig, space: TokenSpace) -> None:
+        self.config = config
+        self.space = space
+
+    @abstractmethod
+    def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """The training batch; `noise` is keyed by the positions of `clean`, both on the CPU."""
+
+    def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """A batch whose weighted losses, summed per sequence, estimate its exact bound in nats.
+
+        Weights are float64. Here `noise` is keyed by the evaluation draw. Default: as in training.
+        """
+        batch = self.corrupt(clean, noise)
+        return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
+
+    def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        """Training loss of each target before weighting, float32 [n]."""
+        return chunk.cross_entropy(targets)
+
+    def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        """Term of the exact bound of each target before weighting [n]. Default: the loss."""
+        return self.token_loss(chunk, targets, extra)
+
+
+_REGISTRY: dict[str, type[Objective]] = {}
+Family = TypeVar("Family", bound=type[Objective])
+
+
+def register(name: str) -> Callable[[Family], Family]:
+    """Class decorator: make an objective available as `objective.name`."""
+
+    def add(cls: Family) -> Family:
+        assert name not in _REGISTRY, f"objective {name!r} is registered twice"
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def objective_names() -> list[str]:
+    """All registered names, sorted."""
+    return sorted(_REGISTRY)
+
+
+def build_objective(config: ObjectiveConfig, space: TokenSpace) -> Objective:
+    """The objective that `config.name` asks for; raises ConfigError listing the known ones."""
+    if config.name not in _REGISTRY:
+        raise ConfigError(
+            f"unknown objective {config.name!r}; known: {', '.join(objective_names())}"
+        )
+    return _REGISTRY[config.name](config, space)
+
+
+def sequence_rows(batch_size: int, length: int) -> Tensor:
+    """Row of the batch for each of its b * s flat positions, int64 [b * s]."""
+    return torch.arange(batch_size).repeat_interleave(length)
+
+
+def position_in_segment(segment: Tensor) -> Tensor:
+    """Distance from the first position of the same segment, int64 [b, s]."""
+    b, s = segment.shape
+    index = torch.arange(s).expand(b, s)
+    starts = torch.ones_like(segment, dtype=torch.bool)
+    starts[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def document_positions(clean: CleanBatch) -> Tensor:
+    """Position of each token in its sequence, or in its document where documents are kept apart."""
+    if clean.one_segment:
+        return torch.arange(clean.tokens.shape[1])[None]
+    return position_in_segment(clean.segment)
+
+
+def visible_attention(clean: CleanBatch) -> AttentionRule:
+    """Everybody reads everybody of the same document; invalid positions are read by nobody else."""
+    if clean.all_valid and clean.one_segment:
+        return AttentionRule("bidirectional")
+    b, s = clean.tokens.shape
+    own = torch.arange(1, s + 1).expand(b, s)
+    group = torch.where(clean.valid, 0, own)  # an invalid position shares a group with itself only
+    nothing = torch.zeros_like(group)
+    return AttentionRule.from_columns(clean.segment, group, nothing, nothing)

@@ -42,7 +42,8 @@ class Autoregressive(Objective):
             attention=attention,
             noise_level=None,
             rows=None,
-            targets=clean.tokens.flatten(),
+            # Pad has probability zero, and 0 weight times infinite loss would not be 0.
+            targets=torch.where(clean.valid, clean.tokens, self.space.doc_id).flatten(),
             weight=clean.valid.flatten().float(),
             sequence=sequence_rows(b, s),
         )

@@ -57,8 +57,10 @@ class Masked(Objective):
         """Assemble the batch for masked positions `mask` [b, s] and weights of sequences [b]."""
         s = clean.tokens.shape[1]
         rows = mask.flatten().nonzero()[:, 0]
+        targets = clean.tokens.flatten()[rows]
         if not len(rows):  # a head needs at least one row; it counts nothing
             rows, weight = torch.zeros(1, dtype=torch.int64), torch.zeros_like(weight)
+            targets = torch.full_like(rows, self.space.doc_id)
         sequence = rows // s
         return TrainBatch(
             ids=torch.where(mask, self.space.mask_id, clean.tokens),
@@ -66,7 +68,7 @@ class Masked(Objective):
             attention=visible_attention(clean),
             noise_level=None,
             rows=rows,
-            targets=clean.tokens.flatten()[rows],
+            targets=targets,
             weight=weight[sequence],
             sequence=sequence,
         )

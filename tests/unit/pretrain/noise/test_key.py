@@ -42,7 +42,9 @@ def test_philox_gives_the_published_words(counter, key, expected):
 
 def test_philox_agrees_with_numpy_through_a_reference_of_both_widths():
     """numpy has the 64-bit variant: the same reference code must give it and our 32-bit words."""
-    bit_generator = np.random.Philox(key=[0x123456789ABCDEF, 0xFEDCBA987654321], counter=[6, 0, 0, 0])
+    bit_generator = np.random.Philox(
+        key=[0x123456789ABCDEF, 0xFEDCBA987654321], counter=[6, 0, 0, 0]
+    )
     # numpy increments its counter before the first block.
     ours = reference(
         [7, 0, 0, 0],
@@ -56,9 +58,7 @@ def test_philox_agrees_with_numpy_through_a_reference_of_both_widths():
     for _ in range(200):
         counter = rng.integers(0, 2**32, 4).tolist()
         key = rng.integers(0, 2**32, 2).tolist()
-        expected = reference(
-            counter, key, 32, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
-        )
+        expected = reference(counter, key, 32, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85))
         words = philox(tuple(torch.tensor([c]) for c in counter), tuple(key))
         assert [int(w) for w in words] == expected
 

@@ -1,0 +1,50 @@
+"""adaLN conditioning on the noise level (DiT, arXiv 2212.09748), as the diffusion papers use it.
+
+Zero-initialised: a fresh conditioned model ignores the level and each block starts as the identity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONDITION_SIZE = 128
+_FREQUENCIES = 256
+
+
+class NoiseEmbedding(nn.Module):
+    """Conditioning vector of a noise level: sinusoids, then a small MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(_FREQUENCIES, CONDITION_SIZE)
+        self.second = nn.Linear(CONDITION_SIZE, CONDITION_SIZE)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """level float32 [b] (sigma_t = -log alpha_t) -> [b, CONDITION_SIZE]."""
+        half = _FREQUENCIES // 2
+        steps = torch.arange(half, device=level.device, dtype=torch.float32)
+        phase = level[:, None] * torch.exp(-math.log(10000.0) * steps / half)
+        sinusoid = torch.cat((phase.cos(), phase.sin()), dim=-1).to(self.first.weight.dtype)
+        return F.silu(self.second(F.silu(self.first(sinusoid))))
+
+
+class Modulation(nn.Module):
+    """`count` vectors of `size` from the conditioning vector: shifts, scales, gates."""
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(CONDITION_SIZE, count * size)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """[b, CONDITION_SIZE] -> count tensors [1, b, size]."""
+        return self.linear(condition)[None].chunk(self.count, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift for x [s, b, h]."""
+    return x * (1.0 + scale) + shift

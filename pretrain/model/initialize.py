@@ -1,0 +1,68 @@
+"""Initial weights as a function of (seed, canonical name, element), in every layout the same.
+
+Each row of a weight is a keyed draw, so that a rank fills its shard without seeing the rest and
+tensor parallelism, pipeline cuts or the order of construction change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
+from torch import Tensor, nn
+
+from parallel.layers import mark_tensor_parallel
+from pretrain.model.transformer import Transformer
+from pretrain.noise.key import NoiseKey
+
+_ROWS = 4096  # rows drawn at once; bounds the memory of the float64 draws
+
+
+def keyed_normal(seed: int, name: str, rows: range, columns: slice, width: int) -> Tensor:
+    """Standard normals [len(rows), columns] of the full weight `name` with `width` columns."""
+    pieces = []
+    for start in range(rows.start, rows.stop, _ROWS):
+        index = torch.arange(start, min(start + _ROWS, rows.stop))
+        draw = NoiseKey(seed, index).normal(f"init/{name}", width)
+        pieces.append(draw[:, columns].float())
+    return torch.cat(pieces)
+
+
+@torch.no_grad()
+def initialize(model: Transformer, seed: int) -> None:
+    """Fill every parameter of `model` and mark the sharded ones for megatron-core and DeepSpeed.
+
+    Matrices are normal with `init_std`; projections back into the residual stream are divided by
+    sqrt(2 num_layers) (GPT-2); modulations and biases are zero, norm weights one.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    std = model.config.init_std
+    residual_std = std / math.sqrt(2 * model.config.num_layers)
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            continue
+        name = f"{path}.weight"
+        if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)):
+            count, width = weight.shape
+            rows = range(rank * count, (rank + 1) * count)
+            weight.copy_(std * keyed_normal(seed, name, rows, slice(None), width))
+            mark_tensor_parallel(weight, 0)
+        elif isinstance(module, RowParallelLinear):
+            count, local = weight.shape
+            columns = slice(rank * local, (rank + 1) * local)
+            draw = keyed_normal(seed, name, range(count), columns, module.input_size)
+            weight.copy_(residual_std * draw)
+            mark_tensor_parallel(weight, 1)
+        elif isinstance(module, nn.Linear):
+            zero = path.endswith("modulation.linear")  # adaLN starts as the identity
+            draw = keyed_normal(seed, name, range(weight.shape[0]), slice(None), weight.shape[1])
+            weight.copy_(torch.zeros_like(draw) if zero else std * draw)
+            if module.bias is not None:
+                module.bias.zero_()

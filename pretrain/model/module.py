@@ -1,0 +1,37 @@
+"""Transformer and objective as the engine sees them: a batch in, a sum of losses out.
+
+Every host of the engine calls this module the same way, so that neither knows the other's business:
+`module(batch)` is what is differentiated, `module(batch, exact=True)` the bound per sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.batch import TrainBatch
+from pretrain.model.transformer import Transformer
+from pretrain.objectives.base import Objective
+
+
+class ObjectiveModule(nn.Module):
+    """The trained module; parameters carry the transformer's canonical names."""
+
+    def __init__(self, model: Transformer, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: TrainBatch, exact: bool = False) -> Tensor:
+        """Sum of weighted token losses (0-d), or with `exact` the bound [b] in float64 nats."""
+        hidden = self.model(batch.ids, batch.positions, batch.attention, batch.noise_level)
+        rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
+        if batch.rows is not None:
+            rows = rows.index_select(0, batch.rows)
+        chunk = self.model.vocabulary(rows)
+        if not exact:
+            loss = self.objective.token_loss(chunk, batch.targets, batch.extra)
+            return (loss * batch.weight).sum()
+        bound = self.objective.token_bound(chunk, batch.targets, batch.extra).double()
+        total = torch.zeros(batch.ids.shape[0], dtype=torch.float64, device=bound.device)
+        return total.index_add(0, batch.sequence, bound * batch.weight)

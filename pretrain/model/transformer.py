@@ -1,0 +1,152 @@
+"""The one transformer that every objective trains: pre-norm, rotary, SwiGLU, tied head by default.
+
+It is a list of parts (`embed`, `layers`, `head`) rather than one graph, so that stages of a pipeline
+can be cut between any two of them. No part knows which objective runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from torch import Tensor, nn
+
+from pretrain.batch import AttentionRule
+from pretrain.config import ModelConfig
+from pretrain.model.attention import choose_kernel
+from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
+from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
+from pretrain.model.vocab import VocabChunk
+from pretrain.vocabulary import TokenSpace
+
+
+class TransformerLayer(nn.Module):
+    """Attention and MLP, each behind a norm and (if conditioned) a modulation."""
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, kernel: str) -> None:
+        super().__init__()
+        partial = parallel.sequence_parallel
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
+        self.attention = Attention(config, parallel, kernel)  # type: ignore[arg-type]
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
+        self.mlp = MLP(config, parallel)
+        self.modulation = Modulation(6, config.hidden_size) if config.time_conditioning else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rule: AttentionRule,
+        phases: tuple[Tensor, Tensor],
+        condition: Tensor | None,
+    ) -> Tensor:
+        """[s, b, h] -> [s, b, h]; condition [b, c] or None."""
+        if self.modulation is None:
+            x = x + self.attention(self.attention_norm(x), rule, phases)
+            return x + self.mlp(self.mlp_norm(x))
+        assert condition is not None, "a time-conditioned model needs a noise level"
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        h = modulate(self.attention_norm(x), shift1, scale1)
+        x = x + gate1 * self.attention(h, rule, phases)
+        h = modulate(self.mlp_norm(x), shift2, scale2)
+        return x + gate2 * self.mlp(h)
+
+
+class Head(nn.Module):
+    """Final norm and projection to the vocabulary; excluded columns get probability zero."""
+
+    def __init__(
+        self, config: ModelConfig, parallel: ModelParallelConfig, space: TokenSpace
+    ) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.norm = RMSNorm(size, config.norm_eps, partial=parallel.sequence_parallel)
+        self.modulation = Modulation(2, size) if config.time_conditioning else None
+        self.projection = (
+            ColumnParallelLinear(
+                size,
+                space.padded_vocab_size,
+                config=parallel,
+                init_method=_no_init,
+                bias=False,
+                gather_output=False,
+                skip_weight_param_allocation=True,
+            )
+            if config.tie_embeddings
+            else column_linear(parallel, size, space.padded_vocab_size)
+        )
+        columns = space.padded_vocab_size // parallel.tensor_model_parallel_size
+        first = columns * _tensor_parallel_rank()
+        mine = [c - first for c in space.excluded_columns if first <= c < first + columns]
+        self.register_buffer("excluded", torch.tensor(mine, dtype=torch.int64), persistent=False)
+
+    def hidden(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Final norm: [s, b, h] -> [s, b, h]."""
+        x = self.norm(x)
+        if self.modulation is not None:
+            assert condition is not None, "a time-conditioned model needs a noise level"
+            x = modulate(x, *self.modulation(condition))
+        return x
+
+    def forward(self, rows: Tensor, tied_weight: Tensor | None) -> VocabChunk:
+        """Vocabulary outputs of rows [n, h]."""
+        # Three dimensions, because megatron-core's layer counts on [s, b, h].
+        logits = self.projection(rows[:, None], weight=tied_weight)[0][:, 0].float()
+        return VocabChunk(logits.index_fill(1, self.excluded, -torch.inf))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states, hidden states to vocabulary chunks."""
+
+    def __init__(
+        self, config: ModelConfig, space: TokenSpace, parallel: ModelParallelConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.space = config, space
+        kernel = choose_kernel(config.attention)
+        self.embedding = VocabParallelEmbedding(
+            space.padded_vocab_size,
+            config.hidden_size,
+            init_method=_no_init,
+            reduce_scatter_embeddings=parallel.sequence_parallel,
+            config=parallel,
+        )
+        self.noise_embedding = NoiseEmbedding() if config.time_conditioning else None
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, parallel, kernel) for _ in range(config.num_layers)
+        )
+        self.head = Head(config, parallel, space)
+        self.kernel = kernel
+        self.sequence_parallel = parallel.sequence_parallel
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        rule: AttentionRule,
+        noise_level: Tensor | None = None,
+    ) -> Tensor:
+        """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h]."""
+        x = self.embedding(ids)
+        if not self.sequence_parallel:  # megatron-core already returns [s/tp, b, h] with it
+            x = x.transpose(0, 1).contiguous()
+        phases = rotary_phases(positions, self.config.head_size, self.config.rope_base)
+        condition = None
+        if self.noise_embedding is not None:
+            assert noise_level is not None, "a time-conditioned model needs a noise level"
+            condition = self.noise_embedding(noise_level)
+        for layer in self.layers:
+            x = layer(x, rule, phases, condition)
+        hidden: Tensor = self.head.hidden(x, condition)
+        return hidden
+
+    def vocabulary(self, rows: Tensor) -> VocabChunk:
+        """Vocabulary outputs for hidden rows [n, h]."""
+        tied = self.embedding.weight if self.config.tie_embeddings else None
+        chunk: VocabChunk = self.head(rows, tied)
+        return chunk
+
+
+def _tensor_parallel_rank() -> int:
+    from megatron.core import parallel_state
+
+    return int(parallel_state.get_tensor_model_parallel_rank())

@@ -1,8 +1,9 @@
 """Parts of a transformer layer on megatron-core's tensor-parallel linear layers.
 
 Everything is [s, b, h] (sequence first, as megatron-core's sequence parallelism wants it). Sharded
-weights stay concatenation-safe: query, key and value rows are grouped per key/value head, gate and up
-rows of SwiGLU interleave, so that shards of any tensor-parallel size concatenate to the same matrix.
+weights stay concatenation-safe: query, key and value rows are grouped per key/value head, gate and
+up rows of SwiGLU interleave, so that shards of any tensor-parallel size concatenate to the same
+matrix.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def row_linear(parallel: ModelParallelConfig, inputs: int, outputs: int) -> RowP
 class RMSNorm(nn.Module):
     """Root-mean-square norm (arXiv 1910.07467) with a replicated weight.
 
-    `partial` says that each tensor-parallel rank sees only part of what the weight touches (heads, or
-    a slice of the sequence), so that its gradient must be summed over those ranks; without this the
-    replicas drift apart without any error.
+    `partial` says that each tensor-parallel rank sees only part of what the weight touches (heads,
+    or a slice of the sequence), so that its gradient must be summed over those ranks; without this
+    the replicas drift apart without any error.
     """
 
     def __init__(self, size: int, eps: float, partial: bool) -> None:

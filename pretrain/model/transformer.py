@@ -1,7 +1,7 @@
 """The one transformer that every objective trains: pre-norm, rotary, SwiGLU, tied head by default.
 
-It is a list of parts (`embed`, `layers`, `head`) rather than one graph, so that stages of a pipeline
-can be cut between any two of them. No part knows which objective runs.
+It is a list of parts (`embedding`, `layers`, `head`) rather than one graph, so that stages of a
+pipeline can be cut between any two of them. No part knows which objective runs.
 """
 
 from __future__ import annotations

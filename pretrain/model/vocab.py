@@ -1,8 +1,8 @@
 """What a loss sees of the head: probabilities over the vocabulary, its shards kept inside.
 
 Under tensor parallelism every rank holds a slice of the columns. Objectives ask for log
-probabilities or sums over the vocabulary and get the same numbers on every rank, with gradients that
-need no further reduction.
+probabilities or sums over the vocabulary and get the same numbers on every rank, with gradients
+that need no further reduction.
 """
 
 from __future__ import annotations

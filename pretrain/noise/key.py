@@ -86,13 +86,13 @@ class NoiseKey:
         return (self.words(stream, length, draw).double() + 0.5) * 2.0**-32
 
     def fine_uniform(self, stream: str, length: int, draw: int = 0) -> Tensor:
-        """Uniforms in (0, 1) with 52 bits as float64 [b, length], for tails that 32 bits cut off."""
+        """Uniforms in (0, 1) with 52 bits, float64 [b, length]: for tails that 32 bits cut off."""
         w = self.words(stream, 2 * length, draw)
         high, low = w[:, 0::2], w[:, 1::2]
         return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
 
     def normal(self, stream: str, length: int, draw: int = 0) -> Tensor:
-        """Standard normals as float64 [b, length] by Box-Muller; equal to rounding across devices."""
+        """Standard normals by Box-Muller, float64 [b, length]; equal to rounding across devices."""
         u = self.uniform(stream, length + length % 2, draw)
         radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
         angle = (2.0 * math.pi) * u[:, 1::2]

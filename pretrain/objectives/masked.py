@@ -5,8 +5,8 @@
     bound     -log p(x) <= E_t sum_masked CE / t
                         =  E_m (L / m) sum over a random set M, |M| = m, of CE,   m uniform on 1..L
 
-The bound is evaluated in the second form (fixed count): exact, no term at t = 0 or t = 1 is dropped,
-and its variance lacks the part that comes from the number of masked tokens.
+The bound is evaluated in the second form (fixed count): exact, no term at t = 0 or t = 1 is
+dropped, and its variance lacks the part that comes from the number of masked tokens.
 
 The head is evaluated at masked positions only. `simple` is a different objective on another scale;
 it is never a likelihood (arXiv 2602.15014 finds it about 12 % more compute-efficient).

@@ -1,0 +1,41 @@
+"""Floating-point operations of the transformer, counted from its matrices.
+
+A multiply-add counts two. Attention products are counted (half for causal, whose upper triangle no
+kernel needs), elementwise work is not; backward costs twice forward. The simpler 6 N D of the
+scaling-law literature, N with embeddings once, is offered beside it.
+"""
+
+from __future__ import annotations
+
+from pretrain.config import ModelConfig
+from pretrain.model_size import matrix_parameters
+
+
+def forward_flops_per_token(
+    model: ModelConfig,
+    padded_vocab_size: int,
+    seq_length: int,
+    *,
+    causal: bool,
+    head_share: float = 1.0,
+) -> float:
+    """Forward operations for one token of a sequence; `head_share` of tokens reach the head."""
+    layers = 2.0 * matrix_parameters(model)
+    readable = (seq_length + 1) / 2 if causal else seq_length
+    attention = 4.0 * model.num_layers * model.num_attention_heads * model.head_size * readable
+    head = 2.0 * model.hidden_size * padded_vocab_size * head_share
+    return layers + attention + head
+
+
+def train_flops_per_token(
+    model: ModelConfig,
+    padded_vocab_size: int,
+    seq_length: int,
+    *,
+    causal: bool,
+    head_share: float = 1.0,
+) -> float:
+    """Forward and backward operations for one token."""
+    return 3.0 * forward_flops_per_token(
+        model, padded_vocab_size, seq_length, causal=causal, head_share=head_share
+    )

@@ -1,0 +1,175 @@
+"""Loading: find the newest complete checkpoint, check its hashes, and give every rank its part.
+
+Nothing here depends on the layout that wrote the checkpoint. Each rank reads only its
+tensor-parallel slices, straight from the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.checkpoint.manifest import WEIGHTS, Manifest, read_manifest, verify_files
+from parallel.checkpoint.save import key
+from parallel.engine import Engine
+from parallel.errors import CheckpointError
+from parallel.fragments import MOMENTS, Kind
+from parallel.layers import partition_dim, whole_shape
+from parallel.topology import Topology
+
+log = logging.getLogger(__name__)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Newest complete checkpoint in `folder`; None when there is none.
+
+    Incomplete and truncated ones are passed over with a warning that says why.
+    """
+    return next(iter(_complete(folder)), None)
+
+
+def load_latest(engine: Engine, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest undamaged checkpoint; its path and state, or None. Collective.
+
+    A checkpoint whose hashes differ is passed over with a warning.
+    """
+    found: list[list[str]] = [[]]
+    if engine.topology.rank == 0:
+        found = [[str(path) for path in _complete(folder)]]
+    dist.broadcast_object_list(found, src=0)
+    for name in found[0]:
+        path = Path(name)
+        try:
+            _verify_together(path, read_manifest(path))
+        except CheckpointError as error:
+            _warn(engine.topology.rank, f"{error}; trying the one before it")
+            continue
+        return path, _restore(engine, path)
+    return None
+
+
+def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
+    """Restore weights and moments from this checkpoint and return its state. Collective.
+
+    Raises CheckpointError, on every rank, when it is damaged or of another model.
+    """
+    _verify_together(path, read_manifest(path))
+    return _restore(engine, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Whole float32 weights by canonical name, hash checked; needs no process group."""
+    from safetensors.torch import load_file
+
+    verify_files(path, read_manifest(path), [WEIGHTS])
+    return load_file(path / WEIGHTS)
+
+
+def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: Topology) -> None:
+    """Copy whole weights into a module that no engine holds, each rank its own slice.
+
+    Raises CheckpointError when names or shapes differ.
+    """
+    parameters = dict(module.named_parameters())
+    _check_same_model(
+        parameters,
+        {name: list(w.shape) for name, w in weights.items()},
+        topology.tensor_parallel_size,
+        "the weights",
+    )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(weights[name][_own_index(parameter, topology)])
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    complete = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            read_manifest(path)
+        except CheckpointError as error:
+            log.warning("%s; passed over", error)
+            continue
+        complete.append(path)
+    return complete
+
+
+def _warn(rank: int, text: str) -> None:
+    if rank == 0:
+        log.warning("%s", text)
+
+
+def _verify_together(path: Path, manifest: Manifest) -> None:
+    """Compare all hashes, every rank a share of the files; all ranks raise if one finds damage."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    error: str | None = None
+    try:
+        verify_files(path, manifest, sorted(manifest.files)[rank::world])
+    except (CheckpointError, OSError) as failure:
+        error = str(failure)
+    errors: list[str | None] = [None] * world
+    dist.all_gather_object(errors, error)
+    for text in errors:
+        if text is not None:
+            raise CheckpointError(text)
+
+
+def _restore(engine: Engine, path: Path) -> dict[str, Any]:
+    """Copy verified tensors into the engine."""
+    from safetensors import safe_open
+
+    manifest = read_manifest(path)
+    tp = engine.topology.tensor_parallel_size
+    _check_same_model(engine.parameters, manifest.shapes, tp, str(path))
+    kinds: tuple[Kind, ...] = ("weight",)
+    if manifest.optimizer_step:
+        kinds += MOMENTS
+    engine.optimizer_step = manifest.optimizer_step
+    by_file: dict[str, list[tuple[str, Kind]]] = {}
+    for name in engine.parameters:
+        for kind in kinds:
+            by_file.setdefault(manifest.tensors[key(name, kind)], []).append((name, kind))
+    for file, tensors in by_file.items():
+        with safe_open(path / file, framework="pt") as opened:
+            for name, kind in tensors:
+                index = _own_index(engine.parameters[name], engine.topology)
+                engine.write(name, kind, opened.get_slice(key(name, kind))[index])
+    return manifest.state
+
+
+def _own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
+    """Index of this tensor-parallel rank's slice in the whole tensor."""
+    index = [slice(0, size) for size in parameter.shape]
+    dim = partition_dim(parameter)
+    if dim is not None:
+        size = parameter.shape[dim]
+        index[dim] = slice(topology.tp_rank * size, (topology.tp_rank + 1) * size)
+    return tuple(index)
+
+
+def _check_same_model(
+    parameters: Mapping[str, nn.Parameter],
+    shapes: Mapping[str, list[int]],
+    tensor_parallel_size: int,
+    source: str,
+) -> None:
+    """Raise CheckpointError unless names and whole shapes agree."""
+    missing = sorted(set(parameters) - set(shapes))
+    extra = sorted(set(shapes) - set(parameters))
+    if missing or extra:
+        raise CheckpointError(
+            f"{source} belongs to another model: it lacks {missing[:3] or 'nothing'} and has "
+            f"{extra[:3] or 'nothing'} besides. Use the configuration it was written with"
+        )
+    for name, parameter in parameters.items():
+        want = whole_shape(parameter, tensor_parallel_size)
+        if want != shapes[name]:
+            raise CheckpointError(
+                f"{source} belongs to another model: {name} has shape {shapes[name]}, this "
+                f"configuration has {want}. Use the configuration it was written with"
+            )

@@ -1,0 +1,111 @@
+"""What a checkpoint says about itself: one JSON file, written last, that names and hashes the rest.
+
+A folder without a readable manifest, or whose files have other sizes, is not a checkpoint. Reading
+one is cheap; the hashes are compared where tensors are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.errors import CheckpointError
+
+FORMAT = "epochal-checkpoint/1"
+NAME = "manifest.json"
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of `manifest.json`."""
+
+    format: str
+    step: int
+    optimizer_step: int
+    """Updates that AdamW has applied; without skipped steps the same as `step`."""
+    layout: dict[str, Any]
+    """Degrees it was written under: for people, as loading does not depend on it."""
+    zero_stage: int
+    precision: str
+    shapes: dict[str, list[int]]
+    """Whole shape of every parameter by canonical name."""
+    tensors: dict[str, str]
+    """File that holds each tensor: `NAME` for weights, `exp_avg/NAME` and so on for moments."""
+    files: dict[str, FileEntry]
+    state: dict[str, Any]
+    """The caller's own state, among it the data cursor."""
+
+    def to_json(self) -> str:
+        """Text of the file; equal manifests give equal text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of checkpoint folder `path`; CheckpointError when it is incomplete."""
+    try:
+        raw = json.loads((path / NAME).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is not a complete checkpoint: it has no {NAME}. Name a folder step-... of the "
+            "run, or remove it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / NAME} cannot be read: {error}") from None
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {raw.get('format')!r}; this version reads {FORMAT}"
+        )
+    raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
+    manifest = Manifest(**raw)
+    for name, entry in manifest.files.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size != entry.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} {found}, its manifest says "
+                f"{entry.bytes:,} bytes"
+            )
+    return manifest
+
+
+def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Compare the hashes of these files of the checkpoint; CheckpointError at a difference."""
+    for name in names:
+        with (path / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != manifest.files[name].sha256:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: the hash of {name} is {found[:16]}..., its "
+                f"manifest says {manifest.files[name].sha256[:16]}..."
+            )
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a small file so that it survives a power cut; OSError when the disk refuses."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

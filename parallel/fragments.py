@@ -1,0 +1,109 @@
+"""Float32 weights and Adam moments by parameter, wherever ZeRO keeps them.
+
+ZeRO flattens parameters into groups and gives every data-parallel rank a stretch of each; DeepSpeed
+links every parameter to its stretch. These functions read and write whole tensors through that
+link, which is what makes a checkpoint independent of layout and ZeRO stage. Reading gathers one
+tensor at a time, so that no rank ever holds more than one whole parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.layers import partition_dim
+from parallel.topology import Topology
+
+Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
+
+
+def read_full(
+    parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer, topology: Topology
+) -> Tensor:
+    """The whole tensor, float32, on every rank; a collective over data and tensor ranks."""
+    own = _read_slice(parameter, kind, optimizer)
+    dim = partition_dim(parameter)
+    if dim is None or topology.tensor_parallel_size == 1:
+        return own
+    slices = [torch.empty_like(own) for _ in range(topology.tensor_parallel_size)]
+    dist.all_gather(slices, own.contiguous(), group=topology.tp_group)
+    return torch.cat(slices, dim)
+
+
+def write_slice(
+    parameter: nn.Parameter, kind: Kind, own: Tensor, optimizer: torch.optim.Optimizer
+) -> None:
+    """Store this tensor-parallel rank's slice where this rank keeps (its stretch of) it."""
+    own = own.to(device=parameter.device, dtype=torch.float32)
+    if kind == "weight":
+        with torch.no_grad():
+            parameter.copy_(own)
+        if _is_linked(parameter):
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            safe_set_full_fp32_param(parameter, own)
+    elif _is_linked(parameter):
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, own, kind)
+    else:
+        optimizer.state[parameter][kind].copy_(own)
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
+    """Updates applied so far; the same for every parameter."""
+    steps = {
+        int(optimizer.state[p]["step"]) if "step" in optimizer.state.get(p, {}) else 0
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert len(steps) == 1, f"parameters have seen different numbers of updates: {steps}"
+    return steps.pop()
+
+
+def create_moments(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Zero moments after `step` updates, in a fresh optimizer; step 0 leaves it without any."""
+    optimizer.state.clear()
+    if step == 0:
+        return
+    for group in optimizer.param_groups:
+        for held in group["params"]:
+            optimizer.state[held] = {
+                "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
+                "exp_avg": torch.zeros_like(held, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
+            }
+    for parameter in parameters:
+        link: Any = getattr(parameter, "_hp_mapping", None)
+        if link is not None:
+            stretch = optimizer.param_groups[link.param_group_index]["params"][0]
+            link.set_optim_state_fragment(stretch, optimizer.state[stretch])
+
+
+def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
+    """This tensor-parallel rank's slice, gathered over the data-parallel ranks."""
+    if _is_linked(parameter):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if kind == "weight":
+            whole = safe_get_full_fp32_param(parameter)
+        else:
+            whole = safe_get_full_optimizer_state(parameter, kind)
+        assert whole is not None
+        return whole.detach()
+    if kind == "weight":
+        return parameter.detach().float()
+    moment: Tensor = optimizer.state[parameter][kind]
+    return moment.detach()
+
+
+def _is_linked(parameter: nn.Parameter) -> bool:
+    """Whether a ZeRO optimizer holds the float32 weight and moments of this parameter."""
+    return hasattr(parameter, "_hp_mapping")

@@ -1,0 +1,106 @@
+"""The few things megatron's tensor-parallel layers need when megatron's own optimizer is not used.
+
+megatron repairs partial gradients of replicated weights after the backward pass, in a function that
+DeepSpeed never calls; here the repair is part of the autograd graph, so that it cannot be forgotten
+by an engine. All functions are identities on one tensor-parallel rank.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from parallel.topology import Topology
+
+
+def parallel_config(topology: Topology, *, device: torch.device | None = None) -> Any:
+    """megatron's ModelParallelConfig for this layout: float32 parameters, no fused extensions.
+
+    Weights are drawn by the model after construction, as a function of their names; megatron's own
+    initialisation is off.
+    """
+    from megatron.core.model_parallel_config import ModelParallelConfig
+
+    return ModelParallelConfig(
+        tensor_model_parallel_size=topology.tensor_parallel_size,
+        sequence_parallel=topology.sequence_parallel,
+        use_cpu_initialization=device is None or device.type == "cpu",
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        params_dtype=torch.float32,
+    )
+
+
+def sum_gradient(weight: Tensor) -> Tensor:
+    """`weight` unchanged; its gradient is summed over the tensor-parallel ranks.
+
+    For a replicated weight of which every tensor-parallel rank sees only a part of the work: query
+    and key norms (own heads only), anything applied to a sequence shard.
+    """
+    from megatron.core import parallel_state
+
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return weight
+    from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+
+    summed: Tensor = copy_to_tensor_model_parallel_region(weight)
+    return summed
+
+
+def mark_tensor_parallel(parameter: nn.Parameter, dim: int) -> nn.Parameter:
+    """Declare that `parameter` is this rank's slice, along `dim`, of a larger one; returns it.
+
+    Without the mark the gradient norm counts the slice of one rank only, with no error, and the
+    checkpoint would keep that slice as if it were the whole.
+    """
+    from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+
+    for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+        if hasattr(parameter, name):
+            delattr(parameter, name)
+    set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+    return parameter
+
+
+def mark_parallel_layers(module: nn.Module) -> None:
+    """Mark the slices inside every megatron layer of `module`; idempotent.
+
+    megatron marks weights only where it initialises them itself.
+    """
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+    )
+
+    for layer in module.modules():
+        if isinstance(layer, ColumnParallelLinear | VocabParallelEmbedding):
+            split = {"weight": 0, "bias": 0}
+        elif isinstance(layer, RowParallelLinear):
+            split = {"weight": 1}
+        else:
+            continue
+        for name, dim in split.items():
+            parameter = getattr(layer, name, None)
+            if parameter is not None:
+                mark_tensor_parallel(parameter, dim)
+
+
+def partition_dim(parameter: Tensor) -> int | None:
+    """Dimension along which the parameter is split over tensor-parallel ranks; None: replicated."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return None
+    assert getattr(parameter, "partition_stride", 1) == 1, "strided slices do not concatenate"
+    return int(parameter.partition_dim)  # type: ignore[attr-defined]
+
+
+def whole_shape(parameter: Tensor, tensor_parallel_size: int) -> list[int]:
+    """Shape of the parameter of which this rank holds a slice."""
+    shape = list(parameter.shape)
+    dim = partition_dim(parameter)
+    if dim is not None:
+        shape[dim] *= tensor_parallel_size
+    return shape

@@ -1,0 +1,34 @@
+"""Norm of the global gradient when every rank holds whole (data-parallel averaged) gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.layers import partition_dim
+from parallel.topology import Topology
+
+
+def global_grad_norm(parameters: Sequence[Tensor], topology: Topology) -> Tensor:
+    """2-norm over all parameters, 0-d float32, equal on all ranks.
+
+    Slices of tensor-parallel parameters are summed over their ranks, replicated parameters are
+    counted once.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    assert len(grads) == len(parameters), "every parameter has a gradient here"
+    squares = torch.stack(torch._foreach_norm(grads)).float().square()  # [parameters]
+    if topology.tensor_parallel_size == 1:
+        return squares.sum().sqrt()
+    sliced = torch.tensor([partition_dim(p) is not None for p in parameters])
+    split = squares[sliced.to(squares.device)].sum()
+    dist.all_reduce(split, group=topology.tp_group)
+    return (split + squares[~sliced.to(squares.device)].sum()).sqrt()
+
+
+def clip_coefficient(norm: Tensor, largest: float) -> Tensor:
+    """Factor that brings a gradient of this norm down to `largest`, as DeepSpeed computes it."""
+    return 1.0 / ((norm + 1e-6) / largest).clamp(min=1.0)

@@ -1,0 +1,214 @@
+"""Everything process-wide, in one place: ranks from the environment, process groups, workarounds.
+
+Environment variables are read here and nowhere else in this package. A process started without any
+launcher is a run of one rank and needs no ports. torch, DeepSpeed and megatron-core are imported
+inside functions, because together they cost more than ten seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from parallel.errors import LayoutError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where this process stands, as its launcher told it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str | None
+    """None when nothing launched this process: one rank that needs no rendezvous."""
+    master_port: int | None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An initialised process: its rank, its device and the backend of its process groups."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    backend: str
+
+
+def read_environment(env: Mapping[str, str] | None = None) -> Environment:
+    """Ranks from RANK/WORLD_SIZE/... (deepspeed, torchrun), else from SLURM's step, else one rank.
+
+    Inside an sbatch script but outside `srun` SLURM sets SLURM_PROCID and SLURM_NTASKS too; only
+    SLURM_STEP_NUM_TASKS tells that this process is one of several tasks.
+    """
+    env = os.environ if env is None else env
+    if "RANK" in env:
+        missing = [k for k in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if k not in env]
+        if missing:
+            raise LayoutError(
+                f"RANK={env['RANK']} is set but {', '.join(missing)} is not. Start the run with "
+                "the deepspeed launcher, torchrun or srun, or unset RANK to train on one rank"
+            )
+        return Environment(
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            local_rank=int(env.get("LOCAL_RANK", "0")),
+            master_addr=env["MASTER_ADDR"],
+            master_port=int(env["MASTER_PORT"]),
+        )
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1:
+        nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "localhost"))
+        step = int(env.get("SLURM_JOB_ID", "0")) * 16 + int(env.get("SLURM_STEP_ID", "0"))
+        return Environment(
+            rank=int(env["SLURM_PROCID"]),
+            world_size=tasks,
+            local_rank=int(env["SLURM_LOCALID"]),
+            master_addr=env.get("MASTER_ADDR", first_host(nodes)),
+            master_port=int(env.get("MASTER_PORT", 20000 + step % 20000)),
+        )
+    return Environment(0, 1, 0, None, None)
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a SLURM node list: `gpu[01-04,7],login` gives `gpu01`."""
+    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\]([^,]*))?", nodelist)
+    if match is None:
+        raise LayoutError(f"cannot read a host name from SLURM's node list {nodelist!r}")
+    prefix, numbers, suffix = match.groups()
+    if numbers is None:
+        return prefix
+    return prefix + re.split(r"[-,]", numbers)[0] + (suffix or "")
+
+
+def init_distributed(
+    timeout_minutes: float = 30.0, device: Literal["auto", "cpu", "cuda"] = "auto"
+) -> Runtime:
+    """Join the run's process group (nccl on CUDA, gloo on CPU) and prepare DeepSpeed and megatron.
+
+    Calling it again returns the same group. Collectives that take longer than `timeout_minutes`
+    end the process.
+    """
+    import torch
+    import torch.distributed as dist
+
+    where = read_environment()
+    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise LayoutError(
+            "device cuda was asked for, but torch sees no CUDA device; take auto or cpu"
+        )
+    if cuda:
+        torch.cuda.set_device(where.local_rank)
+    _quiet()
+    _prepare_deepspeed(cuda, where.local_rank)
+    if not torch.cuda.is_available():
+        _stand_in_for_cuda()
+    timeout = timedelta(minutes=timeout_minutes)
+    backend = "nccl" if cuda else "gloo"
+    if not dist.is_initialized():
+        _join(where, backend, timeout)
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False)
+    torch_device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
+    return Runtime(dist.get_rank(), dist.get_world_size(), where.local_rank, torch_device, backend)
+
+
+def shutdown() -> None:
+    """Leave all process groups; harmless when there are none."""
+    import sys
+
+    import torch.distributed as dist
+
+    if "megatron.core" in sys.modules:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if "deepspeed" in sys.modules:
+        import deepspeed.comm.comm as deepspeed_comm
+        from deepspeed.utils import groups
+
+        deepspeed_comm.cdb = None
+        groups.mpu = None
+
+
+def warm_up() -> None:
+    """Import the heavy libraries without touching any device or group, as before a fork."""
+    _quiet()
+    _prepare_deepspeed(cuda=False, local_rank=0)
+    os.environ.pop("LOCAL_RANK")
+    import megatron.core.parallel_state
+    import megatron.core.tensor_parallel  # noqa: F401
+
+
+def _join(where: Environment, backend: str, timeout: timedelta) -> None:
+    """The process group of all ranks; an unlaunched process makes one of its own, without ports."""
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
+
+    if where.master_addr is None:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if where.master_addr in ("127.0.0.1", "localhost"):
+        # gloo otherwise resolves the host's own name, which fails or stalls in many containers.
+        names = {name for _, name in socket.if_nameindex()}
+        if "lo" in names:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{where.master_addr}:{where.master_port}",
+        rank=where.rank,
+        world_size=where.world_size,
+        timeout=timeout,
+    )
+
+
+def _prepare_deepspeed(cuda: bool, local_rank: int) -> None:
+    """Choose DeepSpeed's accelerator, and keep it from compiling an extension on CPU machines.
+
+    init_distributed would build deepspeed_shm_comm, which takes minutes; when that build is killed
+    its lock file stays, and every later run on the machine waits for it forever.
+    """
+    os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if cuda:
+        # Lets megatron overlap the all-reduce of an input gradient with that of the weight.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    else:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _stand_in_for_cuda() -> None:
+    """Let megatron's gather and sequence-parallel mappings allocate on a machine without CUDA.
+
+    They take their buffers on torch.cuda.current_device(), which raises where torch has no CUDA.
+    """
+    import torch
+
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu  # type: ignore[assignment,return-value]
+
+
+def _quiet() -> None:
+    """Silence the warnings of optional kernels that CPU machines do not have."""
+    warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\..*")
+    for name in ("megatron", "megatron.core", "DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

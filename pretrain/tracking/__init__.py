@@ -1,1 +1,135 @@
-"""MLflow, JSONL and console; nothing here may ever stop a run."""
+"""MLflow, JSONL and console; nothing here may ever stop a run.
+
+`open_tracking` gives rank 0 one object that hands every measurement to each sink, and the other
+ranks one that does nothing. A sink that fails is reported once and the run goes on: a loss curve
+with a hole is worth more than no run. JSONL is the record, MLflow the view of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+Status = Literal["finished", "preempted", "failed"]
+
+
+class Sink(Protocol):
+    """Where measurements go. Methods return at once; what they raise is reported, never fatal."""
+
+    def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
+        """Measurements of one step, taken at `time_s` (seconds since 1970)."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Settings and facts of the run that do not change from step to step."""
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """A file worth keeping beside the measurements."""
+
+    def message(self, text: str) -> None:
+        """A sentence for the person who watches."""
+
+    def close(self, status: Status) -> None:
+        """Flush for a bounded time and let go."""
+
+
+class Tracking:
+    """All sinks of one run. No method raises and none waits for a network or a database."""
+
+    def __init__(self, sinks: dict[str, Sink]) -> None:
+        self._sinks = sinks
+        self._reported: set[str] = set()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record measurements (name -> number) of optimizer step `step`."""
+        now = time.time()
+        self._each("log", {k: float(v) for k, v in metrics.items()}, step, now)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file with the MLflow run."""
+        self._each("artifact", path, folder)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record facts about the run, e.g. the number of parameters."""
+        self._each("params", values)
+
+    def message(self, text: str) -> None:
+        """Tell the person who watches, above the progress bar."""
+        self._each("message", text)
+
+    def close(self, status: Status) -> None:
+        """Flush every sink for a bounded time; `status` is how the run ended."""
+        self._each("close", status)
+        self._sinks = {}
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close("finished" if kind is None else "failed")
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        for name, sink in self._sinks.items():
+            try:
+                getattr(sink, method)(*arguments)
+            except Exception as error:  # a tracker may fail in any way; the run goes on
+                self._report(name, error)
+
+    def _report(self, name: str, error: Exception) -> None:
+        if name in self._reported:
+            return
+        self._reported.add(name)
+        text = (
+            f"warning: tracking to {name} fails ({type(error).__name__}: {error}); training goes on"
+        )
+        console = self._sinks.get("console")
+        if console is None or name == "console":
+            print(text, flush=True)
+        else:
+            console.message(text)
+
+
+def open_tracking(
+    config: Config,
+    run_dir: Path,
+    *,
+    rank: int,
+    total_steps: int,
+    resumed: bool,
+    start_step: int,
+) -> Tracking:
+    """The tracking of a run: every sink on rank 0, none elsewhere.
+
+    `start_step` is the last step that the loaded checkpoint contains (0 at a first start): later
+    measurements of an interrupted attempt are dropped from `metrics.jsonl`, because they are about
+    to be taken again. `resumed` continues the same MLflow run.
+    """
+    if rank != 0:
+        return Tracking({})
+    from pretrain.tracking.console import ConsoleSink
+    from pretrain.tracking.jsonl import JsonlSink
+
+    console = ConsoleSink(total_steps=total_steps, start_step=start_step)
+    sinks: dict[str, Sink] = {"console": console}
+    tracking = Tracking(sinks)
+    try:
+        sinks["metrics.jsonl"] = JsonlSink(
+            run_dir / "metrics.jsonl", keep_to_step=start_step if resumed else -1
+        )
+    except OSError as error:
+        console.message(f"warning: no metrics.jsonl in {run_dir} ({error}); training goes on")
+    if config.tracking.mlflow:
+        from pretrain.tracking.mlflow import MlflowSink
+
+        sinks["mlflow"] = MlflowSink(config, run_dir, resumed=resumed, report=console.message)
+    return tracking

@@ -298,6 +298,15 @@ class Config(Section):
         return per_rank // (self.train.micro_batch_size or per_rank)
 
 
+def resolve(config: Config) -> Config:
+    """Fill in what the first start of a run decides once and for all: the time window n."""
+    if config.objective.time_window is not None:
+        return config
+    window = config.train.global_batch_size
+    objective = config.objective.model_copy(update={"time_window": window})
+    return config.model_copy(update={"objective": objective})
+
+
 def _divisors(n: int) -> str:
     """The divisors of n that a degree may take, for messages."""
     return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)

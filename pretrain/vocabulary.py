@@ -39,7 +39,9 @@ class TokenSpace:
     @property
     def excluded_columns(self) -> list[int]:
         """Columns of the head that carry probability zero."""
-        return sorted(set(self.never_targets)) + list(range(self.vocab_size, self.padded_vocab_size))
+        return sorted(set(self.never_targets)) + list(
+            range(self.vocab_size, self.padded_vocab_size)
+        )
 
     @property
     def uniform_nats(self) -> float:

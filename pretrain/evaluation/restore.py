@@ -1,0 +1,58 @@
+"""A trained model from its run folder, without the engine: configuration, weights, tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from parallel.checkpoint import assign_weights, latest_checkpoint, load_weights, read_manifest
+from parallel.runtime import Runtime, init_distributed
+from parallel.topology import Topology
+from pretrain.compose import load_config
+from pretrain.config import Config, resolve
+from pretrain.data import token_space
+from pretrain.errors import ConfigError
+from pretrain.model.module import ObjectiveModule
+from pretrain.objectives import build_objective
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained module on one process, ready to evaluate or sample."""
+
+    config: Config
+    runtime: Runtime
+    tokenizer: Tokenizer
+    module: ObjectiveModule
+    checkpoint: Path
+    step: int
+
+
+def restore(run: Path, checkpoint: Path | None = None) -> Restored:
+    """The newest (or the given) checkpoint of `run`.
+
+    Raises ConfigError when the folder is no run or holds no checkpoint, CheckpointError when its
+    weights do not match their hash.
+    """
+    from pretrain.session import build_model
+
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run} is not a run folder: it has no config.yaml (epochal train makes one)"
+        )
+    config = resolve(load_config(run / "config.yaml"))
+    path = checkpoint or latest_checkpoint(run / "checkpoints")
+    if path is None:
+        raise ConfigError(
+            f"{run} holds no checkpoint yet; train it with epochal train --config "
+            f"{run / 'config.yaml'}"
+        )
+    runtime = init_distributed(config.parallel.timeout_minutes, config.run.device)
+    topology = Topology.build()
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    objective = build_objective(config.objective, token_space(tokenizer, config.model))
+    module = build_model(config, topology, objective)
+    assign_weights(module, load_weights(path), topology)
+    module.to(runtime.device).eval()
+    return Restored(config, runtime, tokenizer, module, path, read_manifest(path).step)

@@ -1,0 +1,56 @@
+"""`epochal evaluate`: the exact bound of a trained run, stored beside its checkpoint's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import TrainBatch
+from pretrain.data import training_stream, validation_stream
+from pretrain.evaluation.likelihood import evaluate_likelihood
+from pretrain.evaluation.restore import restore
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    checkpoint: Path | None = None,
+    draws: int | None = None,
+    sequences: int | None = None,
+    split: Literal["validation", "train"] = "validation",
+) -> dict[str, Any]:
+    """Likelihood of `split` under a run's weights; None takes the run's own settings.
+
+    The result is also appended to `RUN/evaluations.jsonl`.
+    """
+    restored = restore(run, checkpoint)
+    config, module = restored.config, restored.module
+    changes = {"draws": draws, "sequences": sequences}
+    settings = config.evaluation.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    stream = validation_stream(config) if split == "validation" else training_stream(config)
+
+    def score(batch: TrainBatch) -> Tensor:
+        with torch.no_grad():
+            bound: Tensor = module(batch, exact=True)
+        return bound
+
+    likelihood = evaluate_likelihood(
+        module.objective, stream, score, settings, device=restored.runtime.device
+    )
+    result = {
+        "run": str(run),
+        "checkpoint": restored.checkpoint.name,
+        "step": restored.step,
+        "objective": config.objective.name,
+        "split": split,
+        **likelihood.to_dict(),
+    }
+    with (run / "evaluations.jsonl").open("a") as log:
+        log.write(json.dumps(result) + "\n")
+    return result

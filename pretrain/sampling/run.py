@@ -1,0 +1,109 @@
+"""`epochal sample`: text from a trained run, every sample stored with what drew it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.evaluation.restore import Restored, restore
+from pretrain.noise.key import NoiseKey
+from pretrain.sampling.autoregressive import sample_autoregressive
+from pretrain.sampling.masked import sample_masked
+from pretrain.sampling.result import Sample
+
+BATCH = 16
+
+
+def sample_run(
+    run: Path,
+    *,
+    checkpoint: Path | None = None,
+    num: int = 4,
+    steps: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    prompt: str = "",
+    length: int | None = None,
+) -> list[dict[str, Any]]:
+    """Draw `num` sequences of `length` tokens (default: the trained one) that begin with `prompt`.
+
+    `steps` is the number of denoising steps (default: one a token; autoregressive has no choice).
+    Results are appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
+    """
+    _check(num, temperature, top_p, steps)
+    restored = restore(run, checkpoint)
+    length = length or restored.config.data.seq_length
+    given = restored.tokenizer.encode(prompt)
+    if len(given) >= length:
+        raise ConfigError(
+            f"the prompt has {len(given)} tokens and the sequence {length}; shorten the prompt"
+        )
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "length": length,
+        "prompt": prompt,
+        "checkpoint": restored.checkpoint.name,
+        "run": str(run),
+    }
+    if not restored.module.objective.exact_likelihood:
+        settings["steps"] = steps or length
+    samples: list[Sample] = []
+    for first in range(0, num, BATCH):
+        index = torch.arange(first, min(num, first + BATCH))
+        samples += _draw(restored, index, torch.tensor(given, dtype=torch.int64), seed, settings)
+    results = [sample.to_dict() for sample in samples]
+    with (run / "samples.jsonl").open("a") as log:
+        log.writelines(json.dumps(result) + "\n" for result in results)
+    return results
+
+
+def _draw(
+    restored: Restored, index: Tensor, given: Tensor, seed: int, settings: dict[str, Any]
+) -> list[Sample]:
+    """One batch of samples numbered `index`."""
+    device, objective = restored.runtime.device, restored.module.objective
+    prompt = given.to(device).expand(len(index), -1)
+    noise = NoiseKey(seed, index.to(device))
+    chosen = {k: settings[k] for k in ("length", "temperature", "top_p")}
+    if objective.name == "autoregressive":
+        sampler = "autoregressive"
+        tokens, passes = sample_autoregressive(restored.module.model, prompt, noise, **chosen)
+        evaluations = [passes] * len(index)
+    elif objective.name == "masked":
+        sampler = "ancestral"
+        tokens, each = sample_masked(
+            restored.module.model, prompt, noise, steps=settings["steps"], **chosen
+        )
+        evaluations = each.tolist()
+    else:
+        raise ConfigError(f"objective {objective.name!r} has no sampler")
+    return [
+        Sample(
+            text=restored.tokenizer.decode_visible(row),
+            tokens=row,
+            sampler=sampler,
+            seed=seed,
+            index=number,
+            network_evaluations=count,
+            settings=settings,
+        )
+        for row, number, count in zip(tokens.tolist(), index.tolist(), evaluations, strict=True)
+    ]
+
+
+def _check(num: int, temperature: float, top_p: float, steps: int | None) -> None:
+    for name, value, allowed, good in (
+        ("num", num, "1 or more", num >= 1),
+        ("temperature", temperature, "0 or more", temperature >= 0),
+        ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+        ("steps", steps, "1 to 65,535", steps is None or 1 <= steps < 1 << 16),
+    ):
+        if not good:
+            raise ConfigError(f"{name} is {value}; allowed: {allowed}")

@@ -1,0 +1,212 @@
+"""Everything a run needs, built once, in the order in which it can fail cheaply.
+
+Files are checked before the process group, the process group before the model, the model before
+the checkpoint. What the loop uses afterwards are the attributes of `Session`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.cursor import Cursor
+from data_pipeline.loader import BudgetLoader
+from data_pipeline.stream import TokenStream
+from data_pipeline.tokenizer import load_tokenizer
+from parallel.checkpoint import load_latest, save_checkpoint
+from parallel.engine import Engine, EngineConfig, build_engine
+from parallel.errors import LayoutError
+from parallel.layers import parallel_config
+from parallel.runtime import Runtime
+from parallel.topology import Topology
+from pretrain.compose import flatten
+from pretrain.config import Config
+from pretrain.data import token_space, training_stream, validation_stream
+from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
+from pretrain.learning_rate import learning_rate
+from pretrain.model.initialize import initialize
+from pretrain.model.module import ObjectiveModule
+from pretrain.model.transformer import Transformer
+from pretrain.model_size import parameter_count
+from pretrain.noise.key import NoiseKey
+from pretrain.objectives import Objective, build_objective
+from pretrain.optimizer import parameter_groups
+from pretrain.scaling.flops import train_flops_per_token
+from pretrain.state import TrainState
+
+
+@dataclass
+class Session:
+    """The parts of one running training, wired together."""
+
+    config: Config
+    runtime: Runtime
+    topology: Topology
+    train_stream: TokenStream
+    validation: TokenStream
+    objective: Objective
+    engine: Engine
+    state: TrainState
+    flops_per_token: float
+    num_parameters: int
+    resumed_from: Path | None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return self.config.run.path / "checkpoints"
+
+    @property
+    def stop_position(self) -> int:
+        """Position at which this process stops."""
+        end = self.train_stream.total_positions
+        stop_step = self.config.train.stop_step
+        if stop_step is None:
+            return end
+        left = max(0, stop_step - self.state.step) * self.config.train.global_batch_size
+        return min(end, self.state.position + left)
+
+    def steps_at(self, position: int) -> int:
+        """Optimizer steps done when `position` is reached, at the present batch size."""
+        left = position - self.state.position
+        return self.state.step + -(-left // self.config.train.global_batch_size)
+
+    def loader(self) -> BudgetLoader:
+        """Global batches from the present position on."""
+        size = self.config.train.global_batch_size
+        return BudgetLoader(
+            self.train_stream,
+            global_batch_size=size,
+            micro_batch_size=self.engine.config.micro_batch_size,
+            dp_rank=self.topology.dp_rank,
+            dp_size=self.topology.data_parallel_size,
+            start_position=self.state.position,
+        )
+
+    def noise(self, position: torch.Tensor) -> NoiseKey:
+        """Randomness of the run at global positions."""
+        return NoiseKey(self.config.run.seed, position)
+
+    def learning_rate(self, position: int) -> float:
+        """Rate of the step that ends at `position`."""
+        return learning_rate(
+            self.config.optimizer,
+            position=position,
+            total_positions=self.train_stream.total_positions,
+            batch_size=self.config.train.global_batch_size,
+        )
+
+    def evaluate(self) -> Likelihood:
+        """Exact bound of the validation text with the present weights."""
+        return evaluate_likelihood(
+            self.objective,
+            self.validation,
+            self.engine.evaluate,
+            self.config.evaluation,
+            device=self.runtime.device,
+            dp_rank=self.topology.dp_rank,
+            dp_size=self.topology.data_parallel_size,
+            dp_group=self.topology.dp_group,
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present state; raises SaveError, leaving older ones alone."""
+        return save_checkpoint(
+            self.engine,
+            self.checkpoints,
+            self.state.step,
+            {
+                "train": self.state.to_dict(),
+                "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
+                "config": flatten(self.config),
+            },
+            keep=self.config.train.keep_checkpoints,
+        )
+
+
+def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
+    """The initialised module of a configuration, on the CPU."""
+    model = Transformer(config.model, objective.space, parallel_config(topology))
+    initialize(model, config.run.seed)
+    return ObjectiveModule(model, objective)
+
+
+def open_session(config: Config, runtime: Runtime) -> Session:
+    """Build everything and, where the run folder holds a checkpoint, restore it.
+
+    Raises errors of `data_pipeline`, `parallel` and this package for anything a user can mend.
+    """
+    p = config.parallel
+    train_stream, validation = training_stream(config), validation_stream(config)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    topology = Topology.build(
+        tensor_parallel_size=p.tensor_parallel_size,
+        pipeline_parallel_size=p.pipeline_parallel_size,
+        context_parallel_size=p.context_parallel_size,
+        data_parallel_size=p.data_parallel_size,
+        sequence_parallel=p.sequence_parallel,
+        zero_stage=p.zero_stage,
+        precision=config.train.precision,
+        timeout_minutes=p.timeout_minutes,
+    )
+    space = token_space(tokenizer, config.model)
+    objective = build_objective(config.objective, space)
+    module = build_model(config, topology, objective)
+    engine = build_engine(
+        module.to(runtime.device),
+        parameter_groups(module, config.optimizer),
+        _engine_config(config, topology),
+        topology,
+    )
+    session = Session(
+        config=config,
+        runtime=runtime,
+        topology=topology,
+        train_stream=train_stream,
+        validation=validation,
+        objective=objective,
+        engine=engine,
+        state=TrainState(),
+        flops_per_token=train_flops_per_token(
+            config.model,
+            space.padded_vocab_size,
+            config.data.seq_length,
+            causal=objective.causal,
+            head_share=objective.head_share,
+        ),
+        num_parameters=parameter_count(config.model, space.padded_vocab_size),
+        resumed_from=None,
+    )
+    loaded = load_latest(engine, session.checkpoints)
+    if loaded is not None:
+        session.resumed_from, saved = loaded
+        Cursor.from_dict(saved["cursor"]).check(train_stream)
+        session.state = TrainState.from_dict(saved["train"])
+    return session
+
+
+def _engine_config(config: Config, topology: Topology) -> EngineConfig:
+    """The engine's part of the configuration, for the ranks that are really there."""
+    dp, size = topology.data_parallel_size, config.train.global_batch_size
+    if size % dp:
+        raise LayoutError(
+            f"train.global_batch_size {size} is not divisible by the {dp} data-parallel ranks; "
+            "change the number of ranks or the batch size"
+        )
+    micro = config.train.micro_batch_size or size // dp
+    if (size // dp) % micro:
+        raise LayoutError(
+            f"train.micro_batch_size {micro} does not divide the {size // dp} sequences of a rank "
+            f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
+        )
+    return EngineConfig(
+        zero_stage=config.parallel.zero_stage,
+        precision=config.train.precision,
+        micro_batch_size=micro,
+        num_microbatches=size // dp // micro,
+        clip_grad_norm=config.optimizer.clip_grad_norm,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+    )

@@ -1,0 +1,138 @@
+"""The train loop, one screen. `deepspeed --module pretrain.train OVERRIDES` enters here.
+
+Each rank runs this file; `epochal train` starts the launcher that starts the ranks. The loop names
+no backend, no layout and no objective: those are parts of the session.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel.runtime import init_distributed
+from pretrain.compose import compose, save_config
+from pretrain.config import Config, resolve
+from pretrain.errors import EXIT_PREEMPTED, TrainingError
+from pretrain.status import State, write_status
+
+if TYPE_CHECKING:
+    from pretrain.hooks import Hooks
+    from pretrain.session import Session
+    from pretrain.tracking import Tracking
+
+
+def train(session: Session, hooks: Hooks) -> None:
+    """Optimizer steps from the session's state to its end, or until a hook says stop."""
+    from pretrain.data import clean_batch
+    from pretrain.hooks import check_applied
+
+    engine, state, objective = session.engine, session.state, session.objective
+    if hooks.should_stop():
+        return
+    with session.loader() as loader:
+        for clean in loader:
+            batches = [
+                objective.corrupt(batch, session.noise(batch.position)).to(session.runtime.device)
+                for batch in map(clean_batch, clean.micro_batches)
+            ]
+            lr = session.learning_rate(clean.stop)
+            result = engine.step(batches, clean.num_valid, lr)
+            check_applied(result, state.step)
+            state.advance(clean.stop, clean.num_valid, session.flops_per_token)
+            hooks.after_step(result, lr)
+            if hooks.should_stop():
+                break
+
+
+def run(config: Config) -> int:
+    """Train a configuration on this rank and return the exit code."""
+    runtime = init_distributed(config.parallel.timeout_minutes, config.run.device)
+    # Imported here: with them a wrong configuration would wait seconds for its error message.
+    from pretrain.hooks import Hooks
+    from pretrain.resilience.preemption import Preemption
+    from pretrain.session import open_session
+    from pretrain.tracking import open_tracking
+
+    preemption = Preemption()
+    session = open_session(config, runtime)
+    run_dir, is_main = config.run.path, runtime.rank == 0
+    if is_main:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, run_dir / "config.yaml")
+        write_status(run_dir, "running", step=session.state.step, exit_code=1)
+    tracking = open_tracking(
+        config,
+        run_dir,
+        rank=runtime.rank,
+        total_steps=session.steps_at(session.stop_position),
+        resumed=session.resumed_from is not None,
+        start_step=session.state.step,
+    )
+    hooks = Hooks(session, tracking, preemption)
+    introduce(session, tracking)
+    try:
+        train(session, hooks)
+    except TrainingError:
+        hooks.save(must=True)
+        raise
+    except Exception:
+        tracking.close("failed")
+        raise
+    finally:
+        preemption.close()
+    state: State = "preempted" if hooks.signal else "finished"
+    code = EXIT_PREEMPTED if hooks.signal else 0
+    if hooks.signal:
+        tracking.message(
+            f"{hooks.signal}: saved at step {session.state.step}; the same command goes on from it"
+        )
+    tracking.close(state)
+    if is_main:
+        write_status(run_dir, state, step=session.state.step, exit_code=code)
+    return code
+
+
+def introduce(session: Session, tracking: Tracking) -> None:
+    """Tell the person and the tracker what runs."""
+    stream = session.train_stream
+    tracking.params(
+        {
+            "parameters": session.num_parameters,
+            "unique_tokens": stream.budget.unique_tokens,
+            "epochs": stream.epochs,
+            "layout": f"{session.topology.layout}, ZeRO {session.config.parallel.zero_stage}",
+            "attention": session.engine.module.model.kernel,
+            "flops_per_token": session.flops_per_token,
+        }
+    )
+    if session.resumed_from is not None:
+        tracking.message(f"resumed from {session.resumed_from}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compose `[--config FILE] [OVERRIDES...]`, train, and print errors a user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    config: Config | None = None
+    try:
+        config_file = None
+        if arguments[:1] == ["--config"]:
+            config_file, arguments = Path(arguments[1]), arguments[2:]
+        config = resolve(compose(arguments, config_file))
+        return run(config)
+    except Exception as error:
+        code = int(getattr(error, "exit_code", 1))
+        is_main = os.environ.get("RANK", "0") == "0"
+        if is_main and config is not None and config.run.path.is_dir():
+            message = f"{type(error).__name__}: {error}"
+            write_status(config.run.path, "failed", step=-1, message=message, exit_code=code)
+        if not hasattr(error, "exit_code"):
+            raise
+        if is_main:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

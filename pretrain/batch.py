@@ -78,7 +78,8 @@ class AttentionRule:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A corrupted batch: what the first stage embeds, what crosses stages, what the last one scores.
+    """A corrupted batch: what the first stage embeds, what crosses stages, what the last one
+    scores.
 
     `rows` selects the positions at which the head is evaluated; the fields of the last group are
     aligned with it ([n] each). Rows that only fill up a static capacity carry weight 0.

@@ -84,7 +84,8 @@ class ModelConfig(Section):
     rope_base: Annotated[float, Field(gt=0)] = 10000.0
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     init_std: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 num_layers)."""
+    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2
+    num_layers)."""
     vocab_multiple: PositiveInt = 128
     """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
     attention: Literal["auto", "sdpa", "flash"] = "auto"
@@ -134,8 +135,25 @@ class ObjectiveConfig(Section):
     time_window: PositiveInt | None = None
     """n: t is stratified over windows of n consecutive positions; null takes the global batch size
     of the first start, which is then recorded here."""
-    loss: Literal["elbo", "simple"] = "elbo"
-    """masked: exact weight 1/t, or plain cross-entropy on masked tokens (lower variance)."""
+    loss: Literal["elbo", "simple", "dynamic"] = "elbo"
+    """What is trained; the bound is always evaluated exactly. `elbo` is the exact bound. `simple`:
+    masked, block and esoteric take plain cross-entropy on masked tokens, uniform on redrawn tokens,
+    interpolating the unweighted bound. `dynamic`: GIDD's weights, for interpolating hybrid
+    noise."""
+    schedule: Literal["linear", "cosine", "log_linear"] = "linear"
+    """masked, uniform: share of clean tokens over time."""
+    random_length: Fraction = 0.0
+    """masked, uniform, interpolating: share of sequences cut to a random length while training."""
+    ar_ratio: Fraction = 0.0
+    """masked: share of sequences whose masks are moved to the end of the sequence."""
+    noise: Literal["masked", "low_uniform", "balanced", "high_uniform", "uniform", "hybrid"] = (
+        "balanced"
+    )
+    """interpolating: how <mask> and uniform noise mix; `hybrid` is the time form of GIDD."""
+    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """interpolating: p_u, the uniform share of `hybrid` noise at t = 1/2."""
+    independent_levels: Fraction = 0.0
+    """interpolating: share of sequences in which every token draws its own noise level."""
 
 
 class ScheduleConfig(Section):

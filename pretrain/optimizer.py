@@ -11,7 +11,8 @@ from pretrain.config import OptimizerConfig
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """AdamW groups with `params` and `weight_decay`; every parameter is in exactly one."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         is_embedding = name.endswith("embedding.weight") and parameter.dim() == 2
         decays = parameter.dim() >= 2 and (config.decay_embeddings or not is_embedding)

@@ -50,6 +50,7 @@ class Session:
     engine: Engine
     state: TrainState
     flops_per_token: float
+    attention_kernel: str
     num_parameters: int
     resumed_from: Path | None
 
@@ -176,6 +177,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             causal=objective.causal,
             head_share=objective.head_share,
         ),
+        attention_kernel=module.model.kernel,
         num_parameters=parameter_count(config.model, space.padded_vocab_size),
         resumed_from=None,
     )

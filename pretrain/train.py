@@ -15,12 +15,12 @@ from parallel.runtime import init_distributed
 from pretrain.compose import compose, save_config
 from pretrain.config import Config, resolve
 from pretrain.errors import EXIT_PREEMPTED, TrainingError
-from pretrain.status import State, write_status
+from pretrain.status import write_status
 
 if TYPE_CHECKING:
     from pretrain.hooks import Hooks
     from pretrain.session import Session
-    from pretrain.tracking import Tracking
+    from pretrain.tracking import Status, Tracking
 
 
 def train(session: Session, hooks: Hooks) -> None:
@@ -82,7 +82,7 @@ def run(config: Config) -> int:
         raise
     finally:
         preemption.close()
-    state: State = "preempted" if hooks.signal else "finished"
+    state: Status = "preempted" if hooks.signal else "finished"
     code = EXIT_PREEMPTED if hooks.signal else 0
     if hooks.signal:
         tracking.message(
@@ -103,7 +103,7 @@ def introduce(session: Session, tracking: Tracking) -> None:
             "unique_tokens": stream.budget.unique_tokens,
             "epochs": stream.epochs,
             "layout": f"{session.topology.layout}, ZeRO {session.config.parallel.zero_stage}",
-            "attention": session.engine.module.model.kernel,
+            "attention": session.attention_kernel,
             "flops_per_token": session.flops_per_token,
         }
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class TokenSpace:
     """The ids of a tokenizer as objectives and model see them.
 
-    Ids in `never_targets` and padding columns have probability zero in the noise and in the softmax,
-    so that `num_targets` (K) is the number of outcomes of every prediction.
+    Ids in `never_targets` and padding columns have probability zero in the noise and in the
+    softmax, so that `num_targets` (K) is the number of outcomes of every prediction.
     """
 
     vocab_size: int

@@ -1,8 +1,8 @@
 """Likelihood of validation text: an exact bound with its standard error, for any objective.
 
 Noise is keyed by a constant seed and the validation sequence, not by the run: two checkpoints, also
-of different families, see the same noise levels, so that their difference has less noise than either.
-The sums are float64 and gathered by sequence, so the result does not depend on the layout.
+of different families, see the same noise levels, so that their difference has less noise than
+either. The sums are float64 and gathered by sequence, so the result does not depend on the layout.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def evaluate_likelihood(
 ) -> Likelihood:
     """Bound of the first `settings.sequences` of `stream`.
 
-    `score` maps a bound batch to the bound of each of its rows, float64 [b]; each data-parallel rank
-    scores every dp_size-th batch.
+    `score` maps a bound batch to the bound of each of its rows, float64 [b]; each data-parallel
+    rank scores every dp_size-th batch.
     """
     sequences = min(settings.sequences or stream.total_positions, stream.total_positions)
     draws = 1 if objective.exact_likelihood else settings.draws

@@ -1,8 +1,8 @@
 """Drawing from categoricals in float64.
 
-float32 uniforms cut the Gumbel tail at -log(2^-24): rare tokens come out too rarely, which acts like
-a lower temperature and flatters generation metrics (arXiv 2409.02908). Every draw here is keyed, with
-52-bit uniforms, so that a sample does not depend on the batch it was drawn in.
+float32 uniforms cut the Gumbel tail at -log(2^-24): rare tokens come out too rarely, which acts
+like a lower temperature and flatters generation metrics (arXiv 2409.02908). Every draw here is
+keyed, with 52-bit uniforms, so that a sample does not depend on the batch it was drawn in.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def gumbel_argmax(log_probability: Tensor, uniform: Tensor) -> Tensor:
 def sharpen(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Log probabilities (unnormalised) after temperature and nucleus, float64 [..., v].
 
-    The nucleus keeps the smallest set of most likely tokens whose mass reaches top_p, the token that
-    crosses it included (arXiv 1904.09751). Temperature 0 is the mode.
+    The nucleus keeps the smallest set of most likely tokens whose mass reaches top_p, the token
+    that crosses it included (arXiv 1904.09751). Temperature 0 is the mode.
     """
     logits = logits.double()
     if temperature == 0:

@@ -1,9 +1,9 @@
 """Ancestral sampling of masked diffusion on the grid t = 1, 1 - 1/T, ..., 0.
 
 From t to s = t - 1/T a masked token is revealed with probability (alpha_s - alpha_t)/(1 - alpha_t)
-= 1/(T t), drawn from the network; visible tokens stay (MDLM, arXiv 2406.07524, eq. 7). The last step
-reaches alpha = 1, so no clean-up pass is needed. A step in which a row reveals nothing costs it no
-forward pass: the network does not depend on t.
+= 1/(T t), drawn from the network; visible tokens stay (MDLM, arXiv 2406.07524, eq. 7). The last
+step reaches alpha = 1, so no clean-up pass is needed. A step in which a row reveals nothing costs
+it no forward pass: the network does not depend on t.
 """
 
 from __future__ import annotations

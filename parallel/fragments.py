@@ -81,10 +81,7 @@ def create_moments(
                 "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
             }
     for parameter in parameters:
-        link: Any = getattr(parameter, "_hp_mapping", None)
-        if link is not None:
-            stretch = optimizer.param_groups[link.param_group_index]["params"][0]
-            link.set_optim_state_fragment(stretch, optimizer.state[stretch])
+        _link_moments(parameter, optimizer)
 
 
 def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -95,6 +92,7 @@ def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Opti
         if kind == "weight":
             whole = safe_get_full_fp32_param(parameter)
         else:
+            _link_moments(parameter, optimizer)
             whole = safe_get_full_optimizer_state(parameter, kind)
         assert whole is not None
         return whole.detach()
@@ -102,6 +100,18 @@ def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Opti
         return parameter.detach().float()
     moment: Tensor = optimizer.state[parameter][kind]
     return moment.detach()
+
+
+def _link_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    """Point the parameter's link at its stretch of the moments.
+
+    DeepSpeed does this once, after the first parameter group has been updated, when the others have
+    no moments yet; their links would stay empty.
+    """
+    link: Any = getattr(parameter, "_hp_mapping", None)
+    if link is not None:
+        stretch = optimizer.param_groups[link.param_group_index]["params"][0]
+        link.set_optim_state_fragment(stretch, optimizer.state[stretch])
 
 
 def _is_linked(parameter: nn.Parameter) -> bool:

@@ -1,0 +1,106 @@
+"""Starting and stopping: without a launcher, without compiling anything, with megatron on CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import run_ranks
+
+from parallel.errors import LayoutError
+
+
+def train_alone(extensions: Path) -> tuple[int, float, list[str], list[str]]:
+    """A whole life of one rank: start, train, stop; launcher variables that it left behind."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    import toy
+
+    from parallel.runtime import init_distributed, shutdown
+    from parallel.topology import Topology
+
+    runtime = init_distributed(timeout_minutes=1)
+    assert init_distributed(timeout_minutes=1) == runtime
+    engine = toy.toy_engine(Topology.build(zero_stage=1), 1)
+    loss = float(toy.toy_step(engine, 0).loss)
+    shutdown()
+    shutdown()
+    left = [name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if name in os.environ]
+    return runtime.world_size, loss, left, sorted(p.name for p in extensions.iterdir())
+
+
+def test_one_rank_needs_no_launcher_and_nothing_is_compiled(tmp_path) -> None:
+    # DeepSpeed would build deepspeed_shm_comm when it starts, and its CPUAdam: minutes each.
+    ((world_size, loss, left, built),) = run_ranks(1, train_alone, tmp_path, launcher=False)
+    assert world_size == 1
+    assert loss > 0
+    assert left == []
+    assert built == []
+
+
+def two_lives() -> list[float]:
+    """Start, train and stop twice in one process."""
+    import toy
+
+    from parallel.runtime import init_distributed, shutdown
+    from parallel.topology import Topology
+
+    losses = []
+    for _ in range(2):
+        init_distributed(timeout_minutes=1)
+        engine = toy.toy_engine(Topology.build(zero_stage=0), 0)
+        losses.append(float(toy.toy_step(engine, 0).loss))
+        shutdown()
+    return losses
+
+
+def test_a_process_can_start_again_after_shutdown() -> None:
+    ((first, second),) = run_ranks(1, two_lives, launcher=False)
+    assert first == second
+
+
+def gather_on_cpu() -> list[float]:
+    """megatron's gather asks for torch.cuda.current_device()."""
+    import torch
+
+    from parallel.runtime import init_distributed
+    from parallel.topology import Topology
+
+    init_distributed(timeout_minutes=1)
+    topology = Topology.build(tensor_parallel_size=2)
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    own = torch.tensor([[float(topology.tp_rank)]])
+    return gather_from_tensor_model_parallel_region(own)[0].tolist()
+
+
+def test_megatron_gathers_on_machines_without_cuda() -> None:
+    assert run_ranks(2, gather_on_cpu) == [[0.0, 1.0], [0.0, 1.0]]
+
+
+def refuse() -> list[str]:
+    """Messages of illegal requests, and whether any group was built for them."""
+    import toy
+    from megatron.core import parallel_state
+
+    from parallel.runtime import init_distributed
+    from parallel.topology import Topology
+
+    init_distributed(timeout_minutes=1)
+    messages = []
+    for wrong in ({"tensor_parallel_size": 3}, {"precision": "bfloat16", "zero_stage": 0}):
+        with pytest.raises(LayoutError) as caught:
+            Topology.build(**wrong)
+        messages.append(str(caught.value))
+        assert not parallel_state.model_parallel_is_initialized()
+    topology = Topology.build()
+    with pytest.raises(LayoutError) as caught:
+        toy.toy_engine(topology, 0, precision="bfloat16")
+    return [*messages, str(caught.value)]
+
+
+def test_illegal_layouts_are_refused_before_any_group_exists() -> None:
+    for degrees, topology, engine in run_ranks(2, refuse):
+        assert "does not divide the 2 ranks" in degrees
+        assert "bfloat16 needs zero_stage 1" in topology
+        assert "bfloat16 needs zero_stage 1" in engine

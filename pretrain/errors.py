@@ -25,5 +25,11 @@ class TrainingError(EpochalError):
     exit_code = 5
 
 
+class LaunchError(EpochalError):
+    """Ranks could not be started, or died without a word (killed, out of memory)."""
+
+    exit_code = 6
+
+
 EXIT_PREEMPTED = 75
 """Stopped by a signal after saving; start the same command again to go on (EX_TEMPFAIL)."""

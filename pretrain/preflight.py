@@ -1,0 +1,205 @@
+"""Everything that can be known to be wrong before a process group or a GPU is touched.
+
+`preflight` compares the configuration with the files it names: pools, tokenizer, hostfile and the
+run folder it would continue. It reads manifests, never shards (the ranks verify those), and takes
+well under a second. Every rank may call it; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.compose import flatten, load_config, replace_values
+from pretrain.config import Config, resolve
+from pretrain.errors import ConfigError
+from pretrain.hosts import read_hostfile
+
+if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
+
+MAY_CHANGE = (
+    "run.name", "run.root", "run.dir", "run.device", "data.train", "data.validation",
+    "data.tokenizer", "data.epochs", "data.verify", "model.attention", "optimizer.min_lr",
+    "optimizer.schedule.", "parallel.", "train.", "evaluation.", "tracking.",
+)  # fmt: skip
+"""Keys, or beginnings of keys, that a run may change when it is resumed. Pools may move: their
+content is compared instead of their path."""
+MUST_STAY = ("train.precision",)
+"""Exceptions from the beginnings above."""
+
+
+def preflight(config: Config, world_size: int | None = None) -> Config:
+    """The configuration with what the first start decides filled in, or the first error found.
+
+    `world_size` is the number of ranks that something else starts (SLURM); null takes those of the
+    hostfile, else as many as the layout says. Raises ConfigError, LayoutError or DataError.
+    """
+    config = with_world_size(config, world_size)
+    _check_layout(config)
+    _check_data(config)
+    return _continue_run(config)
+
+
+def with_world_size(config: Config, world_size: int | None = None) -> Config:
+    """Fill in `parallel.data_parallel_size` from the number of ranks."""
+    p = config.parallel
+    if world_size is None and p.hostfile is not None:
+        world_size = sum(read_hostfile(p.hostfile).values())
+    model = p.tensor_parallel_size * p.pipeline_parallel_size * p.context_parallel_size
+    ranks = world_size or model * (p.data_parallel_size or 1)
+    if ranks % model:
+        raise ConfigError(
+            f"tensor {p.tensor_parallel_size} x pipeline {p.pipeline_parallel_size} x context "
+            f"{p.context_parallel_size} = {model} does not divide the {ranks} ranks; start a "
+            f"multiple of {model} ranks or lower a degree of parallel.*"
+        )
+    found = ranks // model
+    if p.data_parallel_size not in (None, found):
+        raise ConfigError(
+            f"parallel.data_parallel_size {p.data_parallel_size} needs "
+            f"{p.data_parallel_size * model} ranks, but there are {ranks}; set it to {found} or "
+            f"leave it out"
+        )
+    return replace_values(config, {"parallel.data_parallel_size": found})
+
+
+def compare(old: Config, new: Config) -> list[str]:
+    """One line for each key that differs although a resumed run may not change it."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: the run has {before[key]!r}, given {value!r}"
+        for key, value in after.items()
+        if before[key] != value and not _may_change(key)
+    ]
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether something would be resumed, or lost, in this run folder."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
+
+
+def _may_change(key: str) -> bool:
+    listed = any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
+    return listed and key not in MUST_STAY
+
+
+def _check_layout(config: Config) -> None:
+    from parallel.topology import check_layout
+
+    p, m = config.parallel, config.model
+    check_layout(
+        world_size=config.world_size,
+        tensor_parallel_size=p.tensor_parallel_size,
+        pipeline_parallel_size=p.pipeline_parallel_size,
+        context_parallel_size=p.context_parallel_size,
+        data_parallel_size=p.data_parallel_size,
+        sequence_parallel=p.sequence_parallel,
+        zero_stage=p.zero_stage,
+        precision=config.train.precision,
+        sizes={"model.num_attention_heads": m.num_attention_heads},
+        num_layers=m.num_layers,
+        seq_length=config.data.seq_length,
+    )
+
+
+def _check_data(config: Config) -> None:
+    from data_pipeline.budget import Budget
+    from data_pipeline.errors import BudgetError, ShardError
+    from data_pipeline.manifest import Manifest
+
+    d = config.data
+    train, validation = Manifest.load(d.train), Manifest.load(d.validation)
+    for key, manifest, split in (
+        ("train", train, "train"),
+        ("validation", validation, "validation"),
+    ):
+        if manifest.split != split:
+            raise ShardError(
+                f"data.{key} names the {manifest.split} split of a pool; give the manifest of its "
+                f"{split} split"
+            )
+        if manifest.tokens == 0:
+            raise ShardError(f"data.{key}: {getattr(d, key)} holds no tokens; prepare more text")
+    if train.split_rule != validation.split_rule:
+        raise ShardError(
+            f"data.train and data.validation were split by different rules, so documents may be in "
+            f"both; prepare them together ({d.train}, {d.validation})"
+        )
+    if train.tokenizer.pieces_sha256 != validation.tokenizer.pieces_sha256:
+        raise ShardError(
+            f"data.train and data.validation were written with different tokenizers; prepare them "
+            f"together ({d.train}, {d.validation})"
+        )
+    _check_tokenizer(d.tokenizer, train)
+    try:
+        Budget(d.unique_tokens, d.seq_length, train.tokens)
+    except BudgetError as error:
+        raise BudgetError(f"{error} ({d.train})") from None
+
+
+def _check_tokenizer(path: Path, manifest: Manifest) -> None:
+    """The file that the shards were written with, or one with the same pieces."""
+    from data_pipeline.errors import TokenizerError
+    from data_pipeline.tokenizer import load_tokenizer
+
+    try:
+        if sha256(path.read_bytes()).hexdigest() == manifest.tokenizer.sha256:
+            return
+    except OSError as error:
+        raise TokenizerError(
+            f"cannot read data.tokenizer {path}: {error.strerror}; it lies beside the manifest "
+            f"that `epochal data prepare` wrote"
+        ) from None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.pieces_sha256 != manifest.tokenizer.pieces_sha256:
+        raise TokenizerError(
+            f"data.tokenizer {path} ({tokenizer.vocab_size:,} ids) is not the one the shards were "
+            f"written with ({manifest.tokenizer.vocab_size:,} ids, pieces "
+            f"{manifest.tokenizer.pieces_sha256[:12]}); give that one, or prepare the data again"
+        )
+
+
+def _continue_run(config: Config) -> Config:
+    """Take over what the run in the folder has fixed; refuse another configuration's folder."""
+    run = config.run.path
+    saved = run / "config.yaml"
+    if not saved.exists() or not has_checkpoint(run):
+        return resolve(config)
+    try:
+        old = load_config(saved)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{saved} does not fit this version, so {run} cannot be continued:\n{error}"
+        ) from None
+    if config.objective.time_window is None:
+        config = replace_values(config, {"objective.time_window": old.objective.time_window})
+    differences = compare(old, config) + _moved_data(old, config)
+    if differences:
+        raise ConfigError(
+            f"{run} holds checkpoints of another configuration:\n  "
+            + "\n  ".join(differences)
+            + "\nchoose another run.name, or set these back to continue the run"
+        )
+    return config
+
+
+def _moved_data(old: Config, new: Config) -> list[str]:
+    """Pools whose path changed and whose content did too; an old one that is gone cannot tell."""
+    from data_pipeline.errors import DataError
+    from data_pipeline.manifest import Manifest
+
+    lines = []
+    for key in ("train", "validation"):
+        before, after = getattr(old.data, key), getattr(new.data, key)
+        if before == after:
+            continue
+        try:
+            same = Manifest.load(before).sha256 == Manifest.load(after).sha256
+        except DataError:
+            continue
+        if not same:
+            lines.append(f"data.{key}: the run has {before}, given {after} (other content)")
+    return lines

@@ -1,0 +1,181 @@
+"""Global batches for one data-parallel rank, read ahead by one thread.
+
+Reading is memory mapping and copying, so a thread keeps up with any GPU; worker processes would
+spend more on messages than on work. The loader never counts what it read ahead: the run's position
+is what the optimizer consumed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from data_pipeline.cursor import Cursor
+from data_pipeline.errors import DataError
+from data_pipeline.stream import Stream, TokenBatch, TokenStream
+
+__all__ = ["BudgetLoader", "Cursor", "GlobalBatch", "Stream", "TokenBatch", "TokenStream"]
+
+BLOCK_ROWS = 256
+"""Sequences that are permuted and gathered together, whatever the batch size."""
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One optimizer step's positions, with this rank's share of the tokens."""
+
+    start: int
+    """First global position."""
+    stop: int
+    """Position after this step: what a cursor stores."""
+    num_valid: int
+    """Valid target positions of the whole global batch, over all ranks."""
+    micro_batches: list[TokenBatch]
+    """This rank's rows, `micro_batch_size` each."""
+
+
+class BudgetLoader:
+    """Iterates the global batches of a stream from `start_position` to the end of the run.
+
+    Rank r holds rows [r * B / R, (r + 1) * B / R) of each batch, so putting the ranks' rows one
+    after the other gives the same stream for every R. The last batch is filled up with invalid
+    rows. Every iteration starts again at `start_position`.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        start_position: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        """`prefetch` is the number of global batches read ahead; 0 reads in the caller's thread."""
+        if global_batch_size % (micro_batch_size * dp_size):
+            raise DataError(
+                f"global_batch_size {global_batch_size} is not divisible by micro_batch_size "
+                f"{micro_batch_size} x {dp_size} data-parallel ranks"
+            )
+        assert 0 <= dp_rank < dp_size
+        assert start_position >= 0
+        self.stream = stream
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.start_position, self.prefetch = start_position, prefetch
+        self._readers: list[_ReadAhead] = []
+
+    def __len__(self) -> int:
+        """Global batches left."""
+        left = max(0, self.stream.total_positions - self.start_position)
+        return -(-left // self.global_batch_size)
+
+    def __iter__(self) -> Iterator[GlobalBatch]:
+        """The batches in order; leaving the loop early ends the reading thread."""
+        if self.prefetch == 0:
+            yield from self._batches()
+            return
+        reader = _ReadAhead(self._batches(), self.prefetch)
+        self._readers.append(reader)
+        try:
+            yield from reader
+        finally:
+            reader.close()
+            self._readers.remove(reader)
+
+    def close(self) -> None:
+        """End every reading thread of this loader."""
+        for reader in self._readers:
+            reader.close()
+
+    def __enter__(self) -> BudgetLoader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _batches(self) -> Iterator[GlobalBatch]:
+        """Read blocks of several batches at once and cut them."""
+        size, per_rank = self.global_batch_size, self.global_batch_size // self.dp_size
+        together = max(1, BLOCK_ROWS // per_rank)
+        own = self.dp_rank * per_rank + np.arange(per_rank)
+        for block in range(0, len(self), together):
+            count = min(together, len(self) - block)
+            starts = self.start_position + (block + np.arange(count)) * size
+            rows = self.stream.read((starts[:, None] + own).ravel())
+            for number, start in enumerate(starts.tolist()):
+                yield self._cut(rows, number * per_rank, start)
+
+    def _cut(self, rows: TokenBatch, first: int, start: int) -> GlobalBatch:
+        per_rank, micro = self.global_batch_size // self.dp_size, self.micro_batch_size
+        stop = min(start + self.global_batch_size, self.stream.total_positions)
+        return GlobalBatch(
+            start=start,
+            stop=stop,
+            num_valid=self.stream.num_valid(start, stop),
+            micro_batches=[
+                rows.rows(row, row + micro) for row in range(first, first + per_rank, micro)
+            ],
+        )
+
+
+class _ReadAhead:
+    """Runs an iterator in a thread that stays at most `depth` items ahead of the consumer."""
+
+    def __init__(self, items: Iterator[GlobalBatch], depth: int) -> None:
+        self._items, self._depth = items, depth
+        self._ready: deque[GlobalBatch] = deque()
+        self._changed = threading.Condition()
+        self._stopped, self._finished = False, False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[GlobalBatch]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._finished or self._stopped)
+                if not self._ready:
+                    if self._error is not None:
+                        raise self._error
+                    return
+                item = self._ready.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread."""
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
+                    if self._stopped:
+                        return
+                    self._ready.append(item)
+                    self._changed.notify_all()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._finished = True
+                self._changed.notify_all()

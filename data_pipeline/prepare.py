@@ -1,0 +1,259 @@
+"""Raw text to tokenizer and pools: collect, train, tokenise, pack; restartable at any moment.
+
+Every stage publishes its results atomically under `OUT/.staging`, so a start after a kill redoes
+only what was unfinished and ends with the same bytes. `report.json` is written last: a folder that
+has one is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.collect import CollectJob, collect_unit
+from data_pipeline.compression import COMPRESSED
+from data_pipeline.corpus import Unit, list_units
+from data_pipeline.errors import CorpusError, DataError
+from data_pipeline.manifest import canonical_json, write_atomically
+from data_pipeline.pack import manifest_summary, pack_split, validation_below
+from data_pipeline.progress import Progress, Silent
+from data_pipeline.settings import PrepareSettings
+from data_pipeline.tokenise import SPLITS, Buckets, TokeniseJob, tokenise_bucket
+from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
+from data_pipeline.workers import map_jobs
+
+_BUCKET_BYTES = 64_000_000
+_COMPRESSION = 4
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a preparation leaves behind."""
+
+    train: Path
+    """Manifest of the training pool."""
+    validation: Path
+    """Manifest of the validation pool."""
+    tokenizer: Path
+    report: dict[str, Any]
+    """Content of `report.json`: counts per source, what was dropped and why."""
+    already_done: bool
+    """Whether the folder was finished before this call."""
+
+
+def prepare(settings: PrepareSettings, progress: Progress | None = None) -> PreparedData:
+    """Prepare `settings.out`, or finish what an interrupted start began there.
+
+    Raises CorpusError, TokenizerError or DataError; what is finished stays for the next start.
+    """
+    progress = progress or Silent()
+    units = list_units(settings.sources)
+    identity = {
+        "settings_sha256": settings.sha256(),
+        "inputs_sha256": _inputs_sha256(units, settings),
+    }
+    _refuse_other_preparation(settings.out / "report.json", identity)
+    staging = settings.out / ".staging"
+    if not (settings.out / "report.json").exists():
+        with _locked(settings.out):
+            _run_stages(settings, units, identity, staging, progress)
+        done = False
+    else:
+        done = True
+    shutil.rmtree(staging, ignore_errors=True)
+    (settings.out / ".lock").unlink(missing_ok=True)
+    report = json.loads((settings.out / "report.json").read_text(encoding="utf-8"))
+    return PreparedData(
+        train=settings.out / "train" / "manifest.json",
+        validation=settings.out / "validation" / "manifest.json",
+        tokenizer=settings.out / report["tokenizer"]["file"],
+        report=report,
+        already_done=done,
+    )
+
+
+def _run_stages(
+    settings: PrepareSettings,
+    units: list[Unit],
+    identity: dict[str, str],
+    staging: Path,
+    progress: Progress,
+) -> None:
+    for name in ("collected", "tokens"):
+        (staging / name).mkdir(parents=True, exist_ok=True)
+    _refuse_other_preparation(staging / "identity.json", identity)
+    write_atomically(staging / "identity.json", json.dumps(identity))
+    for folder in (settings.out, *(settings.out / s for s in SPLITS)):
+        for leftover in folder.glob("*.tmp*"):
+            leftover.unlink()
+    buckets, collected = _collect(settings, units, staging / "collected", progress)
+    tokenizer_path = _tokenizer(settings, buckets, progress)
+    results = _tokenise(settings, buckets, tokenizer_path, staging / "tokens", progress)
+    tokenizer = load_tokenizer(tokenizer_path)
+    summaries: dict[str, Any] = {}
+    for split in SPLITS:
+        path = pack_split(split, settings, tokenizer, results, staging / "tokens", progress)
+        summaries[split] = manifest_summary(path)
+    report: dict[str, Any] = {
+        **identity,
+        "tokenizer": {"file": tokenizer_path.name, **tokenizer.record.model_dump(mode="json")},
+        "pools": summaries,
+        "sources": _source_report(settings, collected, results),
+    }
+    write_atomically(settings.out / "report.json", json.dumps(report, indent=1))
+
+
+def _collect(
+    settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
+) -> tuple[Buckets, list[dict[str, Any]]]:
+    size = sum(u.bytes * (_COMPRESSION if u.path.endswith(COMPRESSED) else 1) for u in units)
+    count = max(8, min(4096, size // _BUCKET_BYTES))
+    jobs = [
+        CollectJob(
+            unit,
+            number,
+            settings.sources[unit.source],
+            settings.seed,
+            count,
+            str(folder),
+            settings.skip_bad,
+        )
+        for number, unit in enumerate(units)
+    ]
+    progress.start("reading documents", len(jobs), "files")
+    collected: list[dict[str, Any]] = [{} for _ in jobs]
+    bad = 0
+    for index, result in map_jobs(collect_unit, jobs, _workers(settings)):
+        collected[index] = result
+        bad += result["bad"]
+        progress.advance(1, bytes=result["bytes"], documents=result["documents"])
+        if bad > settings.skip_bad:
+            break
+    if bad > settings.skip_bad:
+        examples = [line for result in collected for line in result.get("examples", [])]
+        raise CorpusError(
+            f"malformed records: found {bad}, {settings.skip_bad} are allowed (--skip-bad):\n  "
+            + "\n  ".join(examples[:5])
+        )
+    if not any(result["documents"] for result in collected):
+        raise CorpusError(
+            "the sources hold no text: " + ", ".join(s.path for s in settings.sources)
+        )
+    runs = tuple((n, run) for n, result in enumerate(collected) for run in result["runs"])
+    below = validation_below(settings)
+    sources = tuple(unit.source for unit in units)
+    return Buckets(str(folder), runs, sources, count, below), collected
+
+
+def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) -> Path:
+    """The tokenizer file of the output: trained, or copied from the given path."""
+    chosen = settings.tokenizer
+    path = settings.out / "tokenizer.model"
+    if path.exists():
+        return path
+    if chosen.path is not None:
+        load_tokenizer(chosen.path)
+        write_atomically(path, chosen.path.read_bytes())
+        return path
+    progress.start(f"training a {chosen.model_type} tokenizer", None, "")
+    model = train_sentencepiece(
+        buckets.training_texts(chosen.train_bytes),
+        vocab_size=chosen.vocab_size,
+        model_type=chosen.model_type,
+        num_threads=chosen.num_threads,
+    )
+    write_atomically(path, model)
+    return path
+
+
+def _tokenise(
+    settings: PrepareSettings, buckets: Buckets, tokenizer: Path, folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    jobs = [TokeniseJob(buckets, b, str(tokenizer), str(folder)) for b in range(buckets.count)]
+    progress.start("tokenising", len(jobs), "buckets")
+    results: list[dict[str, Any]] = [{} for _ in jobs]
+    for index, result in map_jobs(tokenise_bucket, jobs, _workers(settings)):
+        results[index] = result
+        done = [counts for split in SPLITS for counts in result[split]["sources"].values()]
+        progress.advance(
+            1,
+            bytes=sum(counts["raw_bytes"] for counts in done),
+            tokens=sum(counts["tokens"] for counts in done),
+        )
+    return results
+
+
+def _source_report(
+    settings: PrepareSettings, collected: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Per source: what was read, what was dropped and why."""
+    report = []
+    for index, source in enumerate(settings.sources):
+        units = [result for result in collected if result["source"] == index]
+        report.append(
+            {
+                "name": source.label,
+                "files": len(units),
+                "documents_read": sum(u["documents"] for u in units),
+                "bytes_read": sum(u["bytes"] for u in units),
+                "dropped": {
+                    "exact_duplicates": sum(r["duplicates"].get(str(index), 0) for r in results),
+                    "empty": sum(u["empty"] for u in units),
+                    "malformed": sum(u["bad"] for u in units),
+                },
+                "malformed_examples": [line for u in units for line in u["examples"]][:5],
+            }
+        )
+    return report
+
+
+def _inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
+    """Identity of the input files, as far as it shows without reading them."""
+    rows: list[Any] = []
+    for unit in units:
+        changed = os.stat(unit.path).st_mtime_ns if unit.bytes else 0
+        rows.append([unit.source, unit.label, unit.bytes, changed])
+    chosen = settings.tokenizer.path
+    if chosen is not None:
+        rows.append(load_tokenizer(chosen).sha256)
+    return sha256(canonical_json(rows)).hexdigest()
+
+
+def _refuse_other_preparation(path: Path, identity: dict[str, str]) -> None:
+    """DataError if `path` belongs to a preparation with other settings or other input files."""
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in identity if found.get(key) != identity[key]]
+    if changed:
+        what = " and ".join(key.removesuffix("_sha256") for key in changed)
+        raise DataError(
+            f"{path.parent} was prepared (or begun) with other {what}; "
+            "choose another output folder, or remove this one to start again"
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Only one preparation may work in a folder; the lock ends with its process."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another preparation is working in {out}; wait for it to end"
+            ) from None
+        yield
+
+
+def _workers(settings: PrepareSettings) -> int:
+    return settings.workers or len(os.sched_getaffinity(0))

@@ -1,0 +1,194 @@
+"""The run's data as a pure function: global sample position -> sequence of the budget.
+
+Position g = epoch * n + place; rank, workers and batch size do not enter, so any cut of the run
+sees the same tokens. Positions beyond the end of the run give rows without a valid token: they
+fill up the last global batch, so that shapes stay static and nothing is dropped or repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.budget import Budget
+from data_pipeline.documents import DocumentMode, SeparatorIndex, segments
+from data_pipeline.errors import DataError
+from data_pipeline.order import ORDER_VERSION, IntArray, Order
+from data_pipeline.pool import TokenPool
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Clean sequences as numpy arrays; the host-side twin of the training code's batch."""
+
+    tokens: IntArray
+    """x0, int64 [b, s]; pad where invalid, except separators of `masked` documents."""
+    position: IntArray
+    """Global sample position g, int64 [b]."""
+    segment: NDArray[np.int32]
+    """Document number inside the sequence, int32 [b, s]; all 0 when documents are packed."""
+    valid: NDArray[np.bool_]
+    """Positions that are scored, bool [b, s]."""
+    all_valid: bool
+    """Whether `valid` is True everywhere."""
+    one_segment: bool
+    """Whether `segment` is 0 everywhere."""
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """Rows [start, stop) as views, with the flags of these rows."""
+        valid, segment = self.valid[start:stop], self.segment[start:stop]
+        return TokenBatch(
+            self.tokens[start:stop],
+            self.position[start:stop],
+            segment,
+            valid,
+            all_valid=self.all_valid or bool(valid.all()),
+            one_segment=self.one_segment or not segment.any(),
+        )
+
+
+class Stream(Protocol):
+    """What a loader reads: one budget (`TokenStream`) or a mixture of several."""
+
+    seq_length: int
+    total_positions: int
+
+    def read(self, positions: IntArray) -> TokenBatch:
+        """The sequences at global positions, int64 [b]."""
+        ...
+
+    def num_valid(self, start: int, stop: int) -> int:
+        """Valid target positions in [start, stop)."""
+        ...
+
+    def epoch_of(self, position: int) -> float:
+        """Epochs of the budget completed when `position` sequences were consumed."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for a position to mean the same sequence."""
+        ...
+
+
+class TokenStream:
+    """A budget repeated for E epochs, in keyed order."""
+
+    def __init__(
+        self,
+        pool: TokenPool,
+        budget: Budget,
+        *,
+        seed: int,
+        order: str = "global",
+        documents: DocumentMode = "packed",
+        epochs: float,
+    ) -> None:
+        """`epochs` may be fractional: the run then ends after round(n * epochs) sequences."""
+        if not epochs > 0:
+            raise DataError(f"epochs {epochs} must be positive")
+        if documents not in ("packed", "masked"):
+            raise DataError(f"unknown documents mode {documents!r}; allowed: packed, masked")
+        self.pool, self.budget, self.documents = pool, budget, documents
+        self.seq_length = budget.seq_length
+        self.total_positions = max(1, round(budget.sequences * epochs))
+        block = max(1, pool.manifest.shard_tokens // budget.seq_length)
+        self.order = Order(order, budget.sequences, seed, block)
+        self._doc_id = pool.manifest.tokenizer.doc_id
+        self._pad_id = pool.manifest.tokenizer.pad_id
+        self._index = (
+            SeparatorIndex(pool.manifest, pool.folder, verify=True)
+            if documents == "masked"
+            else None
+        )
+
+    @property
+    def epochs(self) -> float:
+        """E as it is realised: whole sequences over the sequences of the budget."""
+        return self.total_positions / self.budget.sequences
+
+    def read(self, positions: IntArray) -> TokenBatch:
+        """The sequences at global positions, int64 [b]; rows beyond the run are invalid."""
+        n, shape = self.budget.sequences, (len(positions), self.seq_length)
+        beyond = positions >= self.total_positions
+        inside = np.minimum(positions, self.total_positions - 1) if beyond.any() else positions
+        ids = self.order.at(inside)
+        tokens = self.pool.gather(ids, self.seq_length).astype(np.int64)
+        valid, segment = np.ones(shape, np.bool_), np.zeros(shape, np.int32)
+        valid[beyond] = False
+        tail = (
+            ids == n - 1 if self.budget.tail_tokens < self.seq_length else np.zeros(len(ids), bool)
+        )
+        valid[tail, self.budget.tail_tokens :] = False
+        if beyond.any() or tail.any():
+            tokens[~valid] = self._pad_id
+        if self.documents == "masked":
+            segment, separators = segments(tokens, self._doc_id)
+            segment[beyond] = 0
+            valid &= ~separators
+        return TokenBatch(
+            tokens,
+            positions,
+            segment,
+            valid,
+            all_valid=bool(valid.all()),
+            one_segment=not segment.any(),
+        )
+
+    def num_valid(self, start: int, stop: int) -> int:
+        """Valid target positions in [start, stop): O(1) packed, O(stop - start) masked."""
+        start, stop = min(start, self.total_positions), min(stop, self.total_positions)
+        count = (stop - start) * self.seq_length
+        missing = self.seq_length - self.budget.tail_tokens
+        if missing:
+            count -= missing * (self._tail_visits(stop) - self._tail_visits(start))
+        if self._index is not None:
+            count -= self._separators(start, stop)
+        return count
+
+    def epoch_of(self, position: int) -> float:
+        """Epochs of the budget completed when `position` sequences were consumed."""
+        return min(position, self.total_positions) / self.budget.sequences
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for a position to mean the same sequence."""
+        tokenizer = self.pool.manifest.tokenizer
+        return {
+            "order_version": ORDER_VERSION,
+            "order": self.order.kind,
+            "seed": self.order.seed,
+            "manifest": self.pool.manifest.sha256,
+            "tokenizer": tokenizer.pieces_sha256,
+            "budget": self.budget.unique_tokens,
+            "seq_length": self.seq_length,
+            "documents": self.documents,
+        }
+
+    def _tail_visits(self, position: int) -> int:
+        """How often the last sequence of the budget was visited before `position`."""
+        n = self.budget.sequences
+        epoch, place = divmod(position, n)
+        if place == 0:
+            return epoch
+        return epoch + (self.order.find(n - 1, epoch) < position)
+
+    def _separators(self, start: int, stop: int) -> int:
+        """Separators inside the budget that [start, stop) visits."""
+        assert self._index is not None
+        n, total = self.budget.sequences, 0
+        limit = np.array([self.budget.unique_tokens])
+        whole_from, whole_to = -(-start // n), stop // n
+        pieces = [(start, stop)]
+        if whole_from < whole_to:
+            in_budget = int(self._index.count(np.zeros(1, np.int64), limit)[0])
+            total += (whole_to - whole_from) * in_budget
+            pieces = [(start, whole_from * n), (whole_to * n, stop)]
+        for first, last in pieces:
+            for block in range(first, last, 1 << 16):
+                ids = self.order.at(np.arange(block, min(block + (1 << 16), last)))
+                begin = ids * self.seq_length
+                end = np.minimum(begin + self.seq_length, limit)
+                total += int(self._index.count(begin, end).sum())
+        return total

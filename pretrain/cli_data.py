@@ -1,0 +1,190 @@
+"""`epochal data`: prepare text for training, verify pools, look into them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from data_pipeline.settings import PrepareSettings
+
+app = typer.Typer(
+    name="data",
+    help="Prepare text for training, verify pools, look into them.",
+    no_args_is_help=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, or `builtin` (the text of the Python installation, the default)."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer and pools.")] = Path("data/pool"),
+    settings: Annotated[
+        Path | None, typer.Option(help="YAML file with all settings, instead of the options.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Ids of the tokenizer to train.")] = 32000,
+    model_type: Annotated[str, typer.Option(help="`unigram` or `bpe`.")] = "unigram",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Existing tokenizer file, instead of training one.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for validation.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Key of the document order.")] = 17,
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Field that holds a document's id.")] = "id",
+    chunk_characters: Annotated[
+        int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
+    ] = 0,
+    skip_bad: Annotated[int, typer.Option(help="Malformed records to tolerate.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn text into a tokenizer and two pools of tokens, training and validation.
+
+    A start after an interruption finishes the job; a finished folder is left alone.
+    """
+    from data_pipeline.prepare import prepare as run
+    from pretrain.cli_progress import make_progress
+
+    source = {
+        "text_field": text_field,
+        "id_field": id_field,
+        "chunk_characters": chunk_characters,
+    }
+    values: dict[str, Any] = {
+        "sources": [{"path": path, **source} for path in sources or ["builtin"]],
+        "tokenizer": {"path": tokenizer, "model_type": model_type, "vocab_size": vocab_size},
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+        "skip_bad": skip_bad,
+        "workers": workers,
+    }
+    chosen = _settings(settings, values, out)
+    with make_progress(quiet=as_json) as progress:
+        result = run(chosen, progress)
+    if as_json:
+        paths = {"train": str(result.train), "validation": str(result.validation)}
+        _print_json({**paths, "already_done": result.already_done, "report": result.report})
+        return
+    _print_report(result.report)
+    print(
+        f"nothing to do: {chosen.out} is already prepared"
+        if result.already_done
+        else f"ready: data.train={result.train} data.validation={result.validation} "
+        f"data.tokenizer={result.tokenizer}"
+    )
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Manifests or prepared folders.")],
+    as_json: Json = False,
+) -> None:
+    """Read every byte and compare it with the manifests; list all problems at once."""
+    from data_pipeline.errors import ShardError
+    from data_pipeline.verify import find_manifests, pool_problems
+    from pretrain.cli_progress import make_progress
+
+    manifests = [found for path in paths for found in find_manifests(path)]
+    with make_progress(quiet=as_json) as progress:
+        problems = {str(path): pool_problems(path, progress) for path in manifests}
+    found = [line for lines in problems.values() for line in lines]
+    if as_json:
+        _print_json({"ok": not found, "problems": problems})
+    elif not found:
+        print(f"all bytes agree with {len(manifests)} manifest(s)")
+    if found:
+        listed = "\n  ".join(found)
+        raise ShardError(
+            f"{len(found)} problem(s):\n  {listed}\nrestore these files or prepare the data again"
+        )
+
+
+@app.command()
+def inspect(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of a pool.")],
+    sequence: Annotated[
+        list[int] | None, typer.Option(help="Sequence of the pool to show; may be repeated.")
+    ] = None,
+    seq_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer; default: the one beside the pools.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a pool holds: counts, sources, and decoded sequences."""
+    from data_pipeline.inspection import check_tokenizer, describe_sequence
+    from data_pipeline.pool import TokenPool
+    from data_pipeline.tokenizer import load_tokenizer
+
+    pool = TokenPool(manifest, verify="lazy")
+    model = load_tokenizer(tokenizer or manifest.parent.parent / "tokenizer.model")
+    check_tokenizer(pool.manifest, model)
+    shown = [describe_sequence(pool, model, n, seq_length) for n in sequence or [0]]
+    about = pool.manifest.model_dump(mode="json", exclude={"shards"})
+    if as_json:
+        _print_json({"manifest_sha256": pool.manifest.sha256, **about, "shown": shown})
+        return
+    print(
+        f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
+        f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
+        f"{pool.manifest.bytes_per_token:.3f} bytes/token"
+    )
+    for entry in shown:
+        first, last = entry["pool_tokens"]
+        print(
+            f"\n--- sequence {entry['sequence']} (tokens {first:,} to {last:,}), "
+            f"documents begin at {entry['document_starts']}\n{entry['text']}"
+        )
+
+
+def _settings(path: Path | None, values: dict[str, Any], out: Path) -> PrepareSettings:
+    """Settings from a YAML file or from the options; DataError names what is wrong."""
+    from pydantic import ValidationError
+
+    from data_pipeline.errors import DataError
+    from data_pipeline.settings import PrepareSettings
+
+    try:
+        if path is not None:
+            import yaml
+
+            values = {"workers": values["workers"], **yaml.safe_load(path.read_text())}
+        return PrepareSettings.model_validate({"out": out, **values})
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (ValidationError, ValueError, TypeError) as error:
+        raise DataError(f"settings of the preparation: {error}") from error
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    for source in report["sources"]:
+        dropped = ", ".join(f"{n:,} {why}" for why, n in source["dropped"].items() if n)
+        print(
+            f"{source['name']}: {source['documents_read']:,} documents, "
+            f"{source['bytes_read'] / 1e6:.1f} MB read; dropped: {dropped or 'nothing'}"
+        )
+    for split, pool in report["pools"].items():
+        print(
+            f"{split}: {pool['tokens']:,} tokens from {pool['documents']:,} documents, "
+            f"{pool['bytes_per_token']} bytes/token, {pool['shards']} shard(s), "
+            f"{pool['round_trip']['failed']} of {pool['round_trip']['checked']} documents not "
+            f"restored exactly, identity {pool['manifest_sha256'][:16]}"
+        )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    print()

@@ -51,11 +51,13 @@ def run(config: Config) -> int:
     runtime = init_distributed(config.parallel.timeout_minutes, config.run.device)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
     from pretrain.hooks import Hooks
+    from pretrain.resilience.orphan import end_with_launcher
     from pretrain.resilience.preemption import Preemption
     from pretrain.session import open_session
     from pretrain.tracking import open_tracking
 
     preemption = Preemption()
+    end_with_launcher()
     session = open_session(config, runtime)
     run_dir, is_main = config.run.path, runtime.rank == 0
     if is_main:

@@ -49,11 +49,14 @@ class Likelihood:
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Numbers for tracking, under `prefix/`."""
-        return {
+        metrics = {
             f"{prefix}/nats_per_token": self.nats_per_token,
             f"{prefix}/standard_error": self.standard_error,
             f"{prefix}/bits_per_byte": self.bits_per_byte,
         }
+        if self.noise_error is not None:
+            metrics[f"{prefix}/noise_error"] = self.noise_error
+        return metrics
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -1,0 +1,76 @@
+"""Validation curves of finished runs and what may be claimed about them.
+
+A claim is made only where the difference exceeds twice the error of the measurements it compares.
+Both runs are measured on the same text, so what separates them is the noise of the bound, not the
+choice of sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a run."""
+
+    epoch: float
+    flops: float
+    nats_per_token: float
+    noise_error: float
+    """Standard error of the bound's noise draws; 0 for an exact likelihood."""
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of one run in the order of training."""
+
+    label: str
+    points: tuple[Point, ...]
+
+    @property
+    def best(self) -> Point:
+        """The evaluation with the lowest loss."""
+        return min(self.points, key=lambda p: p.nats_per_token)
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the last evaluation is worse than the best by more than twice their error."""
+        last, best = self.points[-1], self.best
+        error = (last.noise_error**2 + best.noise_error**2) ** 0.5
+        return last.nats_per_token > best.nats_per_token + 2 * error
+
+
+def read_curve(run: Path, label: str) -> Curve:
+    """The curve in `RUN/metrics.jsonl`; evaluations without a noise error count it as 0."""
+    points = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "validation/nats_per_token" in record:
+            points.append(
+                Point(
+                    epoch=record["validation/epoch"],
+                    flops=record["validation/flops"],
+                    nats_per_token=record["validation/nats_per_token"],
+                    noise_error=record.get("validation/noise_error", 0.0),
+                    bits_per_byte=record["validation/bits_per_byte"],
+                )
+            )
+    return Curve(label, tuple(points))
+
+
+def crossing(challenger: Curve, reference: Curve) -> Point | None:
+    """First evaluation of `challenger` below the best that `reference` ever reached, else None.
+
+    "Below" means by more than twice the noise error: from there on no amount of compute lets the
+    reference catch up on the same tokens with the same network.
+    """
+    best = reference.best
+    for point in challenger.points:
+        error = (point.noise_error**2 + best.noise_error**2) ** 0.5
+        if point.nats_per_token < best.nats_per_token - 2 * error:
+            return point
+    return None

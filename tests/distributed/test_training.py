@@ -1,0 +1,161 @@
+"""The whole run: the same curve in every layout, and after every death the run that had none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from harness import Died, run_ranks
+
+STEPS = 15  # 2.5 epochs of 47 sequences in batches of 8, the last one partly empty
+OBJECTIVES = ["autoregressive", "masked"]
+
+
+@pytest.fixture(scope="module")
+def reference(pool: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Undisturbed one-rank runs by objective."""
+    made = {}
+
+    def get(objective: str) -> Path:
+        if objective not in made:
+            made[objective] = tmp_path_factory.mktemp(objective)
+            more = (f"objective={objective}", "parallel.zero_stage=0")
+            assert run_ranks(1, runs.train, pool, made[objective], *more, launcher=False) == [0]
+        return made[objective]
+
+    return get
+
+
+def assert_same_curve(run: Path, reference: Path) -> None:
+    """Losses, norms and bounds within 1e-5, weights within 1e-3 of the distance they moved."""
+    ours, theirs = runs.log(run), runs.log(reference)
+    assert sorted(ours) == sorted(theirs) == list(range(1, STEPS + 1))
+    assert any("validation/nats_per_token" in record for record in ours.values())
+    for step, record in theirs.items():
+        assert set(ours[step]) == set(record)
+        for name, value in record.items():
+            assert ours[step][name] == pytest.approx(value, rel=1e-5), (step, name)
+    end, want = runs.checkpoint(run, STEPS), runs.checkpoint(reference, STEPS)
+    start = runs.checkpoint(reference, 4)
+    assert end["state"] == want["state"]
+    for name, tensor in want.items():
+        if name == "state" or name.startswith("exp_avg"):
+            continue
+        moved = (tensor - start[name]).norm()
+        assert (end[name] - tensor).norm() <= 1e-3 * moved, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (1, ["parallel.zero_stage=1"]),
+        (1, ["parallel.zero_stage=2", "train.micro_batch_size=2"]),
+        (2, ["parallel.zero_stage=0"]),
+        (2, ["parallel.zero_stage=1"]),
+        (2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
+        (2, ["parallel.zero_stage=0", "parallel.tensor_parallel_size=2"]),
+        (2, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
+        (4, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
+    ],
+    ids=lambda value: (
+        "-".join(v.split(".")[-1] for v in value) if isinstance(value, list) else None
+    ),
+)
+def test_every_layout_gives_the_one_rank_curve(
+    pool: Path, tmp_path: Path, reference, objective: str, ranks: int, layout: list[str]
+):
+    more = (f"objective={objective}", *layout)
+    assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
+    assert_same_curve(tmp_path, reference(objective))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        [(3, "before")],
+        [(8, "saving")],
+        [(5, "after"), (11, "before")],
+        [(8, "after"), (12, "saving")],
+    ],
+    ids=str,
+)
+def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
+    pool: Path, tmp_path: Path, reference, objective: str, deaths: list[tuple[int, str]]
+):
+    more = (f"objective={objective}", "parallel.zero_stage=0")
+    for step, when in deaths:
+        died = run_ranks(
+            1,
+            runs.train,
+            pool,
+            tmp_path,
+            *more,
+            launcher=False,
+            may_die=True,
+            kill_at=step,
+            when=when,
+        )
+        assert died == [Died(-9)]
+    assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
+    want = reference(objective)
+    assert runs.log(tmp_path) == runs.log(want)
+    ours, theirs = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(want, STEPS)
+    assert ours.pop("state") == theirs.pop("state")
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_run_resumed_on_two_ranks_goes_on_as_on_one(
+    pool: Path, tmp_path: Path, reference, objective: str
+):
+    """What was saved on one rank is restored bitwise on two, and the curve is the same."""
+    more = (f"objective={objective}", "parallel.zero_stage=0")
+    run_ranks(
+        1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=9, when="before"
+    )
+    restored = run_ranks(2, restore, pool, tmp_path, f"objective={objective}")
+    saved = runs.checkpoint(tmp_path, 8)
+    state = saved.pop("state")
+    for rank in restored:
+        assert rank["state"] == state
+        assert set(rank["tensors"]) == set(saved)
+        for name, tensor in saved.items():
+            assert torch.equal(rank["tensors"][name], tensor), name
+    # Noise and tokens of the next batch: the two halves together are the one-rank batch.
+    alone = run_ranks(1, restore, pool, tmp_path, f"objective={objective}", launcher=False)[0]
+    halves = torch.cat([rank["ids"] for rank in restored])
+    assert torch.equal(halves, alone["ids"])
+    assert run_ranks(2, runs.train, pool, tmp_path, f"objective={objective}") == [0, 0]
+    assert_same_curve(tmp_path, reference(objective))
+
+
+def restore(pool: Path, run: Path, *more: str) -> dict:
+    """What this rank has after loading: whole tensors, state, and its next corrupted batch."""
+    from parallel.runtime import init_distributed
+    from pretrain.compose import compose
+    from pretrain.config import resolve
+    from pretrain.data import clean_batch
+    from pretrain.session import open_session
+
+    runtime = init_distributed(1)
+    session = open_session(resolve(compose(runs.overrides(pool, run, *more))), runtime)
+    engine = session.engine
+    tensors = {}
+    for name in engine.parameters:
+        tensors[name] = engine.read(name, "weight")
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = engine.read(name, moment)
+    with session.loader() as loader:
+        clean = clean_batch(next(iter(loader)).micro_batches[0])
+    batch = session.objective.corrupt(clean, session.noise(clean.position))
+    from data_pipeline.cursor import Cursor
+
+    cursor = Cursor.at(session.train_stream, session.state.position).to_dict()
+    state = {"train": session.state.to_dict(), "cursor": cursor}
+    return {"tensors": tensors, "state": state, "ids": batch.ids}

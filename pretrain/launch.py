@@ -90,7 +90,7 @@ def plan_launch(config: Config, environ: Mapping[str, str] | None = None) -> Lau
     if "OMP_NUM_THREADS" not in environ or config.parallel.threads_per_rank is not None:
         threads = config.parallel.threads_per_rank or max(1, _cores() // ranks_here)
         environment["OMP_NUM_THREADS"] = str(threads)
-    command += ["--master_port", str(_free_port()), "--no_local_rank", "--log_level", "warning"]
+    command += ["--master_port", str(_free_port()), "--no_local_rank", "--log_level", "error"]
     command += ["--module", MODULE, "--config", str(run / "config.yaml")]
     return Launch(command, environment, hosts)
 

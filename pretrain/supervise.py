@@ -34,7 +34,10 @@ _STRAGGLER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Ended:
-    """The launcher's exit code, and the signal that asked for the end."""
+    """The launcher's exit code, and the signal that asked the ranks to stop.
+
+    `stopped_by` is None as well when a second signal killed them.
+    """
 
     return_code: int
     stopped_by: str | None
@@ -64,7 +67,7 @@ def supervise(plan: Launch, *, output: IO[str] | None = None, keep_open: int) ->
         finally:
             _kill_session(launcher.pid)
             launcher.wait()
-    stopped_by = signal.Signals(received[0]).name if received else None
+    stopped_by = signal.Signals(received[0]).name if len(received) == 1 else None
     return Ended(launcher.returncode, stopped_by)
 
 

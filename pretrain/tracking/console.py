@@ -1,8 +1,8 @@
 """What a person sees: a progress bar on a terminal, one plain line per report in a log file.
 
-Known measurements (loss, gradient norm, rate, speed, MFU) are shown with units and the rest as
-they are named; validation results get a line of their own. Time left is estimated from the steps
-of this process alone, so that a resumed run does not count the hours it was away.
+Training shows loss, gradient norm, rate, speed and MFU; results of evaluations get a line of their
+own. Time left is estimated from the steps of this process alone, so that a resumed run does not
+count the hours it was away.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ConsoleSink:
             self._bar = _progress_bar(self._stream, total_steps, start_step)
 
     def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """One report: training measurements on the bar or a line, anything else on its own line."""
+        """Training measurements on the bar or a line, results on a line of their own."""
         shown = {name.rsplit("/", 1)[-1]: v for name, v in metrics.items() if _of_training(name)}
         others = {name: v for name, v in metrics.items() if not _of_training(name)}
         if "loss" in shown:
             self._training_line(shown, step)
         if others:
-            values = "  ".join(f"{name} {value:.4f}" for name, value in others.items())
+            values = "  ".join(f"{name} {_number(value)}" for name, value in others.items())
             self.message(f"step {step:,}  {values}")
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -116,12 +116,16 @@ def _progress_bar(stream: IO[str], total: int, done: int) -> tuple[Progress, Tas
 
 
 def _of_training(name: str) -> bool:
-    prefix, _, leaf = name.rpartition("/")
-    return prefix in ("", "train") and leaf in {known for known, _ in _SHOWN}
+    """Training measurements that `_SHOWN` does not name (totals, positions) are not printed."""
+    return name.rpartition("/")[0] in ("", "train")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else _count(value)
 
 
 def _count(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{unit}"
     return f"{value:.0f}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from parallel import fragments
 from parallel.errors import LayoutError
 from parallel.fragments import Kind
-from parallel.layers import mark_parallel_layers
+from parallel.layers import mark_parallel_layers, whole_shape
 from parallel.norm import clip_coefficient, global_grad_norm
 from parallel.topology import Topology
 
@@ -82,12 +82,17 @@ class Engine:
             config=deepspeed_config(config, topology),
             mpu=topology.mpu,
         )
-        self._own_norm = config.zero_stage == 0
+        self._own_norm = effective_stage(config, topology) == 0
         # Stage 0 reduces once per step, and not at all on one rank (DeepSpeed would flatten and
         # copy every gradient).
         self.deepspeed.enable_backward_allreduce = not self._own_norm
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
         """Every parameter by its canonical name; a tied one appears once."""
+        self.shapes = {
+            name: whole_shape(p, topology.tensor_parallel_size)
+            for name, p in self.parameters.items()
+        }
+        """Whole shape of every parameter of the model, on every rank alike."""
         self._parameters = [p for p in self.parameters.values() if p.requires_grad]
         self._norm = torch.zeros(())
 
@@ -200,17 +205,28 @@ def adamw(param_groups: Sequence[dict[str, Any]], config: EngineConfig) -> torch
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
+def effective_stage(config: EngineConfig, topology: Topology) -> int:
+    """ZeRO stage that DeepSpeed is given.
+
+    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
+    float32 weights and copy every gradient.
+    """
+    alone = topology.data_parallel_size == 1 and topology.pipeline_parallel_size == 1
+    return 0 if alone and config.precision == "float32" else config.zero_stage
+
+
 def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]:
     """DeepSpeed's JSON for this step and layout."""
+    stage = effective_stage(config, topology)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.num_microbatches,
         "train_batch_size": config.micro_batch_size
         * config.num_microbatches
         * topology.data_parallel_size,
-        "gradient_clipping": config.clip_grad_norm if config.zero_stage > 0 else 0.0,
+        "gradient_clipping": config.clip_grad_norm if stage > 0 else 0.0,
         "zero_optimization": {
-            "stage": config.zero_stage,
+            "stage": stage,
             "reduce_bucket_size": config.reduce_bucket_size,
             "allgather_bucket_size": config.reduce_bucket_size,
         },

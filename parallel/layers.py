@@ -50,6 +50,18 @@ def sum_gradient(weight: Tensor) -> Tensor:
     return summed
 
 
+def gather_sequence(x: Tensor) -> Tensor:
+    """All positions [s, ...] from sequence shards [s/tp, ...]; each rank gets its gradient back.
+
+    For what follows when its gradient is already whole on every tensor-parallel rank, as that of a
+    column-parallel layer built without sequence parallelism.
+    """
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    whole: Tensor = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False)
+    return whole
+
+
 def mark_tensor_parallel(parameter: nn.Parameter, dim: int) -> nn.Parameter:
     """Declare that `parameter` is this rank's slice, along `dim`, of a larger one; returns it.
 

@@ -31,7 +31,6 @@ from parallel.checkpoint.writer import TensorWriter
 from parallel.engine import Engine
 from parallel.errors import CheckpointError, SaveError
 from parallel.fragments import MOMENTS, Kind
-from parallel.layers import whole_shape
 
 
 def save_checkpoint(
@@ -81,10 +80,7 @@ class _Plan:
     """Which rank writes which tensor into which file; the same on every rank."""
 
     def __init__(self, engine: Engine) -> None:
-        tp = engine.topology.tensor_parallel_size
-        self.shapes = {
-            name: whole_shape(parameter, tp) for name, parameter in engine.parameters.items()
-        }
+        self.shapes = engine.shapes
         self.optimizer_step = engine.optimizer_step
         self.order: list[tuple[str, Kind]] = []
         """Every tensor, in the order in which all ranks gather them."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.layers import sum_gradient
+
 CONDITION_SIZE = 128
 _FREQUENCIES = 256
 
@@ -33,16 +35,23 @@ class NoiseEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`count` vectors of `size` from the conditioning vector: shifts, scales, gates."""
+    """`count` vectors of `size` from the conditioning vector: shifts, scales, gates.
 
-    def __init__(self, count: int, size: int) -> None:
+    `partial` as in `RMSNorm`: a rank that modulates a slice of the sequence knows only that slice's
+    part of the gradient.
+    """
+
+    def __init__(self, count: int, size: int, partial: bool) -> None:
         super().__init__()
-        self.count = count
+        self.count, self.partial = count, partial
         self.linear = nn.Linear(CONDITION_SIZE, count * size)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         """[b, CONDITION_SIZE] -> count tensors [1, b, size]."""
-        return self.linear(condition)[None].chunk(self.count, dim=-1)
+        vectors = self.linear(condition)
+        if self.partial:
+            vectors = sum_gradient(vectors)
+        return vectors[None].chunk(self.count, dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ pipeline can be cut between any two of them. No part knows which objective runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from torch import Tensor, nn
 
+from parallel.layers import gather_sequence
 from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
 from pretrain.model.attention import choose_kernel
@@ -30,7 +33,9 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(config, parallel, kernel)  # type: ignore[arg-type]
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
         self.mlp = MLP(config, parallel)
-        self.modulation = Modulation(6, config.hidden_size) if config.time_conditioning else None
+        self.modulation = (
+            Modulation(6, config.hidden_size, partial) if config.time_conditioning else None
+        )
 
     def forward(
         self,
@@ -58,9 +63,10 @@ class Head(nn.Module):
         self, config: ModelConfig, parallel: ModelParallelConfig, space: TokenSpace
     ) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.norm = RMSNorm(size, config.norm_eps, partial=parallel.sequence_parallel)
-        self.modulation = Modulation(2, size) if config.time_conditioning else None
+        size, partial = config.hidden_size, parallel.sequence_parallel
+        self.norm = RMSNorm(size, config.norm_eps, partial)
+        self.modulation = Modulation(2, size, partial) if config.time_conditioning else None
+        parallel = replace(parallel, sequence_parallel=False)  # rows come from the whole sequence
         self.projection = (
             ColumnParallelLinear(
                 size,
@@ -137,7 +143,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x, rule, phases, condition)
         hidden: Tensor = self.head.hidden(x, condition)
-        return hidden
+        return gather_sequence(hidden) if self.sequence_parallel else hidden
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:
         """Vocabulary outputs for hidden rows [n, h]."""

@@ -1,0 +1,194 @@
+"""The real transformer and objectives on synthetic sequences, in any layout, a few steps long."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.engine import Engine, EngineConfig, build_engine
+from parallel.layers import parallel_config, partition_dim
+from parallel.runtime import init_distributed
+from parallel.topology import Topology
+from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.model.initialize import initialize
+from pretrain.model.module import ObjectiveModule
+from pretrain.model.transformer import Transformer
+from pretrain.noise.key import NoiseKey
+from pretrain.objectives import Objective, build_objective
+from pretrain.optimizer import parameter_groups
+from pretrain.vocabulary import TokenSpace
+
+LENGTH, GLOBAL_BATCH, STEPS, SEED = 16, 8, 20, 5
+SPACE = TokenSpace(
+    vocab_size=60, padded_vocab_size=64, pad_id=0, mask_id=1, doc_id=2, never_targets=(0, 1, 3)
+)
+MODEL = {
+    "num_layers": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 64,
+    "vocab_multiple": 64,
+    "init_std": 0.08,
+    "qk_norm": True,
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A layout and how the engine runs in it."""
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    dp: int = 1
+    sp: bool = False
+    zero: int = 0
+    precision: str = "float32"
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+    def __str__(self) -> str:
+        axes = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp}
+        parts = [f"{name}{size}" for name, size in axes.items() if size > 1]
+        return "-".join([*parts, *(["sp"] if self.sp else []), f"zero{self.zero}"])
+
+
+@dataclass(frozen=True)
+class Task:
+    """An objective and the model it trains."""
+
+    objective: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+TASKS = {
+    "autoregressive": Task({"name": "autoregressive"}),
+    "masked": Task({"name": "masked"}, {"tie_embeddings": False, "activation": "gelu"}),
+    "uniform": Task({"name": "uniform"}, {"time_conditioning": True}),
+}
+
+
+def clean_rows(step: int, rows: Tensor) -> CleanBatch:
+    """Sequences in which the next token mostly follows from this one; some end early."""
+    g = torch.Generator().manual_seed(100 + step)
+    tokens = torch.randint(4, 60, (GLOBAL_BATCH, LENGTH), generator=g)
+    for i in range(1, LENGTH):
+        follow = torch.rand(GLOBAL_BATCH, generator=g) < 0.8
+        tokens[:, i] = torch.where(follow, (tokens[:, i - 1] * 3) % 56 + 4, tokens[:, i])
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    valid[1, LENGTH - 5 :] = False
+    tokens = torch.where(valid, tokens, SPACE.pad_id)
+    valid = valid[rows]
+    return CleanBatch(
+        tokens=tokens[rows],
+        position=step * GLOBAL_BATCH + rows,
+        segment=torch.zeros(len(rows), LENGTH, dtype=torch.int32),
+        valid=valid,
+        all_valid=bool(valid.all()),
+    )
+
+
+class Trainer:
+    """One engine on this rank's part of the layout."""
+
+    def __init__(self, cut: Cut, task: Task) -> None:
+        init_distributed(timeout_minutes=2)
+        self.topology = Topology.build(
+            tensor_parallel_size=cut.tp,
+            pipeline_parallel_size=cut.pp,
+            context_parallel_size=cut.cp,
+            data_parallel_size=cut.dp,
+            sequence_parallel=cut.sp,
+            zero_stage=cut.zero,
+            precision=cut.precision,
+        )
+        config = ObjectiveConfig(time_window=GLOBAL_BATCH, **task.objective)
+        self.objective: Objective = build_objective(config, SPACE)
+        model_config = ModelConfig(**{**MODEL, **task.model})
+        model = Transformer(model_config, SPACE, parallel_config(self.topology))
+        initialize(model, SEED)
+        module = ObjectiveModule(model, self.objective)
+        if task.model.get("time_conditioning"):
+            # A fresh conditioned model is the identity in its condition; that would test nothing.
+            _shake_modulations(module)
+        optimizer = OptimizerConfig(lr=3e-3)
+        self.per_rank = GLOBAL_BATCH // cut.dp
+        settings = EngineConfig(
+            zero_stage=cut.zero,
+            precision=cut.precision,  # type: ignore[arg-type]
+            micro_batch_size=self.per_rank // 2,
+            num_microbatches=2,
+            clip_grad_norm=0.5,
+        )
+        self.start = {n: p.detach().clone() for n, p in module.named_parameters()}
+        self.engine: Engine = build_engine(
+            module, parameter_groups(module, optimizer), settings, self.topology
+        )
+
+    def batches(self, step: int) -> list[TrainBatch]:
+        """This rank's micro-batches of the global batch of `step`."""
+        rows = torch.arange(GLOBAL_BATCH).view(2, self.topology.data_parallel_size, -1)
+        made = []
+        for own in rows[:, self.topology.dp_rank]:
+            clean = clean_rows(step, own)
+            made.append(self.objective.corrupt(clean, NoiseKey(SEED, clean.position)))
+        return made
+
+    def train(self, start: int, stop: int) -> list[tuple[float, float]]:
+        """Loss and gradient norm of each step."""
+        curve = []
+        for step in range(start, stop):
+            valid = int(clean_rows(step, torch.arange(GLOBAL_BATCH)).valid.sum())
+            result = self.engine.step(self.batches(step), valid, 3e-3 / (1 + step / 10))
+            assert result.applied
+            curve.append((float(result.loss), float(result.grad_norm)))
+        return curve
+
+    def evaluate(self) -> list[float]:
+        """Bounds of this data-parallel rank's rows of a batch that was not trained on."""
+        own = torch.arange(GLOBAL_BATCH).view(self.topology.data_parallel_size, -1)
+        clean = clean_rows(99, own[self.topology.dp_rank])
+        noise = NoiseKey(SEED, clean.position)
+        return self.engine.evaluate(self.objective.bound_batch(clean, noise)).tolist()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole float32 weights, on every rank."""
+        return {name: self.engine.read(name, "weight").clone() for name in self.names()}
+
+    def names(self) -> list[str]:
+        """Canonical names of all parameters of the model, on every rank alike."""
+        return list(self.engine.shapes)
+
+
+def _shake_modulations(module: torch.nn.Module) -> None:
+    """Small keyed values in the zero-initialised modulations, the same in every layout."""
+    for name, parameter in module.named_parameters():
+        if "modulation" in name and partition_dim(parameter) is None:
+            g = torch.Generator().manual_seed(sum(name.encode()))
+            parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=g))
+
+
+def train_task(cut: dict[str, Any], task: str) -> dict[str, Any]:
+    """A whole short run in a layout: curve, evaluation, start and end."""
+    trainer = Trainer(Cut(**cut), TASKS[task])
+    start = trainer.weights()
+    curve = trainer.train(0, STEPS)
+    return {
+        "curve": curve,
+        "bound": trainer.evaluate(),
+        "start": start,
+        "end": trainer.weights(),
+        "dp_rank": trainer.topology.dp_rank,
+    }
+
+
+def as_dict(cut: Cut) -> dict[str, Any]:
+    """A cut as plain values, to send to ranks."""
+    return asdict(cut)

@@ -291,6 +291,11 @@ class Config(Section):
                 f"sequences of a rank (global_batch_size {t.global_batch_size} over {dp} "
                 f"data-parallel ranks); allowed here: {_divisors(per_rank)}"
             )
+        if self.objective.independent_levels > 0 and m.time_conditioning:
+            raise ValueError(
+                "objective.independent_levels gives each token a noise level of its own, "
+                "model.time_conditioning knows one a sequence; set one of them to 0 or false"
+            )
         if t.precision == "bfloat16" and p.zero_stage == 0:
             raise ValueError(
                 "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's "

@@ -17,6 +17,8 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from megatron.core.tensor_parallel.utils import VocabUtility
 from torch import Tensor
 
+from pretrain.model.log1p_sum import Log1pSum
+
 
 class VocabChunk:
     """Head outputs of n positions; excluded columns already hold -inf.
@@ -61,3 +63,11 @@ class VocabChunk:
         log_probability = self.logits - self.log_sum_exp()[:, None]
         total = f(log_probability.exp()).sum(dim=-1)
         return reduce_from_tensor_model_parallel_region(total) if self.tp_size > 1 else total
+
+    def log1p_terms(self, ids: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(ids) [n, k] and sum_v log(1 + rho p_v) [n] in one pass; ids int64 [n, k].
+
+        rho [n] is a constant: no gradient reaches it.
+        """
+        log_p, total = Log1pSum.apply(self.logits, ids, rho.to(self.logits.dtype), self.first)
+        return log_p, total

@@ -28,3 +28,25 @@ def stratified_time(noise: NoiseKey, window: int, stream: str = "time") -> Tenso
     rank = ((words < mine) | ((words == mine) & earlier)).sum(dim=1)
     u = noise.uniform(stream, 1)[:, 0]
     return (rank.double() + u) / window
+
+
+def spread_time(u: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """(t, dt/du) for t = u^p: p > 1 moves samples towards the clean end.
+
+    Bound weights grow as 1/t, so that uniform t gives an estimate of infinite variance; p = 2 cures
+    1/t, p = 3 also the t^(-3/2) of noise whose mass goes as sqrt(t). The expectation is unchanged.
+    """
+    return u**power, power * u ** (power - 1.0)
+
+
+def stratified_times(noise: NoiseKey, window: int, count: int, stream: str = "time") -> Tensor:
+    """`count` times in (0, 1) for each position (one a block, or one a token), float64 [b, count].
+
+    Over a window of n positions every stratum of width 1 / (n count) is hit exactly once: within a
+    position the strata of width 1 / count come in keyed order, inside them the positions' own
+    stratified times.
+    """
+    order = noise.words(f"{stream}/order", count).argsort(dim=1, stable=True)
+    # argsort of random words is a random permutation; ties (one in 2^32) only favour the earlier.
+    fine = stratified_time(noise, window, stream)[:, None]
+    return (order.double() + fine) / count

@@ -21,6 +21,7 @@ class Autoregressive(Objective):
     """Next-token prediction; the likelihood is exact."""
 
     exact_likelihood = True
+    causal = True
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Shift right; there is no noise."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
@@ -29,10 +30,33 @@ class Objective(ABC):
     name: ClassVar[str]
     exact_likelihood: ClassVar[bool] = False
     """Whether the bound is the likelihood itself and needs no draws."""
+    causal: ClassVar[bool] = False
+    """Whether attention is causal, for counting operations."""
+    head_share: float = 1.0
+    """Share of positions at which the head is evaluated, on average."""
+    settings: ClassVar[frozenset[str]] = frozenset()
+    """Fields of ObjectiveConfig, beside name and time_window, that this family reads."""
 
-    def __init__(self, config: ObjectiveConfig, space: TokenSpace) -> None:
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        """`static_rows` pads selected rows to one of `HEAD_CAPACITIES` sizes (compiled graphs)."""
         self.config = config
         self.space = space
+        self.static_rows = static_rows
+        foreign = config.model_dump(exclude_defaults=True).keys() - self.settings
+        foreign -= {"name", "time_window"}
+        if foreign:
+            raise ConfigError(
+                f"objective {config.name!r} does not read {', '.join(sorted(foreign))}; "
+                f"it reads {', '.join(sorted(self.settings)) or 'no setting'}"
+            )
+
+    @property
+    def time_window(self) -> int:
+        """n, over which noise levels are stratified; the first start of a run fills it in."""
+        assert self.config.time_window is not None, "filled in before training or evaluation starts"
+        return self.config.time_window
 
     @abstractmethod
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
@@ -76,13 +100,15 @@ def objective_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def build_objective(config: ObjectiveConfig, space: TokenSpace) -> Objective:
+def build_objective(
+    config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+) -> Objective:
     """The objective that `config.name` asks for; raises ConfigError listing the known ones."""
     if config.name not in _REGISTRY:
         raise ConfigError(
             f"unknown objective {config.name!r}; known: {', '.join(objective_names())}"
         )
-    return _REGISTRY[config.name](config, space)
+    return _REGISTRY[config.name](config, space, static_rows)
 
 
 def sequence_rows(batch_size: int, length: int) -> Tensor:
@@ -115,3 +141,57 @@ def visible_attention(clean: CleanBatch) -> AttentionRule:
     group = torch.where(clean.valid, 0, own)  # an invalid position shares a group with itself only
     nothing = torch.zeros_like(group)
     return AttentionRule.from_columns(clean.segment, group, nothing, nothing)
+
+
+HEAD_CAPACITIES = 8
+"""Static sizes of selected rows: multiples of an eighth of all positions."""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Positions at which the head is evaluated, and how values [b, s'] are taken there."""
+
+    index: Tensor
+    """Flat indices into [b * s'], int64 [n]."""
+    real: Tensor
+    """False for rows that only fill up a capacity, bool [n]."""
+
+    def take(self, values: Tensor, filler: float) -> Tensor:
+        """`values` [b, s'] at the rows [n], `filler` where a row is not real."""
+        return torch.where(self.real, values.flatten()[self.index], filler)
+
+
+def head_rows(wanted: Tensor, static: bool) -> HeadRows:
+    """Rows where `wanted` [b, s'] is True: exactly these, or filled up to a static capacity.
+
+    There is always at least one row, because a head needs one.
+    """
+    index = wanted.flatten().nonzero()[:, 0]
+    capacity = max(1, len(index))
+    if static:
+        step = -(-wanted.numel() // HEAD_CAPACITIES)
+        capacity = min(-(-capacity // step) * step, wanted.numel())
+    real = torch.arange(capacity) < len(index)
+    padded = torch.zeros(capacity, dtype=torch.int64)
+    padded[: len(index)] = index
+    return HeadRows(padded, real)
+
+
+def shorten(clean: CleanBatch, noise: NoiseKey, share: float, pad_id: int) -> CleanBatch:
+    """Cut a keyed share of the sequences to a random length 1..s by padding the rest.
+
+    A bidirectional model otherwise sees one length only (1 % of samples in SMDM and LLaDA). The
+    loss stays divided by the tokens that were delivered.
+    """
+    if share == 0:
+        return clean
+    s = clean.tokens.shape[1]
+    u = noise.uniform("shorten", 2)
+    length = torch.where(u[:, 0] < share, (u[:, 1] * s).long() + 1, s)
+    valid = clean.valid & (torch.arange(s)[None] < length[:, None])
+    return replace(
+        clean,
+        tokens=torch.where(valid, clean.tokens, pad_id),
+        valid=valid,
+        all_valid=bool(valid.all()),
+    )

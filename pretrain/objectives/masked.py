@@ -33,18 +33,19 @@ from pretrain.objectives.base import (
 class Masked(Objective):
     """Absorbing-state diffusion with the linear schedule alpha_t = 1 - t."""
 
+    head_share = 0.5
+    settings = frozenset({"loss"})
+
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each valid token independently with probability t."""
-        assert self.config.time_window is not None, "filled in before training starts"
-        t = stratified_time(noise, self.config.time_window)
+        t = stratified_time(noise, self.time_window)
         mask = (noise.uniform("mask", clean.tokens.shape[1]) < t[:, None]) & clean.valid
         weight = LINEAR.elbo_weight(t) if self.config.loss == "elbo" else torch.ones_like(t)
         return self._batch(clean, mask, weight.float())
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask exactly m valid tokens, m stratified over 1..L; weight L / m in float64."""
-        assert self.config.time_window is not None, "filled in before evaluation starts"
-        t = stratified_time(noise, self.config.time_window)
+        t = stratified_time(noise, self.time_window)
         length = clean.valid.sum(dim=1)
         count = torch.minimum((t * length).long() + 1, length)
         score = noise.fine_uniform("mask", clean.tokens.shape[1])

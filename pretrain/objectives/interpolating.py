@@ -1,0 +1,168 @@
+"""Interpolating diffusion (GIDD, arXiv 2503.04482; log-SNR form, arXiv 2512.10858).
+
+    forward   z ~ alpha 1[x] + r 1[allowed] + m 1[<mask>], one t a sequence (or one a token)
+    training  sum_l w_t(z, x) D(z, x)                     `loss: elbo`
+              the same times t (1 - t)                    `loss: simple` (p(lambda) := 1)
+              GIDD's weights in place of w                `loss: dynamic`
+    bound     -log p(x) <= E_t sum_l w_t(z, x) D(z, x),   t spread towards 0
+
+D is in `pretrain.objectives.divergence`, the masses and weights in `pretrain.noise.process`. Every
+position is scored, also those whose token was not changed, unless the noise is <mask> alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.process import HybridProcess, Marginal, MixingProcess, NoiseProcess
+from pretrain.noise.time import spread_time, stratified_time, stratified_times
+from pretrain.objectives.base import (
+    Objective,
+    document_positions,
+    head_rows,
+    register,
+    sequence_rows,
+    shorten,
+    visible_attention,
+)
+from pretrain.objectives.divergence import divergence
+from pretrain.vocabulary import TokenSpace
+
+if TYPE_CHECKING:
+    from pretrain.model.vocab import VocabChunk
+
+SHIFTS = {
+    "masked": -torch.inf,
+    "low_uniform": -2.0,
+    "balanced": 0.0,
+    "high_uniform": 2.0,
+    "uniform": torch.inf,
+}
+"""b of the universal hybrid mixing for each name."""
+
+
+class Noised(Objective):
+    """What uniform and interpolating diffusion share: a process, and its bound at every token."""
+
+    process: NoiseProcess
+
+    def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """One noise level a sequence, spread towards the clean end; float64 weights."""
+        u = stratified_time(noise, self.time_window)[:, None]
+        t, jacobian = spread_time(u, self.process.spread)
+        marginal = self.process.marginal(t)
+        z, _ = self.process.draw(clean.tokens, marginal, noise)
+        return self.assemble(clean, z, marginal, bound_weight(clean, z, marginal, self) * jacobian)
+
+    def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        """KL and Itakura-Saito divergence of the noised predictions."""
+        return divergence(chunk, targets, extra).float()
+
+    def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        """The same in float64."""
+        return divergence(chunk, targets, extra)
+
+    def assemble(
+        self, clean: CleanBatch, z: Tensor, marginal: Marginal, weight: Tensor
+    ) -> TrainBatch:
+        """Batch for noisy tokens z [b, s] and weights [b, s]; z at invalid positions is ignored."""
+        b, s = z.shape
+        z = torch.where(clean.valid, z, clean.tokens)
+        masked = z == self.space.mask_id
+        doc = self.space.doc_id
+        everywhere = not self.process.mask_only
+        rows = head_rows(masked | everywhere, self.static_rows)
+        targets = rows.take(torch.where(clean.valid, clean.tokens, doc), doc).long()
+        is_mask = rows.take(masked, False)
+        noisy = rows.take(torch.where(clean.valid, z, doc), doc).long()
+        one_level = marginal.alpha.shape[1] == 1
+        return TrainBatch(
+            ids=z,
+            positions=document_positions(clean),
+            attention=visible_attention(clean),
+            noise_level=-marginal.alpha[:, 0].log().float() if one_level else None,
+            rows=None if everywhere else rows.index,
+            targets=targets,
+            weight=rows.take(torch.where(clean.valid, weight, 0.0), 0.0),
+            sequence=sequence_rows(b, s)[rows.index],
+            extra={
+                # <mask> has no probability to look up; the target stands in for it.
+                "noisy": torch.where(is_mask, targets, noisy),
+                "noisy_is_mask": is_mask,
+                "alpha": marginal.alpha.expand(b, s).flatten()[rows.index],
+                "uniform": marginal.uniform.expand(b, s).flatten()[rows.index],
+            },
+        )
+
+
+def bound_weight(clean: CleanBatch, z: Tensor, marginal: Marginal, family: Noised) -> Tensor:
+    """w_t(z, x) for each token, float64 [b, s]."""
+    other = torch.where(z == clean.tokens, marginal.clean_weight, marginal.noise_weight)
+    return torch.where(z == family.space.mask_id, marginal.mask_weight, other)
+
+
+@register("interpolating")
+class Interpolating(Noised):
+    """Mask and uniform noise mixed: at high signal-to-noise ratio errors, at low ones gaps."""
+
+    settings = frozenset({"loss", "noise", "uniform_share", "independent_levels", "random_length"})
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        self.process = build_process(config, space)
+        self.head_share = 0.5 if self.process.mask_only else 1.0
+        if config.noise != "hybrid" and "uniform_share" in config.model_dump(exclude_defaults=True):
+            raise ConfigError("objective.uniform_share is read with objective.noise=hybrid only")
+        if config.loss == "dynamic" and config.noise != "hybrid":
+            raise ConfigError(
+                "objective.loss=dynamic is defined for objective.noise=hybrid; "
+                f"with noise={config.noise} take loss=simple or loss=elbo"
+            )
+
+    def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """Noise every valid token; weights by `objective.loss`."""
+        clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
+        t = self._times(noise, clean.tokens.shape[1])
+        marginal = self.process.marginal(t)
+        z, _ = self.process.draw(clean.tokens, marginal, noise)
+        weight = bound_weight(clean, z, marginal, self)
+        if self.config.loss == "simple":
+            weight = weight * (t * (1.0 - t))
+        elif self.config.loss == "dynamic":
+            weight = self._dynamic_weight(clean, z, marginal)
+        return self.assemble(clean, z, marginal, weight.float())
+
+    def _times(self, noise: NoiseKey, length: int) -> Tensor:
+        """t [b, 1], or [b, s] if some sequences have a level for each token."""
+        t = stratified_time(noise, self.time_window)[:, None]
+        if self.config.independent_levels == 0:
+            return t
+        own = noise.uniform("independent", 1) < self.config.independent_levels
+        return torch.where(own, stratified_times(noise, self.time_window, length), t)
+
+    def _dynamic_weight(self, clean: CleanBatch, z: Tensor, marginal: Marginal) -> Tensor:
+        """GIDD eq. 15 with w_max = 1: 2 for <mask>, 1 for noise, (B/N) e^(-lambda/2) for x.
+
+        `simple` has the exact ratios instead: 1, 1/2 and 1/2 r / (r + alpha).
+        """
+        assert isinstance(self.process, HybridProcess)
+        odds = (1.0 - marginal.alpha) / marginal.alpha
+        clean_weight = self.process.factor / (self.space.num_targets + 1) * odds.sqrt()
+        weight = torch.where(z == clean.tokens, clean_weight.clamp(max=2.0), 1.0)
+        return torch.where(z == self.space.mask_id, 2.0, weight)
+
+
+def build_process(config: ObjectiveConfig, space: TokenSpace) -> NoiseProcess:
+    """The noise process that `config.noise` names."""
+    if config.noise == "hybrid":
+        return HybridProcess(space, config.uniform_share)
+    return MixingProcess(space, SHIFTS[config.noise])

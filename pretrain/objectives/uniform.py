@@ -1,0 +1,87 @@
+"""Uniform-state diffusion (UDLM, arXiv 2412.10193; Duo, arXiv 2506.10892).
+
+    forward   each token is drawn anew from the K allowed ids with probability 1 - alpha_t
+    training  sum_l f(z, x)             `loss: elbo`, f = w_t D, the Rao-Blackwellised bound of Duo
+              sum_(l redrawn) CE        `loss: simple`, head at the redrawn positions only
+    bound     -log p(x) <= E_t sum_l f(z, x),   t spread towards 0
+
+The minimiser of either loss is the leave-one-out predictive p(x^l | z^(-l)): given that a token was
+drawn anew, z^l says nothing about x^l. So `simple` takes the redrawn tokens, accidental hits of x
+included; choosing them by z != x would train another target. The network is told the noise level
+(sigma = -log alpha) if the model is time-conditioned, as the literature's are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.process import UniformProcess
+from pretrain.noise.schedule import SCHEDULES
+from pretrain.noise.time import stratified_time
+from pretrain.objectives.base import (
+    document_positions,
+    head_rows,
+    register,
+    shorten,
+    visible_attention,
+)
+from pretrain.objectives.interpolating import Noised, bound_weight
+from pretrain.vocabulary import TokenSpace
+
+if TYPE_CHECKING:
+    from pretrain.model.vocab import VocabChunk
+
+
+@register("uniform")
+class Uniform(Noised):
+    """Every token can be wrong and every token can be revised; there is no <mask>."""
+
+    settings = frozenset({"loss", "schedule", "random_length"})
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        # The bound does not depend on the schedule; linear reaches both ends, so that none of its
+        # terms is dropped.
+        self.process = UniformProcess(space)
+        self.training_process = UniformProcess(space, SCHEDULES[config.schedule])
+        if config.loss == "simple":
+            self.head_share = 0.5
+        elif config.loss == "dynamic":
+            raise ConfigError("objective.loss=dynamic is for interpolating; take elbo or simple")
+
+    def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """Draw tokens anew; weights of the bound, or 1 at the redrawn positions."""
+        clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
+        t = stratified_time(noise, self.time_window)[:, None]
+        marginal = self.training_process.marginal(t)
+        z, redrawn = self.training_process.draw(clean.tokens, marginal, noise)
+        if self.config.loss == "elbo":
+            weight = bound_weight(clean, z, marginal, self).float()
+            return self.assemble(clean, z, marginal, weight)
+        rows = head_rows(redrawn & clean.valid, self.static_rows)
+        doc = self.space.doc_id
+        return TrainBatch(
+            ids=torch.where(clean.valid, z, clean.tokens),
+            positions=document_positions(clean),
+            attention=visible_attention(clean),
+            noise_level=-marginal.alpha[:, 0].log().float(),
+            rows=rows.index,
+            targets=rows.take(clean.tokens, doc).long(),
+            weight=rows.real.float(),
+            sequence=rows.index // clean.tokens.shape[1],
+        )
+
+    def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        """The bound's term, or cross-entropy at redrawn tokens."""
+        if self.config.loss == "simple":
+            return chunk.cross_entropy(targets)
+        return super().token_loss(chunk, targets, extra)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,12 +21,11 @@ from data_pipeline.stream import Stream, TokenBatch, TokenStream
 
 __all__ = ["BudgetLoader", "Cursor", "GlobalBatch", "Stream", "TokenBatch", "TokenStream"]
 
-BLOCK_ROWS = 256
-"""Sequences that are permuted and gathered together, whatever the batch size."""
+PLANNED_ROWS = 4096
+"""Sequences whose order and addresses are computed together, whatever the batch size."""
 
 
-@dataclass(frozen=True)
-class GlobalBatch:
+class GlobalBatch(NamedTuple):
     """One optimizer step's positions, with this rank's share of the tokens."""
 
     start: int
@@ -107,28 +106,24 @@ class BudgetLoader:
         self.close()
 
     def _batches(self) -> Iterator[GlobalBatch]:
-        """Read blocks of several batches at once and cut them."""
+        """Plan blocks of many batches at once, read one micro-batch at a time."""
         size, per_rank = self.global_batch_size, self.global_batch_size // self.dp_size
-        together = max(1, BLOCK_ROWS // per_rank)
+        micro, total = self.micro_batch_size, self.stream.total_positions
+        together = max(1, PLANNED_ROWS // per_rank)
         own = self.dp_rank * per_rank + np.arange(per_rank)
         for block in range(0, len(self), together):
             count = min(together, len(self) - block)
             starts = self.start_position + (block + np.arange(count)) * size
-            rows = self.stream.read((starts[:, None] + own).ravel())
+            plan = self.stream.plan((starts[:, None] + own).ravel())
             for number, start in enumerate(starts.tolist()):
-                yield self._cut(rows, number * per_rank, start)
-
-    def _cut(self, rows: TokenBatch, first: int, start: int) -> GlobalBatch:
-        per_rank, micro = self.global_batch_size // self.dp_size, self.micro_batch_size
-        stop = min(start + self.global_batch_size, self.stream.total_positions)
-        return GlobalBatch(
-            start=start,
-            stop=stop,
-            num_valid=self.stream.num_valid(start, stop),
-            micro_batches=[
-                rows.rows(row, row + micro) for row in range(first, first + per_rank, micro)
-            ],
-        )
+                stop, first = min(start + size, total), number * per_rank
+                rows = range(first, first + per_rank, micro)
+                yield GlobalBatch(
+                    start=start,
+                    stop=stop,
+                    num_valid=self.stream.num_valid(start, stop),
+                    micro_batches=[self.stream.take(plan, row, row + micro) for row in rows],
+                )
 
 
 class _ReadAhead:

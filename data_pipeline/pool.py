@@ -1,19 +1,20 @@
 """Random access to the token stream of a pool: shards memory-mapped at arithmetic offsets.
 
-Nothing is loaded and nothing is indexed: a sequence is a view of the mapped tar, and a whole block
-of sequences is gathered with one numpy call a shard. Sequences whose length does not divide a
-member (they cross tar headers) take a slower path through `tokens`.
+Nothing is loaded and nothing is indexed. Addresses are computed for thousands of sequences at once;
+each is then one slice of a mapped shard, and a batch is one concatenation. Sequences that cross a
+tar header (their length does not divide a member) take a slower path.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ShardError
@@ -22,6 +23,20 @@ from data_pipeline.order import IntArray
 from data_pipeline.shards import HEADER_BYTES
 
 Verify = Literal["full", "size", "lazy", "off"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Addresses of sequences, as plain lists: element access is what the reading loop does."""
+
+    seq_length: int
+    start: list[int]
+    """Pool position of the first token."""
+    shard: list[int]
+    offset: list[int]
+    """First token in the mapped shard, in tokens; -1 where the sequence is not one slice of it."""
+    plain: bool
+    """Whether all of them are one slice each and need no check."""
 
 
 class TokenPool:
@@ -39,21 +54,22 @@ class TokenPool:
         self.folder = Path(manifest_path).parent
         self.num_tokens: int = self.manifest.tokens
         """Tokens of the whole pool."""
-        self._item = self.manifest.item_dtype.itemsize
+        self._dtype = self.manifest.item_dtype
+        self._item = self._dtype.itemsize
         self._stride = HEADER_BYTES + self.manifest.member_tokens * self._item
-        self._maps: dict[int, NDArray[np.uint8]] = {}
-        self._views: dict[tuple[int, int], NDArray[Any]] = {}
+        self._maps = _Maps(self._map)
         wanted = self.num_tokens if tokens is None else min(tokens, self.num_tokens)
         self._usable = self.manifest.shards[: -(-wanted // self.manifest.shard_tokens)]
         if verify != "off":
             check_shards(self.folder, self._usable, full=verify == "full")
         members = sum(len(shard.member_xxh3) for shard in self.manifest.shards)
-        self._unchecked = np.full(members, verify == "lazy")
+        self._lazy = verify == "lazy"
+        self._unchecked = np.full(members, self._lazy)
 
     def tokens(self, start: int, stop: int) -> NDArray[Any]:
         """A copy of the pool's tokens [start, stop), in the stored dtype."""
         assert 0 <= start <= stop <= self.num_tokens
-        out = np.empty(stop - start, self.manifest.item_dtype)
+        out = np.empty(stop - start, self._dtype)
         size, filled = self.manifest.member_tokens, 0
         while filled < len(out):
             member, offset = divmod(start + filled, size)
@@ -62,60 +78,46 @@ class TokenPool:
             filled += count
         return out
 
+    def locate(self, ids: IntArray, seq_length: int) -> Located:
+        """Where sequences `ids` lie; cheap in large blocks, and nothing is read yet."""
+        size = self.manifest.member_tokens
+        start = ids * seq_length
+        members, inner = np.divmod(start, size)
+        shards, members = np.divmod(members, self.manifest.members_per_shard)
+        offsets = (members * self._stride + HEADER_BYTES) // self._item + inner
+        crosses = (inner + seq_length > size) | (start + seq_length > self.num_tokens)
+        offsets[crosses] = -1
+        plain = not (self._lazy or crosses.any())
+        return Located(seq_length, start.tolist(), shards.tolist(), offsets.tolist(), plain)
+
+    def rows(self, located: Located, first: int, stop: int) -> NDArray[Any]:
+        """Located sequences [first, stop) as rows of the stored dtype; pad beyond the pool."""
+        length, maps = located.seq_length, self._maps
+        offsets = located.offset[first:stop]
+        if located.plain or (not self._lazy and min(offsets) >= 0):
+            shards = located.shard
+            parts = [maps[shards[i]][o : o + length] for i, o in enumerate(offsets, first)]
+            return np.concatenate(parts).reshape(stop - first, length)
+        out = np.full((stop - first, length), self.manifest.tokenizer.pad_id, self._dtype)
+        for row, start in zip(out, located.start[first:stop], strict=True):
+            end = max(start, min(start + length, self.num_tokens))
+            row[: end - start] = self.tokens(min(start, end), end)
+        return out
+
     def gather(self, ids: IntArray, seq_length: int) -> NDArray[Any]:
         """Sequences `ids` as rows [k, seq_length] in the stored dtype; pad beyond the pool."""
-        out = np.empty((len(ids), seq_length), self.manifest.item_dtype)
-        whole = ids < self.num_tokens // seq_length
-        rows = np.arange(len(ids)) if whole.all() else np.flatnonzero(whole)
-        if self.manifest.member_tokens % seq_length == 0:
-            self._gather_aligned(ids[rows], rows, seq_length, out)
-        else:
-            for row in rows:
-                first = int(ids[row]) * seq_length
-                out[row] = self.tokens(first, first + seq_length)
-        for row in np.flatnonzero(~whole):
-            first = int(ids[row]) * seq_length
-            end = max(first, self.num_tokens)
-            out[row, : end - first] = self.tokens(min(first, end), end)
-            out[row, end - first :] = self.manifest.tokenizer.pad_id
-        return out
+        if len(ids) == 0:
+            return np.empty((0, seq_length), self._dtype)
+        return self.rows(self.locate(ids, seq_length), 0, len(ids))
 
     def close(self) -> None:
         """Forget the mappings; the operating system unmaps them with their last view."""
-        self._views.clear()
         self._maps.clear()
-
-    def _gather_aligned(
-        self, ids: IntArray, rows: IntArray, seq_length: int, out: NDArray[Any]
-    ) -> None:
-        """Copy sequences that lie inside one member each: one fancy index a shard."""
-        per_member = self.manifest.member_tokens // seq_length
-        members, inner = np.divmod(ids, per_member)
-        if self._unchecked.any():
-            self._check_members(np.unique(members))
-        shards, members = np.divmod(members, self.manifest.members_per_shard)
-        for shard in np.unique(shards):
-            chosen = np.flatnonzero(shards == shard)
-            view = self._view(int(shard), seq_length)
-            out[rows[chosen]] = view[members[chosen], inner[chosen]]
-
-    def _view(self, shard: int, seq_length: int) -> NDArray[Any]:
-        """Shard as [member, sequence of the member, token]: headers hide in the outer stride.
-
-        The last member of the pool may be shorter than the view says; `gather` never asks there.
-        """
-        if (shard, seq_length) not in self._views:
-            data = self._map(shard)[HEADER_BYTES:].view(self.manifest.item_dtype)
-            members = len(self.manifest.shards[shard].member_xxh3)
-            shape = (members, self.manifest.member_tokens // seq_length, seq_length)
-            strides = (self._stride, seq_length * self._item, self._item)
-            self._views[shard, seq_length] = as_strided(data, shape, strides, writeable=False)
-        return self._views[shard, seq_length]
 
     def _member(self, member: int, offset: int, count: int) -> NDArray[Any]:
         """`count` tokens of a member from `offset`, as a view."""
         if self._unchecked[member]:
-            self._check_members(np.array([member]))
+            self._check_member(member)
         return self._payload(member)[offset : offset + count]
 
     def _payload(self, member: int) -> NDArray[Any]:
@@ -123,36 +125,45 @@ class TokenPool:
         shard, inner = divmod(member, self.manifest.members_per_shard)
         held = self.manifest.shards[shard].tokens - inner * self.manifest.member_tokens
         count = min(self.manifest.member_tokens, held)
-        begin = inner * self._stride + HEADER_BYTES
-        raw = self._map(shard)[begin : begin + count * self._item]
-        return raw.view(self.manifest.item_dtype)
+        begin = (inner * self._stride + HEADER_BYTES) // self._item
+        return self._maps[shard][begin : begin + count]
 
-    def _check_members(self, members: IntArray) -> None:
-        """Hash members that are read for the first time (`lazy`)."""
-        for member in members[self._unchecked[members]]:
-            shard, inner = divmod(int(member), self.manifest.members_per_shard)
-            record = self.manifest.shards[shard]
-            found = xxhash.xxh3_64_hexdigest(self._payload(int(member)).data)
-            if found != record.member_xxh3[inner]:
-                raise ShardError(
-                    f"{self.folder / record.name}: member {member:09d}.tok.bin is damaged "
-                    f"(xxh3 {found}, manifest says {record.member_xxh3[inner]}); restore the file"
-                )
-            self._unchecked[member] = False
+    def _check_member(self, member: int) -> None:
+        """Hash a member that is read for the first time (`lazy`)."""
+        shard, inner = divmod(member, self.manifest.members_per_shard)
+        record = self.manifest.shards[shard]
+        found = xxhash.xxh3_64_hexdigest(self._payload(member).data)
+        if found != record.member_xxh3[inner]:
+            raise ShardError(
+                f"{self.folder / record.name}: member {member:09d}.tok.bin is damaged "
+                f"(xxh3 {found}, manifest says {record.member_xxh3[inner]}); restore the file"
+            )
+        self._unchecked[member] = False
 
-    def _map(self, shard: int) -> NDArray[np.uint8]:
-        if shard not in self._maps:
-            assert shard < len(self._usable), "read beyond the tokens this pool was opened for"
-            path = self.folder / self.manifest.shards[shard].name
-            try:
-                with open(path, "rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ShardError(f"cannot map shard {path}: {error}") from error
-            if len(mapped) < self.manifest.shards[shard].bytes:
-                raise ShardError(f"shard {path} is truncated: {len(mapped):,} bytes")
-            self._maps[shard] = np.frombuffer(mapped, np.uint8)
-        return self._maps[shard]
+    def _map(self, shard: int) -> NDArray[Any]:
+        """Memory-map a shard as an array of tokens, headers included."""
+        assert shard < len(self._usable), "read beyond the tokens this pool was opened for"
+        path = self.folder / self.manifest.shards[shard].name
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ShardError(f"cannot map shard {path}: {error}") from error
+        if len(mapped) < self.manifest.shards[shard].bytes:
+            raise ShardError(f"shard {path} is truncated: {len(mapped):,} bytes")
+        return np.frombuffer(mapped, self._dtype, len(mapped) // self._item)
+
+
+class _Maps(dict[int, NDArray[Any]]):
+    """Open shards by number, opened when first asked for."""
+
+    def __init__(self, opener: Callable[[int], NDArray[Any]]) -> None:
+        super().__init__()
+        self._opener = opener
+
+    def __missing__(self, shard: int) -> NDArray[Any]:
+        self[shard] = self._opener(shard)
+        return self[shard]
 
 
 def check_shards(folder: Path, shards: tuple[ShardRecord, ...], *, full: bool) -> None:

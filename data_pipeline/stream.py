@@ -8,7 +8,7 @@ fill up the last global batch, so that shapes stay static and nothing is dropped
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from data_pipeline.order import ORDER_VERSION, IntArray, Order
 from data_pipeline.pool import TokenPool
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """Clean sequences as numpy arrays; the host-side twin of the training code's batch."""
+class TokenBatch(NamedTuple):
+    """Clean sequences as numpy arrays; the host-side twin of the training code's batch.
+
+    Arrays are read-only by contract: `valid` and `segment` may be shared between batches.
+    """
 
     tokens: IntArray
     """x0, int64 [b, s]; pad where invalid, except separators of `masked` documents."""
@@ -37,17 +39,18 @@ class TokenBatch:
     one_segment: bool
     """Whether `segment` is 0 everywhere."""
 
-    def rows(self, start: int, stop: int) -> TokenBatch:
-        """Rows [start, stop) as views, with the flags of these rows."""
-        valid, segment = self.valid[start:stop], self.segment[start:stop]
-        return TokenBatch(
-            self.tokens[start:stop],
-            self.position[start:stop],
-            segment,
-            valid,
-            all_valid=self.all_valid or bool(valid.all()),
-            one_segment=self.one_segment or not segment.any(),
-        )
+
+@dataclass(frozen=True)
+class Plan:
+    """Positions that were looked up and not yet read."""
+
+    positions: IntArray
+    located: Any
+    """Addresses, for the stream that made the plan."""
+    valid: IntArray
+    """Leading positions of each row that are inside the budget."""
+    regular: bool
+    """Whether every row is valid throughout and one segment."""
 
 
 class Stream(Protocol):
@@ -56,8 +59,16 @@ class Stream(Protocol):
     seq_length: int
     total_positions: int
 
+    def plan(self, positions: IntArray) -> Plan:
+        """Look up global positions, int64 [k]; nothing is read."""
+        ...
+
+    def take(self, plan: Plan, first: int, stop: int) -> TokenBatch:
+        """Read planned rows [first, stop)."""
+        ...
+
     def read(self, positions: IntArray) -> TokenBatch:
-        """The sequences at global positions, int64 [b]."""
+        """The sequences at global positions, int64 [b]: plan and take at once."""
         ...
 
     def num_valid(self, start: int, stop: int) -> int:
@@ -98,6 +109,8 @@ class TokenStream:
         self.order = Order(order, budget.sequences, seed, block)
         self._doc_id = pool.manifest.tokenizer.doc_id
         self._pad_id = pool.manifest.tokenizer.pad_id
+        self._shared: tuple[NDArray[np.bool_], NDArray[np.int32]] | None = None
+        self._tail: tuple[int, int] | None = None
         self._index = (
             SeparatorIndex(pool.manifest, pool.folder, verify=True)
             if documents == "masked"
@@ -109,24 +122,40 @@ class TokenStream:
         """E as it is realised: whole sequences over the sequences of the budget."""
         return self.total_positions / self.budget.sequences
 
-    def read(self, positions: IntArray) -> TokenBatch:
-        """The sequences at global positions, int64 [b]; rows beyond the run are invalid."""
-        n, shape = self.budget.sequences, (len(positions), self.seq_length)
-        beyond = positions >= self.total_positions
-        inside = np.minimum(positions, self.total_positions - 1) if beyond.any() else positions
+    def plan(self, positions: IntArray) -> Plan:
+        """Look up global positions, int64 [k]; nothing is read. Best in blocks of thousands."""
+        valid = np.full(len(positions), self.seq_length)
+        inside = positions
+        if len(positions) and int(positions.max()) >= self.total_positions:
+            inside = np.minimum(positions, self.total_positions - 1)
         ids = self.order.at(inside)
-        tokens = self.pool.gather(ids, self.seq_length).astype(np.int64)
-        valid, segment = np.ones(shape, np.bool_), np.zeros(shape, np.int32)
-        valid[beyond] = False
-        tail = (
-            ids == n - 1 if self.budget.tail_tokens < self.seq_length else np.zeros(len(ids), bool)
-        )
-        valid[tail, self.budget.tail_tokens :] = False
-        if beyond.any() or tail.any():
-            tokens[~valid] = self._pad_id
+        if self.budget.tail_tokens < self.seq_length:
+            valid[ids == self.budget.sequences - 1] = self.budget.tail_tokens
+        valid[positions >= self.total_positions] = 0
+        regular = self.documents == "packed" and bool((valid == self.seq_length).all())
+        return Plan(positions, self.pool.locate(ids, self.seq_length), valid, regular)
+
+    def take(self, plan: Plan, first: int, stop: int) -> TokenBatch:
+        """Read planned rows [first, stop)."""
+        return self.finish(plan, first, self.fetch(plan, first, stop))
+
+    def fetch(self, plan: Plan, first: int, stop: int) -> NDArray[Any]:
+        """Stored tokens of planned rows: the part of `take` that touches the shards."""
+        return self.pool.rows(plan.located, first, stop)
+
+    def finish(self, plan: Plan, first: int, stored: NDArray[Any]) -> TokenBatch:
+        """The batch of fetched rows."""
+        shape, stop = stored.shape, first + len(stored)
+        tokens, positions = stored.astype(np.int64), plan.positions[first:stop]
+        if plan.regular:
+            valid, segment = self._everywhere(shape)
+            return TokenBatch(tokens, positions, segment, valid, all_valid=True, one_segment=True)
+        lengths = plan.valid[first:stop, None]
+        valid = np.arange(self.seq_length) < lengths
+        tokens[~valid] = self._pad_id
+        segment = np.zeros(shape, np.int32)
         if self.documents == "masked":
             segment, separators = segments(tokens, self._doc_id)
-            segment[beyond] = 0
             valid &= ~separators
         return TokenBatch(
             tokens,
@@ -136,6 +165,10 @@ class TokenStream:
             all_valid=bool(valid.all()),
             one_segment=not segment.any(),
         )
+
+    def read(self, positions: IntArray) -> TokenBatch:
+        """The sequences at global positions, int64 [b]; rows beyond the run are invalid."""
+        return self.take(self.plan(positions), 0, len(positions))
 
     def num_valid(self, start: int, stop: int) -> int:
         """Valid target positions in [start, stop): O(1) packed, O(stop - start) masked."""
@@ -166,13 +199,23 @@ class TokenStream:
             "documents": self.documents,
         }
 
+    def _everywhere(self, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+        """`valid` and `segment` of rows that are valid throughout: one pair, made once."""
+        shared = self._shared
+        if shared is None or shared[0].shape != shape:
+            shared = self._shared = (np.ones(shape, np.bool_), np.zeros(shape, np.int32))
+        return shared
+
     def _tail_visits(self, position: int) -> int:
         """How often the last sequence of the budget was visited before `position`."""
         n = self.budget.sequences
         epoch, place = divmod(position, n)
         if place == 0:
             return epoch
-        return epoch + (self.order.find(n - 1, epoch) < position)
+        tail = self._tail
+        if tail is None or tail[0] != epoch:
+            tail = self._tail = (epoch, self.order.find(n - 1, epoch))
+        return epoch + (tail[1] < position)
 
     def _separators(self, start: int, stop: int) -> int:
         """Separators inside the budget that [start, stop) visits."""

@@ -15,7 +15,7 @@ from data_pipeline.budget import Budget
 from data_pipeline.errors import CursorError, DataError
 from data_pipeline.loader import BudgetLoader, Cursor, TokenStream
 from data_pipeline.pool import TokenPool
-from data_pipeline.stream import TokenBatch
+from data_pipeline.stream import Plan, TokenBatch
 
 PoolMaker = Callable[..., tuple[Path, np.ndarray]]
 
@@ -159,14 +159,14 @@ def test_thread_ends_when_the_consumer_breaks_raises_or_finishes(make_pool: Pool
 
 def test_error_in_the_thread_reaches_the_consumer_in_order(make_pool: PoolMaker) -> None:
     stream = make_stream(make_pool()[0], epochs=9)
-    good = stream.read
+    good = stream.take
 
-    def failing(positions: np.ndarray) -> TokenBatch:
-        if positions[0] >= 240:
+    def failing(plan: Plan, first: int, stop: int) -> TokenBatch:
+        if plan.positions[first] >= 240:
             raise OSError("disk on fire")
-        return good(positions)
+        return good(plan, first, stop)
 
-    stream.read = failing  # type: ignore[method-assign]
+    stream.take = failing  # type: ignore[method-assign]
     seen: list[int] = []
     with pytest.raises(OSError, match="on fire"):
         seen.extend(batch.start for batch in make_loader(stream))
@@ -176,12 +176,12 @@ def test_error_in_the_thread_reaches_the_consumer_in_order(make_pool: PoolMaker)
 
 def test_read_ahead_stays_within_its_depth(make_pool: PoolMaker) -> None:
     stream = make_stream(make_pool(60_000)[0], unique=60_000)
-    loader = make_loader(stream, global_batch_size=256, micro_batch_size=256, prefetch=2)
-    reads = []
-    good = stream.read
-    stream.read = lambda p: (reads.append(1), good(p))[1]  # type: ignore[method-assign]
-    for count, _ in enumerate(loader, 1):
+    reads: list[int] = []
+    good = stream.take
+    stream.take = lambda *a: (reads.append(1), good(*a))[1]  # type: ignore[method-assign]
+    for count, _ in enumerate(make_loader(stream, micro_batch_size=24, prefetch=2), 1):
         assert len(reads) <= count + 3
+    assert len(reads) == count > 30
 
 
 def test_indivisible_batches_are_refused(make_pool: PoolMaker) -> None:

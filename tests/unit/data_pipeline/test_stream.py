@@ -111,7 +111,7 @@ def test_flags_say_what_the_arrays_hold(make_pool: PoolMaker) -> None:
     assert not masked.all_valid
     assert not masked.one_segment
     for row in range(10):
-        part = masked.rows(row, row + 1)
+        part = make_stream(manifest, 4096, 64, documents="masked").read(np.array([row]))
         assert part.all_valid == part.valid.all()
         assert part.one_segment == (not part.segment.any())
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.compose import flatten, load_config, replace_values
+from pretrain.compose import CONFIG_ROOT, flatten, load_config, replace_values
 from pretrain.config import Config, resolve
 from pretrain.errors import ConfigError
 from pretrain.hosts import read_hostfile
@@ -37,6 +37,7 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     hostfile, else as many as the layout says. Raises ConfigError, LayoutError or DataError.
     """
     config = with_world_size(config, world_size)
+    _check_objective(config)
     _check_layout(config)
     _check_data(config)
     return _continue_run(config)
@@ -84,6 +85,19 @@ def has_checkpoint(run: Path) -> bool:
 def _may_change(key: str) -> bool:
     listed = any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
     return listed and key not in MUST_STAY
+
+
+def _check_objective(config: Config) -> None:
+    """Whether the name is a family; read from `configs/objective`, because the registry needs
+    torch."""
+    import yaml
+
+    files = (CONFIG_ROOT / "objective").glob("*.yaml")
+    known = sorted({yaml.safe_load(file.read_text())["name"] for file in files})
+    if config.objective.name not in known:
+        raise ConfigError(
+            f"unknown objective.name {config.objective.name!r}; known: {', '.join(known)}"
+        )
 
 
 def _check_layout(config: Config) -> None:

@@ -1,0 +1,95 @@
+"""Text to likelihoods and samples through the installed command and DeepSpeed's launcher."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import EPOCHAL, environment
+
+
+def test_a_preempted_run_resumes_and_is_evaluated_and_sampled(
+    epochal, overrides: list[str], tmp_path: Path
+):
+    """SIGTERM -> saved, exit code 75; the same command finishes what an undisturbed run finishes;
+    every budgeted sequence was visited as often as promised."""
+    run = tmp_path / "r"
+    command = ["train", "objective=masked", "parallel.data_parallel_size=2", "data.epochs=6"]
+    command += [*overrides, "tracking.mlflow=true"]
+    log = (tmp_path / "log").open("w+")
+    first = subprocess.Popen([EPOCHAL, *command], stdout=log, stderr=log, env=environment())
+    wait_for_step(run, 5, first)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=120) == 75, Path(log.name).read_text()
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert 5 <= status["step"] < 150
+    saved = run / "checkpoints" / f"step-{status['step']:08d}"
+    assert saved.is_dir()
+
+    second = epochal(*command)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"resumed from {saved}" in second.stdout
+    assert json.loads((run / "status.json").read_text())["step"] == 150
+    again = epochal(*command)
+    assert again.returncode == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [r["step"] for r in records if "train/loss" in r]
+    assert steps == sorted(set(steps))
+    covered = [(r["position_start"], r["position_stop"]) for r in records if "train/loss" in r]
+    assert covered[0][0] == 0
+    assert covered[-1][1] == 1200  # 200 sequences, six times
+    assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False))
+
+    likelihood = json.loads(epochal("evaluate", run, "--draws", "2", "--json").stdout)
+    assert likelihood["step"] == 150
+    last = [r for r in records if "validation/nats_per_token" in r][-1]
+    assert likelihood["nats_per_token"] == pytest.approx(last["validation/nats_per_token"], abs=0.2)
+    drawn = [epochal("sample", run, "--num", "2", "--steps", "4", "--json") for _ in range(2)]
+    samples = [json.loads(d.stdout) for d in drawn]
+    assert samples[0] == samples[1]  # the seed is part of the sample
+    for sample in samples[0]:
+        assert len(sample["tokens"]) == 32
+        assert sample["settings"]["checkpoint"] == "step-00000150"
+        assert 1 <= sample["network_evaluations"] <= 4
+    stored = (run / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in stored] == samples[0] + samples[1]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen, seconds: float = 240) -> None:
+    """Return when the run has logged `step`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        log = run / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached in {seconds} s")
+
+
+def test_the_configuration_of_a_run_repeats_it(epochal, overrides: list[str], tmp_path: Path):
+    """`--config RUN/config.yaml` in another folder gives the same numbers, bit for bit; the
+    launcher's own entry (`deepspeed --module pretrain.train`) does too."""
+    first = epochal("train", "objective=autoregressive", "data.epochs=1", *overrides)
+    assert first.returncode == 0, first.stderr
+    copy = tmp_path / "copy"
+    second = epochal("train", "--config", tmp_path / "r" / "config.yaml", f"run.dir={copy}")
+    assert second.returncode == 0, second.stderr
+    direct = tmp_path / "direct"
+    command = [EPOCHAL.with_name("deepspeed"), "--num_gpus", "1", "--no_local_rank"]
+    command += ["--module", "pretrain.train", "objective=autoregressive", "data.epochs=1"]
+    command += [*overrides, f"run.dir={direct}"]
+    env = environment() | {"DS_ACCELERATOR": "cpu"}
+    third = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert third.returncode == 0, third.stdout + third.stderr
+    weights = [
+        (run / "checkpoints" / "step-00000025" / "weights.safetensors").read_bytes()
+        for run in (tmp_path / "r", copy, direct)
+    ]
+    assert weights[0] == weights[1] == weights[2]

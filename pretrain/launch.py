@@ -108,7 +108,6 @@ def launch(config: Config, *, output: IO[str] | None = None) -> Outcome:
         write_run(config)
         if plan.hosts:
             _write_environment_file(plan, run / "deepspeed_env")
-        (run / "status.json").unlink(missing_ok=True)
         print(plan, file=output or sys.stdout, flush=True)
         ended = supervise(plan, output=output, keep_open=lock)
         return judge(read_status(run), ended.return_code, ended.stopped_by)
@@ -134,8 +133,12 @@ def judge(status: dict[str, Any] | None, return_code: int, stopped_by: str | Non
 
 
 def write_run(config: Config) -> Path:
-    """Write RUN/config.yaml, keeping an earlier, different one as config.N.yaml; the path."""
+    """Write RUN/config.yaml, keeping an earlier, different one as config.N.yaml; the path.
+
+    What an earlier attempt said about its end is forgotten.
+    """
     path = config.run.path / "config.yaml"
+    (path.parent / "status.json").unlink(missing_ok=True)
     if path.exists():
         from pretrain.compose import load_config
 

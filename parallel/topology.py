@@ -7,11 +7,12 @@ data, pipeline; tensor ranks adjacent) DeepSpeed's pipeline grid shares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from parallel.errors import LayoutError
+from parallel.stages import Stage, split_layers
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,11 @@ class Topology:
         return self.layout.data_parallel_size
 
     @property
+    def dp_cp_size(self) -> int:
+        """Ranks over which gradients of the same weights are summed."""
+        return self.data_parallel_size * self.context_parallel_size
+
+    @property
     def sequence_parallel(self) -> bool:
         """Whether activations between matrices are split over the tensor-parallel ranks."""
         return self.layout.sequence_parallel
@@ -271,6 +277,13 @@ class Topology:
     def is_last_stage(self) -> bool:
         """Whether this rank computes the loss."""
         return self.pp_rank == self.pipeline_parallel_size - 1
+
+    def stage(
+        self, layer_costs: Sequence[float], first_cost: float = 0.0, last_cost: float = 0.0
+    ) -> Stage:
+        """The part of the model that this rank holds, stages balanced by cost (`split_layers`)."""
+        cuts = split_layers(layer_costs, self.pipeline_parallel_size, first_cost, last_cost)
+        return Stage(self.is_first_stage, self.is_last_stage, cuts[self.pp_rank])
 
     @property
     def mpu(self) -> ModelParallelUnit:

@@ -27,3 +27,11 @@ def parameter_count(model: ModelConfig, padded_vocab_size: int) -> int:
         total += (_FREQUENCIES + 1) * c + (c + 1) * c
         total += (c + 1) * h * (6 * model.num_layers + 2)
     return total
+
+
+def stage_costs(
+    model: ModelConfig, padded_vocab_size: int, head_share: float
+) -> tuple[list[float], float]:
+    """Multiply-adds per token of each layer, and those of the head, to balance a pipeline by."""
+    layer = matrix_parameters(model) / model.num_layers
+    return [layer] * model.num_layers, model.hidden_size * padded_vocab_size * head_share

@@ -29,7 +29,7 @@ from pretrain.learning_rate import learning_rate
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.transformer import Transformer
-from pretrain.model_size import parameter_count
+from pretrain.model_size import parameter_count, stage_costs
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.optimizer import parameter_groups
@@ -128,8 +128,12 @@ class Session:
 
 
 def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
-    """The initialised module of a configuration, on the CPU."""
-    model = Transformer(config.model, objective.space, parallel_config(topology))
+    """The initialised module of a configuration, on the CPU; in a pipeline this rank's stage."""
+    layers, head = stage_costs(
+        config.model, objective.space.padded_vocab_size, objective.head_share
+    )
+    stage = topology.stage(layers, last_cost=head)
+    model = Transformer(config.model, objective.space, parallel_config(topology), stage)
     initialize(model, config.run.seed)
     return ObjectiveModule(model, objective)
 

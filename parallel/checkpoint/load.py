@@ -76,10 +76,10 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: T
     Raises CheckpointError when names or shapes differ.
     """
     parameters = dict(module.named_parameters())
+    tp = topology.tensor_parallel_size
     _check_same_model(
-        parameters,
+        {name: whole_shape(parameter, tp) for name, parameter in parameters.items()},
         {name: list(w.shape) for name, w in weights.items()},
-        topology.tensor_parallel_size,
         "the weights",
     )
     for name, parameter in parameters.items():
@@ -124,8 +124,7 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     manifest = read_manifest(path)
-    tp = engine.topology.tensor_parallel_size
-    _check_same_model(engine.parameters, manifest.shapes, tp, str(path))
+    _check_same_model(engine.shapes, manifest.shapes, str(path))
     kinds: tuple[Kind, ...] = ("weight",)
     if manifest.optimizer_step:
         kinds += MOMENTS
@@ -153,23 +152,19 @@ def _own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]
 
 
 def _check_same_model(
-    parameters: Mapping[str, nn.Parameter],
-    shapes: Mapping[str, list[int]],
-    tensor_parallel_size: int,
-    source: str,
+    wanted: Mapping[str, list[int]], found: Mapping[str, list[int]], source: str
 ) -> None:
     """Raise CheckpointError unless names and whole shapes agree."""
-    missing = sorted(set(parameters) - set(shapes))
-    extra = sorted(set(shapes) - set(parameters))
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
     if missing or extra:
         raise CheckpointError(
             f"{source} belongs to another model: it lacks {missing[:3] or 'nothing'} and has "
             f"{extra[:3] or 'nothing'} besides. Use the configuration it was written with"
         )
-    for name, parameter in parameters.items():
-        want = whole_shape(parameter, tensor_parallel_size)
-        if want != shapes[name]:
+    for name, shape in wanted.items():
+        if shape != found[name]:
             raise CheckpointError(
-                f"{source} belongs to another model: {name} has shape {shapes[name]}, this "
-                f"configuration has {want}. Use the configuration it was written with"
+                f"{source} belongs to another model: {name} has shape {found[name]}, this "
+                f"configuration has {shape}. Use the configuration it was written with"
             )

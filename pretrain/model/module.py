@@ -22,9 +22,24 @@ class ObjectiveModule(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: TrainBatch, exact: bool = False) -> Tensor:
-        """Sum of weighted token losses (0-d), or with `exact` the bound [b] in float64 nats."""
-        hidden = self.model(batch.ids, batch.positions, batch.attention, batch.noise_level)
+    @property
+    def tied_parameters(self) -> tuple[str, ...]:
+        """Names of parameters that the first and the last stage of a pipeline share."""
+        return ("model.embedding.weight",) if self.model.config.tie_embeddings else ()
+
+    def forward(
+        self, batch: TrainBatch, exact: bool = False, carried: tuple[Tensor, ...] = ()
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Sum of weighted token losses (0-d), or with `exact` the bound [b] in float64 nats.
+
+        A pipeline stage goes on from what the one before `carried` out; all but the last return
+        what they carry out themselves.
+        """
+        hidden = self.model(
+            batch.ids, batch.positions, batch.attention, batch.noise_level, carried=carried
+        )
+        if not self.model.stage.last:
+            return hidden
         rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         if batch.rows is not None:
             rows = rows.index_select(0, batch.rows)

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmb
 from torch import Tensor, nn
 
 from parallel.layers import gather_sequence
+from parallel.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
 from pretrain.model.attention import choose_kernel
@@ -101,26 +102,39 @@ class Head(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids to hidden states, hidden states to vocabulary chunks."""
+    """Token ids to hidden states, hidden states to vocabulary chunks.
+
+    In a pipeline, `stage` says which part of it exists here; names of parameters stay those of the
+    whole, and a tied embedding exists on the last stage too.
+    """
 
     def __init__(
-        self, config: ModelConfig, space: TokenSpace, parallel: ModelParallelConfig
+        self,
+        config: ModelConfig,
+        space: TokenSpace,
+        parallel: ModelParallelConfig,
+        stage: Stage | None = None,
     ) -> None:
         super().__init__()
         self.config, self.space = config, space
+        self.stage = whole_model(config.num_layers) if stage is None else stage
         kernel = choose_kernel(config.attention)
-        self.embedding = VocabParallelEmbedding(
-            space.padded_vocab_size,
-            config.hidden_size,
-            init_method=_no_init,
-            reduce_scatter_embeddings=parallel.sequence_parallel,
-            config=parallel,
-        )
-        self.noise_embedding = NoiseEmbedding() if config.time_conditioning else None
+        if self.stage.first or (self.stage.last and config.tie_embeddings):
+            self.embedding = VocabParallelEmbedding(
+                space.padded_vocab_size,
+                config.hidden_size,
+                init_method=_no_init,
+                reduce_scatter_embeddings=parallel.sequence_parallel,
+                config=parallel,
+            )
+        if self.stage.first and config.time_conditioning:
+            self.noise_embedding = NoiseEmbedding()
         self.layers = nn.ModuleList(
-            TransformerLayer(config, parallel, kernel) for _ in range(config.num_layers)
+            TransformerLayer(config, parallel, kernel) if i in self.stage.layers else nn.Identity()
+            for i in range(config.num_layers)
         )
-        self.head = Head(config, parallel, space)
+        if self.stage.last:
+            self.head = Head(config, parallel, space)
         self.kernel = kernel
         self.sequence_parallel = parallel.sequence_parallel
 
@@ -130,21 +144,35 @@ class Transformer(nn.Module):
         positions: Tensor,
         rule: AttentionRule,
         noise_level: Tensor | None = None,
-    ) -> Tensor:
-        """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h]."""
+        carried: tuple[Tensor, ...] = (),
+    ) -> Tensor | tuple[Tensor, ...]:
+        """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
+
+        Between stages of a pipeline travels what is not last: `carried`, the hidden states
+        [s, b, h] and, in a conditioned model, the condition [b, c].
+        """
+        if self.stage.first:
+            carried = self._embed(ids, noise_level)
+        x, *rest = carried
+        condition = rest[0] if rest else None
+        phases = rotary_phases(positions, self.config.head_size, self.config.rope_base)
+        for i in self.stage.layers:
+            x = self.layers[i](x, rule, phases, condition)
+        if not self.stage.last:
+            return (x, *rest)
+        hidden: Tensor = self.head.hidden(x, condition)
+        return gather_sequence(hidden) if self.sequence_parallel else hidden
+
+    def _embed(self, ids: Tensor, noise_level: Tensor | None) -> tuple[Tensor, ...]:
+        """Hidden states before the first layer and, in a conditioned model, the condition."""
         x = self.embedding(ids)
         if not self.sequence_parallel:  # megatron-core already returns [s/tp, b, h] with it
             x = x.transpose(0, 1).contiguous()
-        phases = rotary_phases(positions, self.config.head_size, self.config.rope_base)
-        condition = None
-        if self.noise_embedding is not None:
-            if noise_level is None:  # families without a level still have the same parameters
-                noise_level = torch.zeros(ids.shape[0], device=ids.device)
-            condition = self.noise_embedding(noise_level)
-        for layer in self.layers:
-            x = layer(x, rule, phases, condition)
-        hidden: Tensor = self.head.hidden(x, condition)
-        return gather_sequence(hidden) if self.sequence_parallel else hidden
+        if not self.config.time_conditioning:
+            return (x,)
+        if noise_level is None:  # families without a level still have the same parameters
+            noise_level = torch.zeros(ids.shape[0], device=ids.device)
+        return x, self.noise_embedding(noise_level)
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:
         """Vocabulary outputs for hidden rows [n, h]."""

@@ -17,6 +17,7 @@ from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.transformer import Transformer
+from pretrain.model_size import stage_costs
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.optimizer import parameter_groups
@@ -112,7 +113,9 @@ class Trainer:
         config = ObjectiveConfig(time_window=GLOBAL_BATCH, **task.objective)
         self.objective: Objective = build_objective(config, SPACE)
         model_config = ModelConfig(**{**MODEL, **task.model})
-        model = Transformer(model_config, SPACE, parallel_config(self.topology))
+        layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)
+        stage = self.topology.stage(layers, last_cost=head)
+        model = Transformer(model_config, SPACE, parallel_config(self.topology), stage)
         initialize(model, SEED)
         module = ObjectiveModule(model, self.objective)
         if task.model.get("time_conditioning"):

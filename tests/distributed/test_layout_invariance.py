@@ -18,12 +18,17 @@ TWO_RANKS = [
     *(Cut(dp=2, zero=z) for z in (0, 1, 2)),
     *(Cut(tp=2, zero=z) for z in (0, 1)),
     *(Cut(tp=2, sp=True, zero=z) for z in (0, 1)),
+    Cut(pp=2, zero=1),
 ]
 FOUR_RANKS = [
     Cut(dp=4, zero=1),
     Cut(dp=4, zero=2),
     *(Cut(tp=2, dp=2, zero=z) for z in (0, 1, 2)),
     Cut(tp=2, dp=2, sp=True, zero=2),
+    Cut(pp=2, tp=2, zero=1),
+    Cut(pp=2, tp=2, sp=True, zero=1),
+    Cut(pp=2, dp=2, zero=1),
+    Cut(pp=4, zero=1),
 ]
 
 

@@ -1,0 +1,75 @@
+"""What DeepSpeed and AdamW are told: one place that turns an EngineConfig into their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the engine needs to know about a step."""
+
+    zero_stage: int
+    precision: Literal["float32", "bfloat16"]
+    micro_batch_size: int
+    """Sequences per rank and forward pass."""
+    num_microbatches: int
+    """Forward passes per rank and optimizer step."""
+    clip_grad_norm: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    reduce_bucket_size: int = 50_000_000
+    """Elements per gradient reduction of ZeRO 2 and 3."""
+
+
+def adamw(param_groups: Sequence[dict[str, Any]], config: EngineConfig) -> torch.optim.AdamW:
+    """torch's fused AdamW; DeepSpeed's own would compile an extension first (minutes on CPU)."""
+    groups = [{"lr_scale": 1.0, "weight_decay": 0.0, **group} for group in param_groups]
+    groups = [group for group in groups if len(group["params"])]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def effective_stage(config: EngineConfig, topology: Topology) -> int:
+    """ZeRO stage that DeepSpeed is given.
+
+    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
+    float32 weights and copy every gradient.
+    """
+    alone = topology.dp_cp_size == 1 and topology.pipeline_parallel_size == 1
+    return 0 if alone and config.precision == "float32" else config.zero_stage
+
+
+def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]:
+    """DeepSpeed's JSON for this step and layout."""
+    stage = effective_stage(config, topology)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.num_microbatches,
+        "train_batch_size": config.micro_batch_size
+        * config.num_microbatches
+        * topology.data_parallel_size,
+        "gradient_clipping": config.clip_grad_norm if stage > 0 else 0.0,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": config.reduce_bucket_size,
+            "allgather_bucket_size": config.reduce_bucket_size,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        # Its timer would synchronise the device twice per forward pass.
+        "timers": {"throughput": {"enabled": False}},
+        # The partitioned form of its messages cannot carry a second float tensor (the condition).
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+    }
+    if config.precision == "bfloat16":
+        settings["bf16"] = {"enabled": True}
+        settings["communication_data_type"] = "fp32"
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings

@@ -1,0 +1,70 @@
+"""Which layers a pipeline stage holds: contiguous, the most expensive stage as cheap as can be.
+
+The first stage embeds, the last one also computes head and loss; both costs count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from parallel.errors import LayoutError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The part of the model that a rank builds and runs."""
+
+    first: bool
+    """It embeds the tokens."""
+    last: bool
+    """It computes the loss."""
+    layers: range
+    """Its transformer layers, by number in the whole model."""
+
+
+def whole_model(num_layers: int) -> Stage:
+    """The only stage of a layout without a pipeline."""
+    return Stage(first=True, last=True, layers=range(num_layers))
+
+
+def split_layers(
+    layer_costs: Sequence[float], num_stages: int, first_cost: float = 0.0, last_cost: float = 0.0
+) -> list[range]:
+    """Layers of every stage, at least one each, minimising the cost of the most expensive stage.
+
+    Costs are in any common unit (operations per token, say); `first_cost` and `last_cost` are those
+    of embedding and head. Among equals the earlier stages get more layers. Raises LayoutError for
+    more stages than layers.
+    """
+    n = len(layer_costs)
+    if n < num_stages:
+        raise LayoutError(
+            f"pipeline_parallel_size {num_stages} is larger than num_layers {n}; every stage needs "
+            "a layer"
+        )
+    total = [0.0]
+    for layer_cost in layer_costs:
+        total.append(total[-1] + layer_cost)
+
+    def cost(stage: int, start: int, stop: int) -> float:
+        extra = (first_cost if stage == 0 else 0.0) + (
+            last_cost if stage == num_stages - 1 else 0.0
+        )
+        return total[stop] - total[start] + extra
+
+    # best[stop]: (cost of the most expensive of the stages so far, cuts), for layers before stop
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for stage in range(num_stages):
+        after: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for stop in range(stage + 1, n - (num_stages - 1 - stage) + 1):
+            choices = [
+                (max(worst, cost(stage, start, stop)), (*cuts, stop))
+                for start, (worst, cuts) in best.items()
+                if start < stop
+            ]
+            after[stop] = min(choices, key=lambda choice: (choice[0], [-c for c in choice[1]]))
+        best = after
+    cuts = (0, *best[n][1])
+    return [range(a, b) for a, b in pairwise(cuts)]

@@ -92,8 +92,10 @@ def _check_objective(config: Config) -> None:
     torch."""
     import yaml
 
-    files = (CONFIG_ROOT / "objective").glob("*.yaml")
-    known = sorted({yaml.safe_load(file.read_text())["name"] for file in files})
+    values = [yaml.safe_load(f.read_text()) for f in (CONFIG_ROOT / "objective").glob("*.yaml")]
+    # Options that also set other sections stand one level deeper.
+    names = {value.get("objective", value).get("name") for value in values}
+    known = sorted(names - {None})
     if config.objective.name not in known:
         raise ConfigError(
             f"unknown objective.name {config.objective.name!r}; known: {', '.join(known)}"

@@ -1,0 +1,90 @@
+"""Counts against what is built and run; claims against the errors of what they compare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.batch import AttentionRule
+from pretrain.config import ModelConfig
+from pretrain.demo import verdict
+from pretrain.model_size import parameter_count
+from pretrain.scaling.curves import Curve, Point, crossing
+from pretrain.scaling.flops import forward_flops_per_token, train_flops_per_token
+from pretrain.vocabulary import TokenSpace
+
+SPACE = TokenSpace(300, 384, 0, 4, 5, (0, 1, 2, 3, 4))
+SHAPES = [
+    {},
+    {"tie_embeddings": False, "qk_norm": True, "num_query_groups": 2},
+    {"time_conditioning": True, "activation": "gelu"},
+    {"activation": "squared_relu", "ffn_hidden_size": 192},
+]
+
+
+def build(topology, shape):
+    from parallel.layers import parallel_config
+    from pretrain.model.initialize import initialize
+    from pretrain.model.transformer import Transformer
+
+    config = ModelConfig(**{"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, **shape})
+    model = Transformer(config, SPACE, parallel_config(topology))
+    initialize(model, seed=0)
+    return config, model
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_parameter_count_is_that_of_the_built_model(topology, shape):
+    config, model = build(topology, shape)
+    assert parameter_count(config, 384) == sum(p.numel() for p in model.parameters())
+
+
+def test_forward_flops_are_those_that_torch_counts(topology):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, model = build(topology, {})
+    ids = torch.randint(5, 300, (2, 32))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        hidden = model(ids, torch.arange(32)[None], AttentionRule("bidirectional"))
+        model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
+    ours = forward_flops_per_token(config, 384, 32, causal=False) * 64
+    assert ours == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+def test_cheaper_heads_and_causal_attention_are_credited():
+    config = ModelConfig(num_layers=1, hidden_size=64, num_attention_heads=4)
+    full = train_flops_per_token(config, 384, 128, causal=False)
+    half = train_flops_per_token(config, 384, 128, causal=False, head_share=0.5)
+    assert full - half == 3 * 64 * 384
+    causal = train_flops_per_token(config, 384, 128, causal=True)
+    assert full - causal == 3 * 4 * 64 * (128 - 129 / 2)
+
+
+def curve(label, losses, error=0.01):
+    return Curve(
+        label,
+        tuple(Point(float(e), e * 1e9, nats, error, nats / 2) for e, nats in enumerate(losses, 1)),
+    )
+
+
+AR = curve("autoregressive", [5.0, 4.5, 4.8, 5.2], error=0.0)
+
+
+def test_crossing_needs_twice_the_error_and_is_never_claimed_without():
+    near = curve("masked diffusion", [6.0, 5.0, 4.49, 4.48])
+    assert crossing(near, AR) is None
+    below = curve("masked diffusion", [6.0, 5.0, 4.49, 4.47])
+    point = crossing(below, AR)
+    assert point is not None
+    assert point.epoch == 4.0
+    assert "did not cross" in verdict(AR, near)
+    assert "From epoch 4" in verdict(AR, below)
+
+
+def test_overfitting_is_claimed_beyond_the_error_only():
+    assert AR.overfits
+    flat = curve("autoregressive", [5.0, 4.5, 4.51])
+    assert not flat.overfits
+    assert "did not measurably overfit" in verdict(flat, curve("masked diffusion", [5.0]))
+    assert "overfits from there on" in verdict(AR, curve("masked diffusion", [5.0]))

@@ -7,6 +7,7 @@ downstream of it knows which objective ran. Both are plain frozen values of stat
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -51,29 +52,59 @@ class CleanBatch:
 class AttentionRule:
     """Who may read whom, as columns instead of a mask tensor.
 
-    Query q may read key k iff they share a segment and (share a group or write[k] < read[q]).
+    Query q may read key k iff they share a segment and (share a group or write[k] < read[q]), the
+    latter less keyed hiding: q misses each key outside its group with its own probability.
     `causal` and `bidirectional` are the fast paths without columns; `columns` carries
-    int32 [4, b, s'] in the order segment, group, read, write.
+    int32 [4 or 6, b, s'] in the order segment, group, read, write (, hiding, salt).
     """
 
     kind: AttentionKind
     columns: Tensor | None = None
 
     @staticmethod
-    def from_columns(segment: Tensor, group: Tensor, read: Tensor, write: Tensor) -> AttentionRule:
-        """Build the general rule; every argument is an integer tensor [b, s']."""
-        stacked = torch.stack([c.to(torch.int32) for c in (segment, group, read, write)])
-        return AttentionRule("columns", stacked)
+    def from_columns(
+        segment: Tensor,
+        group: Tensor,
+        read: Tensor,
+        write: Tensor,
+        hiding: tuple[Tensor, Tensor] | None = None,
+    ) -> AttentionRule:
+        """Build the general rule; every argument is an integer tensor [b, s'].
 
-    def mask(self) -> Tensor:
-        """Dense boolean mask [b, 1, s', s'], True where query (row) may read key (column)."""
+        `hiding` is (probability times 2^31, keyed 31-bit word) of each query.
+        """
+        every = (segment, group, read, write, *(hiding or ()))
+        return AttentionRule("columns", torch.stack([c.to(torch.int32) for c in every]))
+
+    @cached_property
+    def _dense(self) -> Tensor:
         if self.columns is None:
             raise ValueError(f"attention rule {self.kind!r} has no columns; it is a fast path")
-        segment, group, read, write = self.columns
+        segment, group, read, write, *hiding = self.columns
         same = segment[:, :, None] == segment[:, None, :]
         together = group[:, :, None] == group[:, None, :]
         earlier = write[:, None, :] < read[:, :, None]
+        if hiding:
+            threshold, salt = hiding
+            key = torch.arange(segment.shape[1], device=segment.device)
+            earlier &= _hash(salt[:, :, None].long(), key) >= threshold[:, :, None]
         return (same & (together | earlier))[:, None]
+
+    def mask(self) -> Tensor:
+        """Dense boolean mask [b, 1, s', s'], True where query (row) may read key (column).
+
+        Built once a batch, not once a layer.
+        """
+        return self._dense
+
+
+def _hash(salt: Tensor, key: Tensor) -> Tensor:
+    """31 mixed bits of (salt, key), int64 (the finaliser of MurmurHash3): equal on every device."""
+    word = 0xFFFFFFFF
+    h = (salt + (key + 1) * 0x9E3779B9) & word
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) & word
+    return (h ^ (h >> 16)) >> 1
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,33 @@ class ObjectiveConfig(Section):
     """interpolating: how <mask> and uniform noise mix; `hybrid` is the time form of GIDD."""
     uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """interpolating: p_u, the uniform share of `hybrid` noise at t = 1/2."""
+    block_size: PositiveInt = 16
+    """block: tokens of a block; 1 is autoregressive, the sequence length masked."""
+    clip: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """block: interval of noise levels while training; the bound always uses all of them."""
+    alpha0: Fraction = 1.0
+    """esoteric: share of tokens that diffusion fills in; the rest is filled left to right."""
+    diffusion_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """esoteric: share of sequences that train the diffusion phase while 0 < alpha0 < 1."""
+    orders: PositiveInt = 1
+    """autoregressive: number of fixed token orders, drawn by sequence; the first is the text's."""
+    order_kind: Literal["local", "random"] = "local"
+    """autoregressive: `local` perturbs order i by a normal of i positions, `random` permutes."""
+    hide: Literal["none", "queries", "tokens"] = "none"
+    """autoregressive: hide past tokens from a query of its own (`queries`), or from all later
+    ones (`tokens`)."""
+    hide_share: Fraction = 0.25
+    """autoregressive: share of positions that `hide` concerns."""
     independent_levels: Fraction = 0.0
     """interpolating: share of sequences in which every token draws its own noise level."""
+
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> ObjectiveConfig:
+        low, high = self.clip
+        if not (low <= high and high > 0):
+            raise ValueError(f"objective.clip {self.clip} must be [low, high] with low <= high > 0")
+        return self
 
 
 class ScheduleConfig(Section):

@@ -2,6 +2,8 @@
 
 from pretrain.objectives import (  # noqa: F401  (importing registers them)
     autoregressive,
+    block,
+    esoteric,
     interpolating,
     masked,
     uniform,

@@ -5,15 +5,32 @@
 All S positions are scored, so that every family is measured on the same tokens. Where documents are
 kept apart, the shifted-in separator opens the next segment: it is the token before a document's
 first, and must be readable by that document alone.
+
+Two augmentations of the data-constrained study (arXiv 2507.15857), off by default and never used
+in the likelihood. `orders`: each sequence is read in one of N fixed orders; rotary positions stay
+those of the text and nothing tells which position comes next, an inherent noise of that study.
+`hide`: chosen queries miss each past token with a probability of their own, or chosen tokens are
+hidden from everything after them; a position always reads itself.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
-from pretrain.objectives.base import Objective, position_in_segment, register, sequence_rows
+from pretrain.objectives.base import (
+    Objective,
+    position_in_segment,
+    refuse_loss,
+    register,
+    sequence_rows,
+)
+from pretrain.objectives.reading import NEVER
+from pretrain.vocabulary import TokenSpace
 
 
 @register("autoregressive")
@@ -22,21 +39,44 @@ class Autoregressive(Objective):
 
     exact_likelihood = True
     causal = True
+    settings = frozenset({"orders", "order_kind", "hide", "hide_share"})
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        refuse_loss(config, "elbo")
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Shift right; there is no noise."""
+        """Shift right; the augmentations are the only noise."""
+        order = self._order(clean, noise) if self.config.orders > 1 else None
+        hidden = self._hidden(clean, noise) if self.config.hide != "none" else None
+        return self._batch(clean, order, hidden)
+
+    def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """The likelihood, left to right and without augmentation."""
+        batch = self._batch(clean, None, None)
+        return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
+
+    def _batch(
+        self, clean: CleanBatch, order: Tensor | None, hidden: tuple[Tensor, Tensor] | None
+    ) -> TrainBatch:
+        """`order` [b, s]: which position is predicted at each place; `hidden`: (hiding, salt)."""
         b, s = clean.tokens.shape
+        tokens, positions = clean.tokens, torch.arange(s)[None]
+        if order is not None:
+            tokens = tokens.gather(1, order)
+            positions = torch.cat((torch.zeros(b, 1, dtype=torch.int64), order[:, :-1] + 1), dim=1)
         first = torch.full((b, 1), self.space.doc_id)
-        shifted = torch.cat((first, clean.tokens[:, :-1]), dim=1)
-        if clean.one_segment:
-            # Invalid positions lie behind all valid ones, where causal attention never looks.
-            attention, positions = AttentionRule("causal"), torch.arange(s)[None]
-        else:
+        shifted = torch.cat((first, tokens[:, :-1]), dim=1)
+        if not clean.one_segment:
             positions = position_in_segment(clean.segment)
-            starts = positions == 0
-            shifted = torch.where(starts, self.space.doc_id, shifted)
-            order = torch.arange(s).expand(b, s)
-            attention = AttentionRule.from_columns(clean.segment, order, order, order)
+            shifted = torch.where(positions == 0, self.space.doc_id, shifted)
+        if clean.one_segment and hidden is None:
+            # Invalid positions lie behind all valid ones, where causal attention never looks.
+            attention = AttentionRule("causal")
+        else:
+            attention = self._columns(clean, hidden)
         return TrainBatch(
             ids=shifted,
             positions=positions,
@@ -44,7 +84,39 @@ class Autoregressive(Objective):
             noise_level=None,
             rows=None,
             # Pad has probability zero, and 0 weight times infinite loss would not be 0.
-            targets=torch.where(clean.valid, clean.tokens, self.space.doc_id).flatten(),
+            targets=torch.where(clean.valid, tokens, self.space.doc_id).flatten(),
             weight=clean.valid.flatten().float(),
             sequence=sequence_rows(b, s),
         )
+
+    def _columns(self, clean: CleanBatch, hidden: tuple[Tensor, Tensor] | None) -> AttentionRule:
+        """Causal inside documents, less what is hidden."""
+        place = torch.arange(clean.tokens.shape[1]).expand_as(clean.tokens)
+        write = place
+        if hidden is not None and self.config.hide == "tokens":
+            write, hidden = torch.where(hidden[0] > 0, NEVER, place), None
+        return AttentionRule.from_columns(clean.segment, place, place, write, hidden)
+
+    def _order(self, clean: CleanBatch, noise: NoiseKey) -> Tensor:
+        """Permutation of each sequence, one of N that are the same in the whole run, [b, s]."""
+        if not clean.one_segment:
+            raise ConfigError("objective.orders > 1 needs data.documents=packed")
+        s, count = clean.tokens.shape[1], self.config.orders
+        number = (noise.uniform("order", 1)[:, 0] * count).long()
+        shared = noise.at(torch.arange(count))
+        if self.config.order_kind == "local":
+            scale = torch.arange(count, dtype=torch.float64)[:, None]
+            keys = torch.arange(s) + scale * shared.normal("orders", s)
+        else:
+            keys = shared.fine_uniform("orders", s)
+            keys[0] = torch.arange(s).double() / s
+        chosen = torch.where(clean.valid, keys[number], torch.inf)
+        return chosen.argsort(dim=1, stable=True)
+
+    def _hidden(self, clean: CleanBatch, noise: NoiseKey) -> tuple[Tensor, Tensor]:
+        """(hiding, salt) of each position: probability times 2^31 and a keyed word."""
+        s = clean.tokens.shape[1]
+        chosen = noise.uniform("hide", s) < self.config.hide_share
+        probability = noise.uniform("hide", s, draw=1)
+        hiding = torch.where(chosen, (probability * 2.0**31).long(), 0)
+        return hiding, noise.words("hide", s, draw=2) >> 1

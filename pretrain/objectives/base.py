@@ -18,6 +18,7 @@ from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
+from pretrain.noise.time import stratified_time
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Objective(ABC):
     """One family: how tokens are corrupted, what the network is asked, how answers are scored."""
 
     name: ClassVar[str]
-    exact_likelihood: ClassVar[bool] = False
+    exact_likelihood: bool = False
     """Whether the bound is the likelihood itself and needs no draws."""
     causal: ClassVar[bool] = False
     """Whether attention is causal, for counting operations."""
@@ -77,6 +78,15 @@ class Objective(ABC):
     def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
         """Term of the exact bound of each target before weighting [n]. Default: the loss."""
         return self.token_loss(chunk, targets, extra)
+
+
+def refuse_loss(config: ObjectiveConfig, *allowed: str) -> None:
+    """Raise ConfigError unless `config.loss` is one that the family has."""
+    if config.loss not in allowed:
+        raise ConfigError(
+            f"objective.loss={config.loss} is not defined for {config.name!r}; "
+            f"it has {' and '.join(allowed)}"
+        )
 
 
 _REGISTRY: dict[str, type[Objective]] = {}
@@ -195,3 +205,17 @@ def shorten(clean: CleanBatch, noise: NoiseKey, share: float, pad_id: int) -> Cl
         valid=valid,
         all_valid=bool(valid.all()),
     )
+
+
+def fixed_count(clean: CleanBatch, noise: NoiseKey, window: int) -> tuple[Tensor, Tensor]:
+    """Masks [b, s] of exactly m valid tokens, m stratified over 1..L, and the weights L / m [b].
+
+    The expectation is that of masking with probability t and weight 1/t, with less variance.
+    """
+    length = clean.valid.sum(dim=1)
+    t = stratified_time(noise, window)
+    count = torch.minimum((t * length).long() + 1, length)
+    score = torch.where(clean.valid, noise.fine_uniform("mask", clean.valid.shape[1]), torch.inf)
+    rank = score.argsort(dim=1).argsort(dim=1)
+    mask = (rank < count[:, None]) & clean.valid
+    return mask, length.double() / count.clamp(min=1)

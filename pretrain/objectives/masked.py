@@ -1,15 +1,19 @@
 """Masked diffusion (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992): absorb, then fill in.
 
-    forward   each valid token becomes <mask> with probability t, t stratified over the run
-    training  sum over masked of CE / t   (`loss: elbo`)   or   of CE   (`loss: simple`)
+    forward   each valid token becomes <mask> with probability 1 - alpha_t, t stratified
+    training  sum over masked of -alpha'/(1 - alpha) CE     `loss: elbo` (CE / t where linear)
+              sum over masked of CE                         `loss: simple`
     bound     -log p(x) <= E_t sum_masked CE / t
                         =  E_m (L / m) sum over a random set M, |M| = m, of CE,   m uniform on 1..L
 
 The bound is evaluated in the second form (fixed count): exact, no term at t = 0 or t = 1 is
-dropped, and its variance lacks the part that comes from the number of masked tokens.
+dropped, its variance lacks the part that comes from the number of masked tokens, and the schedule
+does not enter it.
 
 The head is evaluated at masked positions only. `simple` is a different objective on another scale;
-it is never a likelihood (arXiv 2602.15014 finds it about 12 % more compute-efficient).
+it is never a likelihood (arXiv 2602.15014 finds it about 12 % more compute-efficient). `ar_ratio`
+moves the masks of a share of the sequences to their end, as in left-to-right continuation
+(arXiv 2507.15857); their weights stay, so that it trains something other than the bound.
 """
 
 from __future__ import annotations
@@ -18,58 +22,68 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
-from pretrain.noise.schedule import LINEAR
+from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     Objective,
     document_positions,
+    fixed_count,
+    head_rows,
+    refuse_loss,
     register,
+    shorten,
     visible_attention,
 )
+from pretrain.vocabulary import TokenSpace
 
 
 @register("masked")
 class Masked(Objective):
-    """Absorbing-state diffusion with the linear schedule alpha_t = 1 - t."""
+    """Absorbing-state diffusion."""
 
     head_share = 0.5
-    settings = frozenset({"loss"})
+    settings = frozenset({"loss", "schedule", "ar_ratio", "random_length"})
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        refuse_loss(config, "elbo", "simple")
+        self.schedule = SCHEDULES[config.schedule]
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Mask each valid token independently with probability t."""
+        """Mask each valid token independently with probability 1 - alpha_t."""
+        clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
         t = stratified_time(noise, self.time_window)
-        mask = (noise.uniform("mask", clean.tokens.shape[1]) < t[:, None]) & clean.valid
-        weight = LINEAR.elbo_weight(t) if self.config.loss == "elbo" else torch.ones_like(t)
+        u = noise.uniform("mask", clean.tokens.shape[1])
+        mask = (u < self.schedule.noise(t)[:, None]) & clean.valid
+        if self.config.ar_ratio > 0:
+            suffix = noise.uniform("ar_ratio", 1) < self.config.ar_ratio
+            left = clean.valid.sum(dim=1) - mask.sum(dim=1)
+            place = clean.valid.cumsum(dim=1)  # 1-based among valid positions
+            mask = torch.where(suffix, (place > left[:, None]) & clean.valid, mask)
+        weight = torch.ones_like(t)
+        if self.config.loss == "elbo":
+            weight = self.schedule.elbo_weight(t)
         return self._batch(clean, mask, weight.float())
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask exactly m valid tokens, m stratified over 1..L; weight L / m in float64."""
-        t = stratified_time(noise, self.time_window)
-        length = clean.valid.sum(dim=1)
-        count = torch.minimum((t * length).long() + 1, length)
-        score = noise.fine_uniform("mask", clean.tokens.shape[1])
-        score = torch.where(clean.valid, score, torch.inf)
-        rank = score.argsort(dim=1).argsort(dim=1)
-        mask = (rank < count[:, None]) & clean.valid
-        return self._batch(clean, mask, length.double() / count.clamp(min=1))
+        mask, weight = fixed_count(clean, noise, self.time_window)
+        return self._batch(clean, mask, weight)
 
     def _batch(self, clean: CleanBatch, mask: Tensor, weight: Tensor) -> TrainBatch:
         """Assemble the batch for masked positions `mask` [b, s] and weights of sequences [b]."""
-        s = clean.tokens.shape[1]
-        rows = mask.flatten().nonzero()[:, 0]
-        targets = clean.tokens.flatten()[rows]
-        if not len(rows):  # a head needs at least one row; it counts nothing
-            rows, weight = torch.zeros(1, dtype=torch.int64), torch.zeros_like(weight)
-            targets = torch.full_like(rows, self.space.doc_id)
-        sequence = rows // s
+        rows = head_rows(mask, self.static_rows)
         return TrainBatch(
             ids=torch.where(mask, self.space.mask_id, clean.tokens),
             positions=document_positions(clean),
             attention=visible_attention(clean),
             noise_level=None,
-            rows=rows,
-            targets=targets,
-            weight=weight[sequence],
-            sequence=sequence,
+            rows=rows.index,
+            targets=rows.take(clean.tokens, self.space.doc_id),
+            weight=rows.take(weight[:, None].expand_as(mask), 0.0),
+            sequence=rows.index // mask.shape[1],
         )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
-from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.process import UniformProcess
 from pretrain.noise.schedule import SCHEDULES
@@ -28,6 +27,7 @@ from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     document_positions,
     head_rows,
+    refuse_loss,
     register,
     shorten,
     visible_attention,
@@ -53,10 +53,9 @@ class Uniform(Noised):
         # terms is dropped.
         self.process = UniformProcess(space)
         self.training_process = UniformProcess(space, SCHEDULES[config.schedule])
+        refuse_loss(config, "elbo", "simple")
         if config.loss == "simple":
             self.head_share = 0.5
-        elif config.loss == "dynamic":
-            raise ConfigError("objective.loss=dynamic is for interpolating; take elbo or simple")
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Draw tokens anew; weights of the bound, or 1 at the redrawn positions."""

@@ -1,0 +1,92 @@
+"""Block diffusion (BD3-LM, arXiv 2503.09573): left to right over blocks, masked inside a block.
+
+    input     [xt | x0], 2 S positions: a noisy block reads itself and the clean blocks before it
+    training  sum over blocks b, masked l in b, of CE / t_b   (`loss: elbo`)   or of CE   (`simple`)
+    bound     -log p(x) <= sum_b E_m (|b| / m) sum over a random set of m tokens of b, of CE
+
+Blocks of 1 token are autoregressive (the bound is the likelihood itself), one block of S tokens is
+masked diffusion; the bound tightens as blocks shrink. Each block has its own t, stratified over the
+blocks of the window. While training, t_b is uniform on `clip` = [low, high]: a narrower interval
+trades what is trained for less variance (`pretrain.objectives.clipping` chooses it from measured
+variance); at blocks of 1 token [1, 1] removes all of it. The bound is never clipped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.time import stratified_times
+from pretrain.objectives.base import (
+    Objective,
+    document_positions,
+    head_rows,
+    refuse_loss,
+    register,
+)
+from pretrain.objectives.reading import pair
+from pretrain.vocabulary import TokenSpace
+
+
+@register("block")
+class Block(Objective):
+    """Masked diffusion inside blocks, in one pass over the noisy and the clean sequence."""
+
+    settings = frozenset({"loss", "block_size", "clip"})
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        refuse_loss(config, "elbo", "simple")
+        self.exact_likelihood = config.block_size == 1
+        self.interval = config.clip
+        self.head_share = sum(config.clip) / 2
+
+    def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """Mask each token of a block with the block's own probability t."""
+        block = self._blocks(clean)
+        low, high = self.interval
+        t = stratified_times(noise, self.time_window, int(block[0, -1]) + 1)
+        t = (low + (high - low) * t).gather(1, block)
+        mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
+        weight = 1.0 / t if self.config.loss == "elbo" else torch.ones_like(t)
+        return self._batch(clean, block, mask, weight.float())
+
+    def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """Mask exactly m tokens of each block, m stratified over 1..|b|; weight |b| / m."""
+        block = self._blocks(clean)
+        count = int(block[0, -1]) + 1
+        t = stratified_times(noise, self.time_window, count)
+        size = torch.zeros_like(t).scatter_add_(1, block, clean.valid.double())
+        number = torch.minimum((t * size).floor() + 1.0, size)
+        # Ranks inside blocks: random keys that sort by block first.
+        key = block + noise.fine_uniform("mask", block.shape[1])
+        rank = torch.where(clean.valid, key, torch.inf).argsort(dim=1).argsort(dim=1)
+        before = (size.cumsum(dim=1) - size).gather(1, block)
+        mask = (rank - before < number.gather(1, block)) & clean.valid
+        return self._batch(clean, block, mask, (size / number.clamp(min=1.0)).gather(1, block))
+
+    def _blocks(self, clean: CleanBatch) -> Tensor:
+        """Block of each position, int64 [b, s]."""
+        b, s = clean.tokens.shape
+        return (torch.arange(s) // self.config.block_size).expand(b, s)
+
+    def _batch(self, clean: CleanBatch, block: Tensor, mask: Tensor, weight: Tensor) -> TrainBatch:
+        """Assemble the pair for masked positions and weights [b, s]."""
+        s = mask.shape[1]
+        noisy = torch.where(mask, self.space.mask_id, clean.tokens)
+        rows = head_rows(torch.cat((mask, torch.zeros_like(mask)), dim=1), self.static_rows)
+        return TrainBatch(
+            ids=torch.cat((noisy, clean.tokens), dim=1),
+            positions=document_positions(clean).repeat(1, 2),
+            attention=pair(clean, block).rule(),
+            noise_level=None,
+            rows=rows.index,
+            targets=rows.take(clean.tokens.repeat(1, 2), self.space.doc_id),
+            weight=rows.take(weight.repeat(1, 2), 0.0),
+            sequence=rows.index // (2 * s),
+        )

@@ -1,0 +1,81 @@
+"""Checkpoints of the real model across layouts: pipeline, tensor, sequence, data parallel, ZeRO.
+
+Whatever layout writes, every other one restores bit for bit (weights, moments, cursor) and goes on
+along the same curve to 1e-5; the same layout goes on bitwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import run_ranks
+from layouts import TASKS, Cut, Trainer, as_dict
+
+SAVED, END = 4, 8
+
+CUTS = [
+    Cut(),
+    Cut(dp=2, zero=1),
+    Cut(dp=2, zero=2),
+    Cut(tp=2),
+    Cut(tp=2, sp=True, zero=1),
+    Cut(pp=2, zero=1),
+    Cut(pp=2, tp=2, zero=1),
+    Cut(pp=2, dp=2, zero=1),
+    Cut(pp=4, zero=1),
+    Cut(tp=2, dp=2, zero=2),
+]
+
+
+def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Whole weights and moments."""
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    return {f"{k}/{n}": trainer.engine.read(n, k).clone() for n in trainer.names() for k in kinds}
+
+
+def save(cut: dict[str, Any], task: str, folder: Path) -> dict[str, Any]:
+    """Train, save in the middle, train on."""
+    from parallel.checkpoint import save_checkpoint
+
+    trainer = Trainer(Cut(**cut), TASKS[task])
+    trainer.train(0, SAVED)
+    state = {"position": SAVED * 8}
+    save_checkpoint(trainer.engine, folder, SAVED, state)
+    held = contents(trainer)
+    curve = trainer.train(SAVED, END)
+    return {"held": held, "curve": curve, "end": contents(trainer)}
+
+
+def resume(cut: dict[str, Any], task: str, folder: Path) -> dict[str, Any]:
+    """Restore into a fresh engine and train on."""
+    from parallel.checkpoint import load_latest
+
+    trainer = Trainer(Cut(**cut), TASKS[task])
+    _, state = load_latest(trainer.engine, folder)
+    held = contents(trainer)
+    curve = trainer.train(SAVED, END)
+    return {"state": state, "held": held, "curve": curve, "end": contents(trainer)}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("source", CUTS, ids=str)
+def test_every_layout_restores_what_another_saved(source, tmp_path) -> None:
+    task = ("uniform", "masked")[CUTS.index(source) % 2]
+    saved = run_ranks(source.ranks, save, as_dict(source), task, tmp_path)[0]
+    index = CUTS.index(source)
+    for target in [source, *(CUTS[(index + k) % len(CUTS)] for k in (1, 4))]:
+        name = f"{source} -> {target}"
+        for got in run_ranks(target.ranks, resume, as_dict(target), task, tmp_path):
+            assert got["state"] == {"position": SAVED * 8}, name
+            assert same(got["held"], saved["held"]), name
+            if target == source:
+                assert got["curve"] == saved["curve"], name
+                assert same(got["end"], saved["end"]), name
+            for ours, theirs in zip(got["curve"], saved["curve"], strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-5), name

@@ -1,6 +1,6 @@
 """From command-line overrides or a saved file to one validated `Config`, or one clear error.
 
-Hydra composes the groups (`model=tiny`, `runs=quickstart`); single values (`optimizer.lr=1e-3`)
+Hydra composes the groups (`model=tiny`, `runs=demo`); single values (`optimizer.lr=1e-3`)
 are checked against the pydantic tree before they are applied, so that a misspelt key is answered
 with the key that was meant. The price is a second walk over the tree (a millisecond); Hydra's own
 error for the same mistake names no alternative. Paths come out absolute: a saved configuration

@@ -19,18 +19,15 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives.base import (
     Objective,
     position_in_segment,
-    refuse_loss,
     register,
     sequence_rows,
 )
 from pretrain.objectives.reading import NEVER
-from pretrain.vocabulary import TokenSpace
 
 
 @register("autoregressive")
@@ -40,12 +37,6 @@ class Autoregressive(Objective):
     exact_likelihood = True
     causal = True
     settings = frozenset({"orders", "order_kind", "hide", "hide_share"})
-
-    def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
-    ) -> None:
-        super().__init__(config, space, static_rows)
-        refuse_loss(config, "elbo")
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Shift right; the augmentations are the only noise."""

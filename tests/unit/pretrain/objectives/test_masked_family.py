@@ -1,0 +1,247 @@
+"""Masked diffusion: schedules, estimators, suffix masks, short sequences and static head sizes."""
+
+import importlib.util
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.time import stratified_time
+from pretrain.objectives import build_objective
+from pretrain.objectives.base import head_rows
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+L = toy.L
+
+
+def objective(name="masked", static_rows=False, **fields):
+    config = ObjectiveConfig(name=name, time_window=64, **fields)
+    return build_objective(config, toy.SPACE, static_rows)
+
+
+def junk(shown):
+    """Conditionals of no distribution: a table that contradicts itself. [L][V]"""
+    seed = sum((v + 1) * 5**i for i, v in shown.items())
+    return np.random.default_rng(seed).dirichlet(np.ones(toy.V), size=L)
+
+
+def independent(shown):
+    """Marginals, whatever is shown."""
+    return np.stack([toy.JOINT.sum(tuple(j for j in range(L) if j != l)) for l in range(L)])
+
+
+def loss_of(family, batch, table, n, bound=True):
+    """Weighted loss of each of n sequences under a table of conditionals."""
+    out = torch.full((len(batch.rows), toy.SPACE.vocab_size), -torch.inf, dtype=torch.float64)
+    cache = {}
+    for i, row in enumerate(batch.rows.tolist()):
+        b, l = divmod(row, L)
+        ids = tuple(batch.ids[b].tolist())
+        if ids not in cache:
+            shown = {j: t - toy.FIRST for j, t in enumerate(ids) if t != toy.SPACE.mask_id}
+            cache[ids] = torch.from_numpy(np.log(table(shown)))
+        out[i, toy.FIRST :] = cache[ids][l]
+    score = family.token_bound if bound else family.token_loss
+    loss = score(toy.TableChunk(out), batch.targets, batch.extra) * batch.weight.double()
+    return torch.zeros(n, dtype=torch.float64).index_add_(0, batch.sequence, loss)
+
+
+def orders_average(x, table):
+    """Mean over all orders of the any-order likelihood."""
+    total = 0.0
+    for order in itertools.permutations(range(L)):
+        for i, l in enumerate(order):
+            total -= math.log(table({j: x[j] for j in order[:i]})[l, x[l]]) / math.factorial(L)
+    return total
+
+
+def assert_mean(values, expected):
+    error = float(values.std()) / math.sqrt(len(values))
+    assert abs(float(values.mean()) - expected) < 4 * error + 1e-12
+    return error
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "log_linear"])
+def test_bernoulli_fixed_count_and_random_order_have_one_expectation(schedule):
+    """For conditionals that contradict each other, under every schedule. log-linear leaves a share
+    1e-3 of the time out: each token that is scored there counts 1 - 1e-3."""
+    family, n, x = objective(schedule=schedule), 12_000, (0, 1, 2)
+    clean = toy.clean_batch([x] * n, range(n))
+    key = NoiseKey(4, clean.position)
+    expected = orders_average(x, junk)
+    fixed = assert_mean(loss_of(family, family.bound_batch(clean, key), junk, n), expected)
+    bernoulli = assert_mean(loss_of(family, family.corrupt(clean, key), junk, n), expected)
+    assert fixed < bernoulli
+
+
+def test_log_linear_undercounts_independent_tokens_by_its_epsilon():
+    """E weight x mask probability is 1 for linear and cosine, exactly 1 - 1e-3 for log-linear."""
+    t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    for name, expected in (("linear", 1.0), ("cosine", 1.0), ("log_linear", 0.999)):
+        schedule = objective(schedule=name).schedule
+        share = float((schedule.elbo_weight(t) * schedule.noise(t)).mean())
+        assert abs(share - expected) < 1e-9
+
+
+def test_simple_loss_of_independent_tokens_is_half_their_likelihood():
+    family, n, x = objective(loss="simple"), 12_000, (0, 1, 2)
+    clean = toy.clean_batch([x] * n, range(n))
+    nll = -sum(math.log(independent({})[l, x[l]]) for l in range(L))
+    batch = family.corrupt(clean, NoiseKey(4, clean.position))
+    assert_mean(loss_of(family, batch, independent, n, bound=False), nll / 2)
+
+
+def test_no_bound_is_a_better_code_than_the_entropy_allows():
+    """sum_x exp(-bound(x)) <= 1: the bound never promises more than a distribution can."""
+    total = sum(math.exp(-orders_average(x, junk)) for x in toy.SEQUENCES)
+    assert total <= 1
+
+
+def test_ar_ratio_moves_the_same_number_of_masks_to_the_end():
+    n, s = 2000, 16
+    tokens = torch.zeros(n, s, dtype=torch.int64)
+    valid = torch.ones(n, s, dtype=torch.bool)
+    valid[::3, 12:] = False
+    clean = toy.clean_batch(tokens, range(n), valid)
+    key = NoiseKey(1, clean.position)
+    plain, moved = objective().corrupt(clean, key), objective(ar_ratio=0.3).corrupt(clean, key)
+    masks = [b.ids == toy.SPACE.mask_id for b in (plain, moved)]
+    assert torch.equal(masks[0].sum(1), masks[1].sum(1))
+    assert not masks[1][~valid].any()
+    length, count = valid.sum(1), masks[1].sum(1)
+    suffix = (torch.arange(s)[None] >= (length - count)[:, None]) & valid
+    is_suffix = (masks[1] == suffix).all(dim=1)
+    same = (masks[0] == masks[1]).all(dim=1)
+    assert (is_suffix | same).all()
+    share = float((~same).double().mean())
+    assert 0.2 < share < 0.3 + 4 * math.sqrt(0.21 / n)  # a few suffixes arise by themselves
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform", "interpolating"])
+def test_random_length_cuts_its_share_of_sequences_by_padding(name):
+    n, s = 3000, 16
+    clean = toy.clean_batch(torch.zeros(n, s, dtype=torch.int64), range(n))
+    family = objective(name, random_length=0.2)
+    batch = family.corrupt(clean, NoiseKey(1, clean.position))
+    length = (batch.ids != toy.SPACE.pad_id).sum(dim=1)
+    assert batch.attention.kind == "columns"
+    cut = float((length < s).double().mean())
+    expected = 0.2 * (1 - 1 / s)
+    assert abs(cut - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+    counts = np.bincount(length[length < s].numpy(), minlength=s)[1:]
+    assert abs(counts - counts.mean()).max() < 4.5 * math.sqrt(counts.mean())
+    # Nothing behind the cut is scored, and the bound is never cut.
+    rows = torch.arange(n * s) if batch.rows is None else batch.rows
+    assert (batch.weight[rows % s >= length[rows // s]] == 0).all()
+    whole = family.bound_batch(clean, NoiseKey(1, clean.position))
+    assert (whole.ids != toy.SPACE.pad_id).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("masked", {}), ("uniform", {"loss": "simple"}), ("block", {}), ("esoteric", {}),
+     ("interpolating", {"noise": "masked"})],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
+def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
+    """At most eight sizes, everything that is scored is in, and the rest weighs nothing."""
+    sizes = set()
+    for start in range(40):
+        clean = toy.clean_batch([toy.SEQUENCES[start % 27]] * 8, range(8 * start, 8 * start + 8))
+        key = NoiseKey(1, clean.position)
+        exact = getattr(objective(name, **fields), method)(clean, key)
+        static = getattr(objective(name, True, **fields), method)(clean, key)
+        real = len(exact.targets)
+        for field in ("targets", "weight", "sequence", "rows"):
+            a, b = getattr(exact, field), getattr(static, field)
+            if a is None:
+                assert b is None
+            elif float(exact.weight.abs().sum()) > 0:
+                assert torch.equal(a, b[:real]), field
+        assert (static.weight[real:] == 0).all()
+        assert (static.targets[real:] == toy.SPACE.doc_id).all()
+        assert all(len(v) == len(static.targets) for v in static.extra.values())
+        sizes.add(len(static.targets))
+    assert len(sizes) <= 8
+
+
+def test_a_batch_without_any_noise_still_has_a_row():
+    for static in (False, True):
+        rows = head_rows(torch.zeros(2, 12, dtype=torch.bool), static)
+        assert len(rows.index) >= 1 and not rows.real.any()
+
+
+FAMILIES = [
+    ("autoregressive", {"orders": 4}),
+    ("autoregressive", {"hide": "queries"}),
+    ("masked", {"ar_ratio": 0.5, "random_length": 0.5, "schedule": "cosine"}),
+    ("uniform", {}),
+    ("uniform", {"loss": "simple"}),
+    ("interpolating", {"independent_levels": 0.5}),
+    ("interpolating", {"noise": "hybrid"}),
+    ("block", {"block_size": 2}),
+    ("esoteric", {"alpha0": 0.5}),
+    ("esoteric", {"alpha0": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), FAMILIES, ids=str)
+@pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
+def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
+    """Rank, micro-batch and resume only choose which positions are drawn, never what."""
+    family = objective(name, **fields)
+    tokens = torch.tensor([toy.SEQUENCES[i % 27] for i in range(48)]).repeat(1, 4)
+
+    def batch(a, b):
+        clean = toy.clean_batch(tokens[a:b], range(100 + a, 100 + b))
+        return getattr(family, method)(clean, NoiseKey(1, clean.position))
+
+    whole = batch(0, 48)
+    columns = whole.attention.columns
+    for cut in (1, 7, 16):
+        parts = [batch(a, min(a + cut, 48)) for a in range(0, 48, cut)]
+        assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
+        if columns is not None and all(p.attention.columns is not None for p in parts):
+            together = torch.cat([p.attention.columns for p in parts], dim=1)
+            assert torch.equal(together, columns)
+        scored = [p.weight[p.weight > 0] for p in parts]
+        assert torch.equal(torch.cat(scored), whole.weight[whole.weight > 0])
+        if whole.noise_level is not None:
+            assert torch.equal(torch.cat([p.noise_level for p in parts]), whole.noise_level)
+
+
+def test_time_conditioned_families_are_told_minus_log_alpha():
+    clean = toy.clean_batch([(0, 1, 2)] * 64, range(64))
+    key = NoiseKey(1, clean.position)
+    for loss in ("elbo", "simple"):
+        level = objective("uniform", loss=loss).corrupt(clean, key).noise_level
+        expected = -torch.log1p(-stratified_time(key, 64)).float()
+        torch.testing.assert_close(level, expected)
+
+
+def test_losses_that_a_family_lacks_are_refused():
+    for name in ("masked", "uniform", "block", "esoteric", "autoregressive"):
+        with pytest.raises(ConfigError, match="loss"):
+            objective(name, loss="dynamic")
+    with pytest.raises(ConfigError, match="alpha0=1"):
+        objective("esoteric", alpha0=0.5, loss="simple")
+
+
+def test_every_packaged_objective_builds():
+    from pretrain.compose import CONFIG_ROOT, compose
+
+    names = [p.stem for p in (CONFIG_ROOT / "objective").glob("*.yaml")]
+    assert len(names) >= 10
+    for name in names:
+        config = compose([f"objective={name}", "model=tiny", "data.train=a", "data.validation=b",
+                          "data.tokenizer=c"])  # fmt: skip
+        assert build_objective(config.objective, toy.SPACE).name == config.objective.name

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from harness import Died, run_ranks
-
-import runs
 
 STEPS = 15  # 2.5 epochs of 47 sequences in batches of 8, the last one partly empty
 OBJECTIVES = ["autoregressive", "masked"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -43,7 +44,7 @@ def test_a_preempted_run_resumes_and_is_evaluated_and_sampled(
     covered = [(r["position_start"], r["position_stop"]) for r in records if "train/loss" in r]
     assert covered[0][0] == 0
     assert covered[-1][1] == 1200  # 200 sequences, six times
-    assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
 
     likelihood = json.loads(epochal("evaluate", run, "--draws", "2", "--json").stdout)
     assert likelihood["step"] == 150

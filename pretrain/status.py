@@ -22,6 +22,17 @@ def write_status(run: Path, state: State, *, step: int, message: str = "", exit_
     os.replace(partial, run / "status.json")
 
 
+def write_failure(run: Path, error: Exception, step: int | None = None) -> None:
+    """State an error; without `step` the run was last heard of where the earlier status says."""
+    earlier = read_status(run)
+    if step is None:
+        step = earlier["step"] if earlier else 0
+    code = int(getattr(error, "exit_code", 1))
+    write_status(
+        run, "failed", step=step, message=f"{type(error).__name__}: {error}", exit_code=code
+    )
+
+
 def read_status(run: Path) -> dict[str, Any] | None:
     """The last status, or None where nothing was trained."""
     try:

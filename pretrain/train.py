@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from parallel.runtime import init_distributed
 from pretrain.compose import compose, save_config
-from pretrain.config import Config, resolve
+from pretrain.config import Config
 from pretrain.errors import EXIT_PREEMPTED, TrainingError
-from pretrain.status import write_status
+from pretrain.preflight import preflight
+from pretrain.status import write_failure, write_status
 
 if TYPE_CHECKING:
     from pretrain.hooks import Hooks
@@ -76,10 +77,12 @@ def run(config: Config) -> int:
     introduce(session, tracking)
     try:
         train(session, hooks)
-    except TrainingError:
-        hooks.save(must=True)
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, TrainingError):
+            hooks.save(must=True)
+        # Said before trackers flush: launchers end rank 0 soon after another rank has left.
+        if is_main:
+            write_failure(run_dir, error, step=session.state.step)
         tracking.close("failed")
         raise
     finally:
@@ -90,9 +93,10 @@ def run(config: Config) -> int:
         tracking.message(
             f"{hooks.signal}: saved at step {session.state.step}; the same command goes on from it"
         )
-    tracking.close(state)
     if is_main:
         write_status(run_dir, state, step=session.state.step, exit_code=code)
+    tracking.close(state)
+    preemption.wait_for_all()
     return code
 
 
@@ -121,14 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
         config_file = None
         if arguments[:1] == ["--config"]:
             config_file, arguments = Path(arguments[1]), arguments[2:]
-        config = resolve(compose(arguments, config_file))
+        config = compose(arguments, config_file)
+        config = preflight(config, int(os.environ.get("WORLD_SIZE", "0")) or None)
         return run(config)
     except Exception as error:
         code = int(getattr(error, "exit_code", 1))
         is_main = os.environ.get("RANK", "0") == "0"
         if is_main and config is not None and config.run.path.is_dir():
-            message = f"{type(error).__name__}: {error}"
-            write_status(config.run.path, "failed", step=-1, message=message, exit_code=code)
+            write_failure(config.run.path, error)
         if not hasattr(error, "exit_code"):
             raise
         if is_main:

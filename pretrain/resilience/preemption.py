@@ -41,6 +41,11 @@ class Preemption:
             number = int(agreed)
         return signal.Signals(number).name if number else None
 
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here: launchers kill the others when one has left."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
     def close(self) -> None:
         """Give the signals back."""
         for number, handler in self._previous.items():

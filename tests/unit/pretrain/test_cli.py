@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from data_pipeline.errors import CursorError, ShardError
 from parallel.errors import SaveError
@@ -119,7 +120,7 @@ def test_constraints_satisfy_the_declared_ranges() -> None:
     declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     for text in declared:
         wanted = Requirement(text)
-        matching = [p for p in pins if p.name.lower() == wanted.name.lower()]
+        matching = [p for p in pins if canonicalize_name(p.name) == canonicalize_name(wanted.name)]
         assert matching, f"{wanted.name} has no pin in constraints.txt"
         for pin in matching:
             (version,) = (s.version for s in pin.specifier)

@@ -93,7 +93,7 @@ class Engine(ABC):
     @property
     def optimizer_step(self) -> int:
         """How many updates AdamW has applied; 0 means there are no moments yet."""
-        return fragments.optimizer_step(self.optimizer)
+        return fragments.optimizer_step(self.parameters.values(), self.optimizer)
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:

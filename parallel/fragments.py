@@ -1,9 +1,10 @@
 """Float32 weights and Adam moments by parameter, wherever ZeRO keeps them.
 
-ZeRO flattens parameters into groups and gives every data-parallel rank a stretch of each; DeepSpeed
-links every parameter to its stretch. These functions read and write whole tensors through that
-link, which is what makes a checkpoint independent of layout and ZeRO stage. Reading gathers one
-tensor at a time, so that no rank ever holds more than one whole parameter.
+ZeRO 1 and 2 flatten parameters into groups and give every data-parallel rank a stretch of each;
+DeepSpeed links every parameter to its stretch. ZeRO 3 cuts every parameter by itself. These
+functions read and write whole tensors through either, which is what makes a checkpoint independent
+of layout and ZeRO stage. Reading gathers one tensor at a time, so that no rank ever holds more than
+one whole parameter.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def write_slice(
 ) -> None:
     """Store this tensor-parallel rank's slice where this rank keeps (its stretch of) it."""
     own = own.to(device=parameter.device, dtype=torch.float32)
-    if kind == "weight":
+    if _is_cut(parameter):
+        _write_cut(parameter, kind, own)
+    elif kind == "weight":
         with torch.no_grad():
             parameter.copy_(own)
         if _is_linked(parameter):
@@ -55,12 +58,11 @@ def write_slice(
         optimizer.state[parameter][kind].copy_(own)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
+def optimizer_step(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Updates applied so far; the same for every parameter."""
     steps = {
         int(optimizer.state[p]["step"]) if "step" in optimizer.state.get(p, {}) else 0
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in _held(parameters, optimizer)
     }
     assert len(steps) == 1, f"parameters have seen different numbers of updates: {steps}"
     return steps.pop()
@@ -73,20 +75,29 @@ def create_moments(
     optimizer.state.clear()
     if step == 0:
         return
-    for group in optimizer.param_groups:
-        for held in group["params"]:
-            optimizer.state[held] = {
-                "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
-                "exp_avg": torch.zeros_like(held, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
-            }
+    parameters = list(parameters)
+    for held in _held(parameters, optimizer):
+        optimizer.state[held] = {
+            "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
+            "exp_avg": torch.zeros_like(held, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
+        }
     for parameter in parameters:
         _link_moments(parameter, optimizer)
 
 
+def _held(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that AdamW updates on this rank: parameters, or flat stretches of them."""
+    for parameter in parameters:
+        if _is_cut(parameter):
+            host: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
+            return list(host.fp32_partitioned_groups_flat)
+    return [held for group in optimizer.param_groups for held in group["params"]]
+
+
 def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
     """This tensor-parallel rank's slice, gathered over the data-parallel ranks."""
-    if _is_linked(parameter):
+    if _is_cut(parameter) or _is_linked(parameter):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if kind == "weight":
@@ -114,6 +125,30 @@ def _link_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> 
         link.set_optim_state_fragment(stretch, optimizer.state[stretch])
 
 
+def _write_cut(parameter: Any, kind: Kind, own: Tensor) -> None:
+    """ZeRO 3: keep this rank's piece; the last piece is filled up with zeros."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size = parameter.ds_tensor.numel()
+    rank = dist.get_rank(group=parameter.ds_process_group)
+    piece = torch.zeros(size, dtype=torch.float32, device=own.device)
+    part = own.flatten()[rank * size : (rank + 1) * size]
+    piece[: part.numel()] = part
+    if kind != "weight":
+        safe_set_local_optimizer_state(parameter, piece, kind)
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    safe_set_local_fp32_param(parameter, piece)
+    with GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(own)
+
+
+def _is_cut(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO 3 holds this parameter in pieces."""
+    return hasattr(parameter, "ds_id")
+
+
 def _is_linked(parameter: nn.Parameter) -> bool:
-    """Whether a ZeRO optimizer holds the float32 weight and moments of this parameter."""
+    """Whether ZeRO 1 or 2 holds the float32 weight and moments of this parameter."""
     return hasattr(parameter, "_hp_mapping")

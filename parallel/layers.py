@@ -109,9 +109,14 @@ def partition_dim(parameter: Tensor) -> int | None:
     return int(parameter.partition_dim)  # type: ignore[attr-defined]
 
 
+def own_shape(parameter: Tensor) -> list[int]:
+    """Shape of this rank's slice; ZeRO 3, while it holds a parameter in pieces, shows it empty."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def whole_shape(parameter: Tensor, tensor_parallel_size: int) -> list[int]:
     """Shape of the parameter of which this rank holds a slice."""
-    shape = list(parameter.shape)
+    shape = own_shape(parameter)
     dim = partition_dim(parameter)
     if dim is not None:
         shape[dim] *= tensor_parallel_size

@@ -19,7 +19,7 @@ from parallel.checkpoint.save import key
 from parallel.engine import Engine
 from parallel.errors import CheckpointError
 from parallel.fragments import MOMENTS, Kind
-from parallel.layers import partition_dim, whole_shape
+from parallel.layers import own_shape, partition_dim, whole_shape
 from parallel.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -143,10 +143,11 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
 
 def _own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
     """Index of this tensor-parallel rank's slice in the whole tensor."""
-    index = [slice(0, size) for size in parameter.shape]
+    shape = own_shape(parameter)
+    index = [slice(0, size) for size in shape]
     dim = partition_dim(parameter)
     if dim is not None:
-        size = parameter.shape[dim]
+        size = shape[dim]
         index[dim] = slice(topology.tp_rank * size, (topology.tp_rank + 1) * size)
     return tuple(index)
 

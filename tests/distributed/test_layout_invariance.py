@@ -15,7 +15,7 @@ from harness import run_ranks
 from layouts import TASKS, Cut, as_dict, train_task
 
 TWO_RANKS = [
-    *(Cut(dp=2, zero=z) for z in (0, 1, 2)),
+    *(Cut(dp=2, zero=z) for z in (0, 1, 2, 3)),
     *(Cut(tp=2, zero=z) for z in (0, 1)),
     *(Cut(tp=2, sp=True, zero=z) for z in (0, 1)),
     Cut(pp=2, zero=1),
@@ -23,7 +23,7 @@ TWO_RANKS = [
 FOUR_RANKS = [
     Cut(dp=4, zero=1),
     Cut(dp=4, zero=2),
-    *(Cut(tp=2, dp=2, zero=z) for z in (0, 1, 2)),
+    *(Cut(tp=2, dp=2, zero=z) for z in (0, 1, 2, 3)),
     Cut(tp=2, dp=2, sp=True, zero=2),
     Cut(pp=2, tp=2, zero=1),
     Cut(pp=2, tp=2, sp=True, zero=1),

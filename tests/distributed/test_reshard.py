@@ -20,6 +20,7 @@ CUTS = [
     Cut(),
     Cut(dp=2, zero=1),
     Cut(dp=2, zero=2),
+    Cut(dp=2, zero=3),
     Cut(tp=2),
     Cut(tp=2, sp=True, zero=1),
     Cut(pp=2, zero=1),
@@ -27,6 +28,7 @@ CUTS = [
     Cut(pp=2, dp=2, zero=1),
     Cut(pp=4, zero=1),
     Cut(tp=2, dp=2, zero=2),
+    Cut(tp=2, dp=2, zero=3),
 ]
 
 

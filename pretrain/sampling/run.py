@@ -12,8 +12,15 @@ from torch import Tensor
 from pretrain.errors import ConfigError
 from pretrain.evaluation.restore import Restored, restore
 from pretrain.noise.key import NoiseKey
+from pretrain.objectives.autoregressive import Autoregressive
+from pretrain.objectives.block import Block
+from pretrain.objectives.esoteric import Esoteric
+from pretrain.objectives.interpolating import Noised
+from pretrain.objectives.masked import Masked
 from pretrain.sampling.autoregressive import sample_autoregressive
+from pretrain.sampling.interpolating import sample_interpolating
 from pretrain.sampling.masked import sample_masked
+from pretrain.sampling.ordered import sample_block, sample_esoteric
 from pretrain.sampling.result import Sample
 
 BATCH = 16
@@ -52,7 +59,7 @@ def sample_run(
         "checkpoint": restored.checkpoint.name,
         "run": str(run),
     }
-    if not restored.module.objective.exact_likelihood:
+    if restored.module.objective.name != "autoregressive":
         settings["steps"] = steps or length
     samples: list[Sample] = []
     for first in range(0, num, BATCH):
@@ -68,22 +75,13 @@ def _draw(
     restored: Restored, index: Tensor, given: Tensor, seed: int, settings: dict[str, Any]
 ) -> list[Sample]:
     """One batch of samples numbered `index`."""
-    device, objective = restored.runtime.device, restored.module.objective
+    device = restored.runtime.device
     prompt = given.to(device).expand(len(index), -1)
     noise = NoiseKey(seed, index.to(device))
-    chosen = {k: settings[k] for k in ("length", "temperature", "top_p")}
-    if objective.name == "autoregressive":
-        sampler = "autoregressive"
-        tokens, passes = sample_autoregressive(restored.module.model, prompt, noise, **chosen)
-        evaluations = [passes] * len(index)
-    elif objective.name == "masked":
-        sampler = "ancestral"
-        tokens, each = sample_masked(
-            restored.module.model, prompt, noise, steps=settings["steps"], **chosen
-        )
-        evaluations = each.tolist()
-    else:
-        raise ConfigError(f"objective {objective.name!r} has no sampler")
+    names = ("length", "temperature", "top_p", "steps")
+    chosen = {k: settings[k] for k in names if k in settings}
+    sampler, (tokens, passes) = _run(restored, prompt, noise, chosen)
+    evaluations = torch.as_tensor(passes).expand(len(index)).tolist()
     return [
         Sample(
             text=restored.tokenizer.decode_visible(row),
@@ -96,6 +94,29 @@ def _draw(
         )
         for row, number, count in zip(tokens.tolist(), index.tolist(), evaluations, strict=True)
     ]
+
+
+def _run(
+    restored: Restored, prompt: Tensor, noise: NoiseKey, chosen: dict[str, Any]
+) -> tuple[str, tuple[Tensor, Tensor | int]]:
+    """Name of the family's sampler, and what it drew: tokens and forward passes."""
+    model, objective = restored.module.model, restored.module.objective
+    if isinstance(objective, Autoregressive):
+        return "autoregressive", sample_autoregressive(model, prompt, noise, **chosen)
+    if isinstance(objective, Masked):
+        return "ancestral", sample_masked(model, prompt, noise, **chosen)
+    if isinstance(objective, Noised):
+        process = objective.process
+        return "ancestral", sample_interpolating(model, process, prompt, noise, **chosen)
+    if isinstance(objective, Block):
+        # `steps` are those of a whole sequence; each block takes its share.
+        size = objective.config.block_size
+        blocks = -(-chosen["length"] // size)
+        chosen = {**chosen, "steps": -(-chosen["steps"] // blocks)}
+        return "block", sample_block(model, prompt, noise, block_size=size, **chosen)
+    if isinstance(objective, Esoteric):
+        return "esoteric", sample_esoteric(model, prompt, noise, alpha0=objective.alpha0, **chosen)
+    raise ConfigError(f"objective {objective.name!r} has no sampler")
 
 
 def _check(num: int, temperature: float, top_p: float, steps: int | None) -> None:

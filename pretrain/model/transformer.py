@@ -98,7 +98,9 @@ class Head(nn.Module):
         """Vocabulary outputs of rows [n, h]."""
         # Three dimensions, because megatron-core's layer counts on [s, b, h].
         logits = self.projection(rows[:, None], weight=tied_weight)[0][:, 0].float()
-        return VocabChunk(logits.index_fill(1, self.excluded, -torch.inf))
+        with torch.no_grad():  # a column of probability zero has gradient zero either way
+            logits.index_fill_(1, self.excluded, -torch.inf)
+        return VocabChunk(logits)
 
 
 class Transformer(nn.Module):

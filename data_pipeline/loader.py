@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.cursor import Cursor
 from data_pipeline.errors import DataError
-from data_pipeline.stream import Stream, TokenBatch, TokenStream
+from data_pipeline.iterable import BATCHES_PER_MESSAGE, MessageSource, torch_dataset
+from data_pipeline.stream import Plan, Stream, TokenBatch, TokenStream
 
 __all__ = ["BudgetLoader", "Cursor", "GlobalBatch", "Stream", "TokenBatch", "TokenStream"]
 
@@ -34,8 +37,8 @@ class GlobalBatch(NamedTuple):
     """Position after this step: what a cursor stores."""
     num_valid: int
     """Valid target positions of the whole global batch, over all ranks."""
-    micro_batches: list[TokenBatch]
-    """This rank's rows, `micro_batch_size` each."""
+    micro_batches: list[Any]
+    """This rank's rows, `micro_batch_size` each (what `transform` made of them)."""
 
 
 class BudgetLoader:
@@ -56,8 +59,15 @@ class BudgetLoader:
         dp_size: int,
         start_position: int = 0,
         prefetch: int = 2,
+        workers: int = 0,
+        transform: Callable[[TokenBatch], Any] | None = None,
     ) -> None:
-        """`prefetch` is the number of global batches read ahead; 0 reads in the caller's thread."""
+        """`prefetch` is the number of global batches read ahead; 0 reads in the caller's thread.
+
+        `transform` runs on every micro-batch where it is read, e.g. to pin it and start its copy
+        to a GPU. `workers` processes (torch's DataLoader) fetch the tokens; 0 is the fast choice
+        unless shards come over a network.
+        """
         if global_batch_size % (micro_batch_size * dp_size):
             raise DataError(
                 f"global_batch_size {global_batch_size} is not divisible by micro_batch_size "
@@ -69,6 +79,7 @@ class BudgetLoader:
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.start_position, self.prefetch = start_position, prefetch
+        self.workers, self.transform = workers, transform
         self._readers: list[_ReadAhead] = []
 
     def __len__(self) -> int:
@@ -107,23 +118,57 @@ class BudgetLoader:
 
     def _batches(self) -> Iterator[GlobalBatch]:
         """Plan blocks of many batches at once, read one micro-batch at a time."""
-        size, per_rank = self.global_batch_size, self.global_batch_size // self.dp_size
-        micro, total = self.micro_batch_size, self.stream.total_positions
+        if self.workers:
+            yield from self._batches_of_workers()
+            return
+        per_rank = self.global_batch_size // self.dp_size
         together = max(1, PLANNED_ROWS // per_rank)
         own = self.dp_rank * per_rank + np.arange(per_rank)
         for block in range(0, len(self), together):
-            count = min(together, len(self) - block)
-            starts = self.start_position + (block + np.arange(count)) * size
+            batches = range(block, min(block + together, len(self)))
+            starts = self.start_position + np.array(batches) * self.global_batch_size
             plan = self.stream.plan((starts[:, None] + own).ravel())
-            for number, start in enumerate(starts.tolist()):
-                stop, first = min(start + size, total), number * per_rank
-                rows = range(first, first + per_rank, micro)
-                yield GlobalBatch(
-                    start=start,
-                    stop=stop,
-                    num_valid=self.stream.num_valid(start, stop),
-                    micro_batches=[self.stream.take(plan, row, row + micro) for row in rows],
-                )
+            take = partial(self.stream.take, plan)
+            for number, batch in enumerate(batches):
+                yield self._cut(batch, number * per_rank, take)
+
+    def _batches_of_workers(self) -> Iterator[GlobalBatch]:
+        """Tokens arrive in large messages of the stored type; only the cast happens here."""
+        from torch.utils.data import DataLoader
+
+        stream = self.stream
+        if not isinstance(stream, TokenStream):
+            raise DataError("worker processes read single budgets only; use workers=0 for mixtures")
+        source = MessageSource(
+            stream,
+            global_batch_size=self.global_batch_size,
+            dp_rank=self.dp_rank,
+            dp_size=self.dp_size,
+            start_position=self.start_position,
+        )
+        messages = DataLoader(torch_dataset(source), batch_size=None, num_workers=self.workers)
+        per_rank = self.global_batch_size // self.dp_size
+        for number, message in enumerate(messages):
+            stored, plan = message.numpy(), stream.plan(source.message_positions(number))
+
+            def take(
+                first: int, stop: int, plan: Plan = plan, stored: NDArray[Any] = stored
+            ) -> TokenBatch:
+                return stream.finish(plan, first, stored[first:stop])
+
+            for row in range(0, len(stored), per_rank):
+                batch = number * BATCHES_PER_MESSAGE + row // per_rank
+                yield self._cut(batch, row, take)
+
+    def _cut(self, batch: int, first: int, take: Callable[[int, int], TokenBatch]) -> GlobalBatch:
+        """One global batch whose rows of this rank begin at `first` of what `take` reads."""
+        start = self.start_position + batch * self.global_batch_size
+        stop = min(start + self.global_batch_size, self.stream.total_positions)
+        micro, last = self.micro_batch_size, first + self.global_batch_size // self.dp_size
+        parts = [take(row, row + micro) for row in range(first, last, micro)]
+        if self.transform is not None:
+            parts = [self.transform(part) for part in parts]
+        return GlobalBatch(start, stop, self.stream.num_valid(start, stop), parts)
 
 
 class _ReadAhead:

@@ -30,8 +30,10 @@ from data_pipeline.tokenise import SPLITS, Buckets, TokeniseJob, tokenise_bucket
 from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
 from data_pipeline.workers import map_jobs
 
-_BUCKET_BYTES = 64_000_000
+_BUCKET_BYTES = 4_000_000
+_MAX_BUCKETS = 4096
 _COMPRESSION = 4
+_UNKNOWN_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,14 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
     _refuse_other_preparation(settings.out / "report.json", identity)
     staging = settings.out / ".staging"
     if not (settings.out / "report.json").exists():
-        with _locked(settings.out):
-            _run_stages(settings, units, identity, staging, progress)
+        try:
+            with _locked(settings.out):
+                _run_stages(settings, units, identity, staging, progress)
+        except OSError as error:
+            raise DataError(
+                f"cannot write below {settings.out}: {error.strerror or error}; make room (or fix "
+                "the folder) and start again: what is finished is kept"
+            ) from error
         done = False
     else:
         done = True
@@ -90,7 +98,8 @@ def _run_stages(
     for name in ("collected", "tokens"):
         (staging / name).mkdir(parents=True, exist_ok=True)
     _refuse_other_preparation(staging / "identity.json", identity)
-    write_atomically(staging / "identity.json", json.dumps(identity))
+    if not (staging / "identity.json").exists():
+        write_atomically(staging / "identity.json", json.dumps(identity))
     for folder in (settings.out, *(settings.out / s for s in SPLITS)):
         for leftover in folder.glob("*.tmp*"):
             leftover.unlink()
@@ -114,8 +123,11 @@ def _run_stages(
 def _collect(
     settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
 ) -> tuple[Buckets, list[dict[str, Any]]]:
-    size = sum(u.bytes * (_COMPRESSION if u.path.endswith(COMPRESSED) else 1) for u in units)
-    count = max(8, min(4096, size // _BUCKET_BYTES))
+    factors = (_COMPRESSION if u.path.endswith(COMPRESSED) else 1 for u in units)
+    size = sum(
+        (u.bytes or _UNKNOWN_BYTES) * factor for u, factor in zip(units, factors, strict=True)
+    )
+    count = max(1, min(_MAX_BUCKETS, size // _BUCKET_BYTES))
     jobs = [
         CollectJob(
             unit,

@@ -124,14 +124,16 @@ class TokenStream:
 
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read. Best in blocks of thousands."""
+        beyond = positions >= self.total_positions
+        inside = np.minimum(positions, self.total_positions - 1) if beyond.any() else positions
+        return self.plan_sequences(positions, self.order.at(inside), beyond)
+
+    def plan_sequences(self, positions: IntArray, ids: IntArray, beyond: NDArray[np.bool_]) -> Plan:
+        """Look up sequences of the budget by number, for positions that are called `positions`."""
         valid = np.full(len(positions), self.seq_length)
-        inside = positions
-        if len(positions) and int(positions.max()) >= self.total_positions:
-            inside = np.minimum(positions, self.total_positions - 1)
-        ids = self.order.at(inside)
         if self.budget.tail_tokens < self.seq_length:
             valid[ids == self.budget.sequences - 1] = self.budget.tail_tokens
-        valid[positions >= self.total_positions] = 0
+        valid[beyond] = 0
         regular = self.documents == "packed" and bool((valid == self.seq_length).all())
         return Plan(positions, self.pool.locate(ids, self.seq_length), valid, regular)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-EPOCHAL = Path(sys.executable).with_name("epochal")
+sys.path.insert(0, str(Path(__file__).parent))  # `installed`, for the tests beside this file
+
+from installed import EPOCHAL, environment
+
 SMALL = [
     "model.num_layers=1",
     "model.hidden_size=32",
@@ -35,11 +37,6 @@ def epochal() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
-
-
-def environment() -> dict[str, str]:
-    """This environment with plain output and one thread a rank."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
 
 
 @pytest.fixture

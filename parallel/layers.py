@@ -26,6 +26,7 @@ def parallel_config(topology: Topology, *, device: torch.device | None = None) -
 
     return ModelParallelConfig(
         tensor_model_parallel_size=topology.tensor_parallel_size,
+        context_parallel_size=topology.context_parallel_size,
         sequence_parallel=topology.sequence_parallel,
         use_cpu_initialization=device is None or device.type == "cpu",
         perform_initialization=False,

@@ -52,9 +52,7 @@ def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.num_microbatches,
-        "train_batch_size": config.micro_batch_size
-        * config.num_microbatches
-        * topology.data_parallel_size,
+        "train_batch_size": config.micro_batch_size * config.num_microbatches * topology.dp_cp_size,
         "gradient_clipping": config.clip_grad_norm if stage > 0 else 0.0,
         "zero_optimization": {
             "stage": stage,

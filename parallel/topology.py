@@ -59,13 +59,15 @@ def check_layout(
     zero_stage: int = 0,
     precision: str = "float32",
     sizes: Mapping[str, int] | None = None,
+    num_query_groups: int | None = None,
     num_layers: int | None = None,
     seq_length: int | None = None,
 ) -> Layout:
     """The legal layout for these degrees, or LayoutError saying what is allowed.
 
     `data_parallel_size` None takes the ranks that the other degrees leave. `sizes` names model
-    dimensions that tensor parallelism cuts (heads, query groups, MLP width, padded vocabulary).
+    dimensions that tensor parallelism cuts (heads, MLP width, padded vocabulary);
+    `num_query_groups` is cut by tensor and context parallelism together.
     """
     tp, pp, cp = tensor_parallel_size, pipeline_parallel_size, context_parallel_size
     for name, size in (
@@ -92,7 +94,7 @@ def check_layout(
         )
     layout = Layout(tp, pp, cp, dp, sequence_parallel)
     _check_rules(layout, zero_stage, precision)
-    _check_sizes(layout, sizes or {}, num_layers, seq_length)
+    _check_sizes(layout, sizes or {}, num_query_groups, num_layers, seq_length)
     return layout
 
 
@@ -133,7 +135,11 @@ def _check_rules(layout: Layout, zero_stage: int, precision: str) -> None:
 
 
 def _check_sizes(
-    layout: Layout, sizes: Mapping[str, int], num_layers: int | None, seq_length: int | None
+    layout: Layout,
+    sizes: Mapping[str, int],
+    num_query_groups: int | None,
+    num_layers: int | None,
+    seq_length: int | None,
 ) -> None:
     """Whether the model can be cut this way."""
     tp, pp, cp = (
@@ -147,6 +153,11 @@ def _check_sizes(
                 f"tensor_parallel_size {tp} does not divide {name} {size}; "
                 f"allowed here: {_divisors(size)}"
             )
+    if num_query_groups is not None and num_query_groups % (tp * cp):
+        raise LayoutError(
+            f"num_query_groups {num_query_groups} is not divisible by tensor_parallel_size {tp} x "
+            f"context_parallel_size {cp}; their product may be {_divisors(num_query_groups)}"
+        )
     if num_layers is not None and num_layers < pp:
         raise LayoutError(
             f"pipeline_parallel_size {pp} is larger than num_layers {num_layers}; "
@@ -176,6 +187,7 @@ class Topology:
     pp_rank: int
     cp_rank: int
     dp_rank: int
+    dp_cp_rank: int
     tp_group: Any
     pp_group: Any
     cp_group: Any
@@ -231,6 +243,7 @@ class Topology:
             pp_rank=state.get_pipeline_model_parallel_rank(),
             cp_rank=state.get_context_parallel_rank(),
             dp_rank=state.get_data_parallel_rank(),
+            dp_cp_rank=state.get_data_parallel_rank(with_context_parallel=True),
             tp_group=state.get_tensor_model_parallel_group(),
             pp_group=state.get_pipeline_model_parallel_group(),
             cp_group=state.get_context_parallel_group(),
@@ -304,9 +317,10 @@ class ModelParallelUnit:
             setattr(self, f"get_{prefix}_rank", constant(t.tp_rank))
             setattr(self, f"get_{prefix}_world_size", constant(t.tensor_parallel_size))
             setattr(self, f"get_{prefix}_group", constant(t.tp_group))
-        self.get_data_parallel_rank = constant(t.dp_rank)
-        self.get_data_parallel_world_size = constant(t.data_parallel_size)
-        self.get_data_parallel_group = constant(t.dp_group)
+        # Context ranks hold the same weights: to DeepSpeed they are data-parallel ranks.
+        self.get_data_parallel_rank = constant(t.dp_cp_rank)
+        self.get_data_parallel_world_size = constant(t.dp_cp_size)
+        self.get_data_parallel_group = constant(t.dp_cp_group)
         self.get_pipeline_model_parallel_rank = constant(t.pp_rank)
         self.get_pipeline_model_parallel_world_size = constant(t.pipeline_parallel_size)
         self.get_pipeline_model_parallel_group = constant(t.pp_group)

@@ -116,6 +116,7 @@ def _check_layout(config: Config) -> None:
         zero_stage=p.zero_stage,
         precision=config.train.precision,
         sizes={"model.num_attention_heads": m.num_attention_heads},
+        num_query_groups=m.query_groups,
         num_layers=m.num_layers,
         seq_length=config.data.seq_length,
     )

@@ -14,6 +14,7 @@ from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
+from parallel.context import spread_attention
 from parallel.layers import sum_gradient
 from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
@@ -84,6 +85,7 @@ class Attention(nn.Module):
         super().__init__()
         tp = parallel.tensor_model_parallel_size
         self.head_size, self.kernel = config.head_size, kernel
+        self.attend = spread_attention(attend)
         self.groups = config.query_groups // tp
         self.heads_per_group = config.num_attention_heads // config.query_groups
         rows = config.query_groups * (self.heads_per_group + 2) * self.head_size
@@ -109,7 +111,7 @@ class Attention(nn.Module):
         else:
             qk, v = qkv.split((m + 1, 1), dim=3)
         q, k = rotate(qk, *phases).split((m, 1), dim=3)
-        y = attend(q.flatten(2, 3), k.squeeze(3), v.squeeze(3), rule, self.kernel)
+        y = self.attend(q.flatten(2, 3), k.squeeze(3), v.squeeze(3), rule, self.kernel)
         out: Tensor = self.out(y.reshape(s, b, -1))[0]
         return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from parallel.context import own_share, sum_over_context
 from pretrain.batch import TrainBatch
 from pretrain.model.transformer import Transformer
 from pretrain.objectives.base import Objective
@@ -43,10 +44,11 @@ class ObjectiveModule(nn.Module):
         rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         if batch.rows is not None:
             rows = rows.index_select(0, batch.rows)
-        chunk = self.model.vocabulary(rows)
+        chunk = self.model.vocabulary(own_share(rows))
+        targets, weight = own_share(batch.targets), own_share(batch.weight)
+        extra = {name: own_share(values) for name, values in batch.extra.items()}
         if not exact:
-            loss = self.objective.token_loss(chunk, batch.targets, batch.extra)
-            return (loss * batch.weight).sum()
-        bound = self.objective.token_bound(chunk, batch.targets, batch.extra).double()
+            return (self.objective.token_loss(chunk, targets, extra) * weight).sum()
+        bound = self.objective.token_bound(chunk, targets, extra).double()
         total = torch.zeros(batch.ids.shape[0], dtype=torch.float64, device=bound.device)
-        return total.index_add(0, batch.sequence, bound * batch.weight)
+        return sum_over_context(total.index_add(0, own_share(batch.sequence), bound * weight))

@@ -13,6 +13,7 @@ from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from torch import Tensor, nn
 
+from parallel.context import gather_positions, own_positions
 from parallel.layers import gather_sequence
 from parallel.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
@@ -157,17 +158,19 @@ class Transformer(nn.Module):
             carried = self._embed(ids, noise_level)
         x, *rest = carried
         condition = rest[0] if rest else None
-        phases = rotary_phases(positions, self.config.head_size, self.config.rope_base)
+        phases = rotary_phases(
+            own_positions(positions, 1), self.config.head_size, self.config.rope_base
+        )
         for i in self.stage.layers:
             x = self.layers[i](x, rule, phases, condition)
         if not self.stage.last:
             return (x, *rest)
         hidden: Tensor = self.head.hidden(x, condition)
-        return gather_sequence(hidden) if self.sequence_parallel else hidden
+        return gather_sequence(hidden) if self.sequence_parallel else gather_positions(hidden)
 
     def _embed(self, ids: Tensor, noise_level: Tensor | None) -> tuple[Tensor, ...]:
         """Hidden states before the first layer and, in a conditioned model, the condition."""
-        x = self.embedding(ids)
+        x = self.embedding(own_positions(ids, 1))
         if not self.sequence_parallel:  # megatron-core already returns [s/tp, b, h] with it
             x = x.transpose(0, 1).contiguous()
         if not self.config.time_conditioning:

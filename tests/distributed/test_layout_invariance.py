@@ -19,6 +19,7 @@ TWO_RANKS = [
     *(Cut(tp=2, zero=z) for z in (0, 1)),
     *(Cut(tp=2, sp=True, zero=z) for z in (0, 1)),
     Cut(pp=2, zero=1),
+    *(Cut(cp=2, zero=z) for z in (0, 1, 3)),
 ]
 FOUR_RANKS = [
     Cut(dp=4, zero=1),
@@ -29,6 +30,7 @@ FOUR_RANKS = [
     Cut(pp=2, tp=2, sp=True, zero=1),
     Cut(pp=2, dp=2, zero=1),
     Cut(pp=4, zero=1),
+    Cut(cp=2, dp=2, zero=2),
 ]
 
 
@@ -72,3 +74,9 @@ def test_two_ranks_equal_one(cut, task) -> None:
 @pytest.mark.parametrize("cut", FOUR_RANKS, ids=str)
 def test_four_ranks_equal_one(cut, task) -> None:
     check(cut, task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [Cut(tp=2, pp=2, dp=2, zero=1), Cut(dp=8, zero=2)], ids=str)
+def test_eight_ranks_equal_one(cut) -> None:
+    check(cut, "masked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,18 @@ def test_composition_works_from_an_installed_copy_and_imports_nothing_heavy(tmp_
         text=True,
     )
     assert done.stdout.strip() == "4", done.stderr
+
+
+def documented_commands() -> list[str]:
+    root = Path(__file__).resolve().parents[3]
+    files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [line.strip() for line in lines if line.strip().startswith("epochal train ")]
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_commands_in_the_documents_compose(command: str) -> None:
+    words = shlex.split(command, comments=True)[2:]
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    if "--config" not in words:
+        assert compose([*overrides, *DATA])

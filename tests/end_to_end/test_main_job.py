@@ -99,3 +99,33 @@ def test_the_configuration_of_a_run_repeats_it(epochal, overrides: list[str], tm
         for run in (tmp_path / "r", copy, direct)
     ]
     assert weights[0] == weights[1] == weights[2]
+
+
+def test_two_ranks_of_the_launcher_give_the_one_rank_curve(
+    epochal, overrides: list[str], tmp_path: Path
+):
+    """Data parallel with ZeRO 2 and tensor parallel, started as a user starts them, against one
+    rank; tests/distributed/test_training.py covers the other layouts."""
+    layouts = {
+        "one": ["parallel.zero_stage=0"],
+        "data": ["parallel.data_parallel_size=2", "parallel.zero_stage=2"],
+        "tensor": ["parallel.tensor_parallel_size=2", "parallel.zero_stage=1"],
+    }
+    curves = {}
+    for name, layout in layouts.items():
+        more = ["objective=masked", "data.epochs=1", "train.log_interval=1", f"run.name={name}"]
+        result = epochal("train", *overrides, *more, *layout, "tracking.mlflow=false")
+        assert result.returncode == 0, result.stdout + result.stderr
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        wanted = ("train/loss", "train/grad_norm", "validation/nats_per_token")
+        curves[name] = [
+            (record["step"], key, record[key])
+            for record in map(json.loads, lines)
+            for key in wanted
+            if key in record
+        ]
+    assert len(curves["one"]) == 25 * 2 + 1
+    for name in ("data", "tensor"):
+        assert [c[:2] for c in curves[name]] == [c[:2] for c in curves["one"]]
+        for ours, theirs in zip(curves[name], curves["one"], strict=True):
+            assert ours[2] == pytest.approx(theirs[2], rel=1e-5), ours[:2]

@@ -171,7 +171,8 @@ def test_composition_works_from_an_installed_copy_and_imports_nothing_heavy(tmp_
 def documented_commands() -> list[str]:
     root = Path(__file__).resolve().parents[3]
     files = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-    lines = [line for file in files for line in file.read_text().splitlines()]
+    texts = [file.read_text().replace("\\\n", " ") for file in files]  # continued lines joined
+    lines = [line for text in texts for line in text.splitlines()]
     return [line.strip() for line in lines if line.strip().startswith("epochal train ")]
 
 

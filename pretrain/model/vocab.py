@@ -12,12 +12,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.utils import VocabUtility
 from torch import Tensor
 
-from pretrain.model.log1p_sum import Log1pSum
+from pretrain.model.vocab_functions import Log1pSum, LogProbability
 
 
 class VocabChunk:
@@ -35,10 +34,9 @@ class VocabChunk:
 
     def cross_entropy(self, ids: Tensor) -> Tensor:
         """-log p(ids), float32 [n]; ids int64 [n]."""
-        if self.tp_size == 1:
-            return F.cross_entropy(self.logits, ids, reduction="none")
-        # Works in place on its input, which log_sum_exp would still need.
-        return vocab_parallel_cross_entropy(self.logits.clone(), ids)
+        if self.tp_size == 1 and self.logits.is_cuda:
+            return F.cross_entropy(self.logits, ids, reduction="none")  # one fused kernel
+        return -LogProbability.apply(self.logits, ids[:, None], self.first)[:, 0]
 
     def log_sum_exp(self) -> Tensor:
         """log of the partition sum, float32 [n]."""

@@ -342,7 +342,7 @@ def test_hand_derived_gradient_equals_autograd(topology, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_log1p_terms_equal_the_plain_sum_and_its_gradient(topology, dtype):
     """The fused reduction against autograd, over many slices of rows and rho from 0 to 1e9."""
-    from pretrain.model import log1p_sum
+    from pretrain.model import vocab_functions
     from pretrain.model.vocab import VocabChunk
 
     generator = torch.Generator().manual_seed(1)
@@ -358,20 +358,29 @@ def test_log1p_terms_equal_the_plain_sum_and_its_gradient(topology, dtype):
     log_p = exact.log_softmax(dim=-1).gather(1, ids)
     total = torch.log1p(rho[:, None] * p).sum(dim=1)
     (total * up[0] + log_p[:, 0] * up[1] + log_p[:, 1] * up[2]).sum().backward()
-    previous, log1p_sum._SLICE_ON_CPU = log1p_sum._SLICE_ON_CPU, 5 * v
+    previous, vocab_functions._SLICE_ON_CPU = vocab_functions._SLICE_ON_CPU, 5 * v
     try:
-        mine = logits.to(dtype).requires_grad_()
+        mine = logits.clone().to(dtype).requires_grad_()
         got_log_p, got = VocabChunk(mine).log1p_terms(ids, rho)
         u = up.to(dtype)
         (got * u[0] + got_log_p[:, 0] * u[1] + got_log_p[:, 1] * u[2]).sum().backward()
     finally:
-        log1p_sum._SLICE_ON_CPU = previous
+        vocab_functions._SLICE_ON_CPU = previous
     tolerance = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {
         "rtol": 1e-4, "atol": 1e-4
     }  # fmt: skip
     torch.testing.assert_close(got.double(), total.detach(), **tolerance)
     torch.testing.assert_close(got_log_p.double(), log_p.detach(), **tolerance)
     torch.testing.assert_close(mine.grad.double(), exact.grad, **tolerance)
+
+    # Cross-entropy alone, in slices too.
+    entropy = logits.clone().to(dtype).requires_grad_()
+    reference = logits.clone().requires_grad_()
+    (VocabChunk(entropy).cross_entropy(ids[:, 0]) * u[0]).sum().backward()
+    (
+        torch.nn.functional.cross_entropy(reference, ids[:, 0], reduction="none") * up[0]
+    ).sum().backward()
+    torch.testing.assert_close(entropy.grad.double(), reference.grad, **tolerance)
 
 
 def test_settings_of_other_families_are_refused():

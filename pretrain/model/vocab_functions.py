@@ -1,0 +1,127 @@
+"""Log probabilities, and sum_v log(1 + rho p_v), in one pass over the vocabulary, forward and back.
+
+A cross-entropy that autograd puts together keeps a second [n, v] tensor, the sum of uniform and
+interpolating bounds four more. Here nothing but the logits is saved, and rows are worked in slices
+that stay in the cache: on a CPU both cost less than a plain cross-entropy.
+
+    d log p_i / d logit_k                 = 1[k = i] - p_k
+    d sum_v log(1 + rho p_v) / d logit_k  = rho (r_k - p_k sum_j r_j),   r_j = p_j / (1 + rho p_j)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+_SLICE_ON_CPU = 1 << 17
+_SLICE_ON_GPU = 1 << 28
+"""Elements of the logits that are worked at once: what fits a core's cache, or bounds memory."""
+
+
+class LogProbability(torch.autograd.Function):
+    """(logits [n, v/tp], ids [n, k], first column) -> log p(ids) [n, k].
+
+    Under tensor parallelism every rank gets the same values, and the gradient of its own columns.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, first: int) -> Tensor:
+        """Normaliser slice by slice, then look up."""
+        log_scale = _log_sum_exp(logits)
+        local, mine, picked = _look_up(logits, ids, first)
+        ctx.save_for_backward(logits, local, mine, log_scale)
+        return picked - log_scale[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of this rank's columns; no reduction is left to do."""
+        (log_grad,) = grads
+        logits, local, mine, log_scale = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        pull = -log_grad.sum(dim=-1)
+        for rows in _slices(logits):
+            p = (logits[rows] - log_scale[rows, None]).exp_()
+            torch.mul(p, pull[rows, None], out=gradient[rows])
+        gradient.scatter_add_(1, local, log_grad * mine)
+        return gradient, None, None
+
+
+class Log1pSum(torch.autograd.Function):
+    """(logits [n, v/tp], ids [n, k], rho [n], first column) -> log p(ids) [n, k], sums [n].
+
+    Rows are in float32 or float64 like the logits; tensor parallelism as in `LogProbability`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, rho: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """One slice of rows after another: shift, exponentiate, reduce."""
+        log_scale = _log_sum_exp(logits)
+        sums = logits.new_empty(2, logits.shape[0])
+        for rows in _slices(logits):
+            p = (logits[rows] - log_scale[rows, None]).exp_()
+            growth = p * rho[rows, None]
+            sums[0, rows] = growth.log1p().sum(dim=-1)
+            sums[1, rows] = p.div_(growth.add_(1.0)).sum(dim=-1)
+        _reduce(sums)
+        local, mine, picked = _look_up(logits, ids, first)
+        ctx.save_for_backward(logits, local, mine, rho, log_scale, sums[1])
+        return picked - log_scale[:, None], sums[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Gradient of this rank's columns; no reduction is left to do."""
+        log_grad, sum_grad = grads
+        logits, local, mine, rho, log_scale, total_r = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        sum_grad = sum_grad * rho
+        pull = log_grad.sum(dim=-1) + sum_grad * total_r
+        for rows in _slices(logits):
+            p = (logits[rows] - log_scale[rows, None]).exp_()
+            push = sum_grad[rows, None] / (p * rho[rows, None]).add_(1.0)
+            torch.mul(p, push.sub_(pull[rows, None]), out=gradient[rows])
+        gradient.scatter_add_(1, local, log_grad * mine)
+        return gradient, None, None, None
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """log of the partition sum over all ranks' columns, [n]."""
+    top = logits.amax(dim=-1)
+    _reduce(top, torch.distributed.ReduceOp.MAX)
+    scale = torch.empty_like(top)
+    for rows in _slices(logits):
+        scale[rows] = (logits[rows] - top[rows, None]).exp_().sum(dim=-1)
+    _reduce(scale)
+    return top + scale.log()
+
+
+def _look_up(logits: Tensor, ids: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Local columns of ids [n, k], whether this rank has them, and their logits on every rank."""
+    v = logits.shape[-1]
+    local = ids - first
+    mine = (local >= 0) & (local < v)
+    local = local.clamp(0, v - 1)
+    picked = torch.where(mine, logits.gather(1, local), 0.0)
+    _reduce(picked)
+    return local, mine, picked
+
+
+def _slices(logits: Tensor) -> list[slice]:
+    """Slices of rows of a bounded number of elements."""
+    n, v = logits.shape
+    elements = _SLICE_ON_CPU if logits.device.type == "cpu" else _SLICE_ON_GPU
+    step = max(1, elements // v)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _reduce(
+    values: Tensor, op: torch.distributed.ReduceOp.RedOpType = torch.distributed.ReduceOp.SUM
+) -> None:
+    """In place over the tensor-parallel ranks."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        group = parallel_state.get_tensor_model_parallel_group()
+        torch.distributed.all_reduce(values, op=op, group=group)

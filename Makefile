@@ -52,7 +52,7 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## Every benchmark in benchmarks/, one after the other
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## Remove caches and builds (not .venv, runs, data)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel import fragments
-from parallel.errors import LayoutError
 from parallel.fragments import Kind
 from parallel.layers import mark_parallel_layers, whole_shape
+from parallel.rules import check_rules
 from parallel.settings import EngineConfig, adamw
 from parallel.topology import Topology
 
@@ -118,13 +118,10 @@ def build_engine(
     """The engine that hosts `module` in this layout; moves it to the rank's device.
 
     `param_groups` are dicts with `params`, `weight_decay` and optionally `lr_scale`; together they
-    hold every trainable parameter once. Raises LayoutError for bfloat16 at ZeRO stage 0.
+    hold every trainable parameter once. Raises LayoutError for a ZeRO stage or precision that is
+    illegal in this layout.
     """
-    if config.precision == "bfloat16" and config.zero_stage == 0:
-        raise LayoutError(
-            "precision bfloat16 needs zero_stage 1 or higher: DeepSpeed's stage 0 takes a wrong "
-            "first step in bfloat16. Stage 1 costs nothing on one rank"
-        )
+    check_rules(topology.layout, config.zero_stage, config.precision)
     given = [id(p) for group in param_groups for p in group["params"]]
     trainable = {id(p) for p in module.parameters() if p.requires_grad}
     assert sorted(given) == sorted(trainable), (

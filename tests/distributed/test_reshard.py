@@ -29,6 +29,7 @@ CUTS = [
     Cut(pp=4, zero=1),
     Cut(tp=2, dp=2, zero=2),
     Cut(tp=2, dp=2, zero=3),
+    Cut(cp=2, zero=1),
 ]
 
 
@@ -66,14 +67,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("source", CUTS, ids=str)
-def test_every_layout_restores_what_another_saved(source, tmp_path) -> None:
+def check(source: Cut, targets: list[Cut], folder: Path) -> None:
+    """Save under `source` and resume under each of `targets`."""
     task = ("uniform", "masked")[CUTS.index(source) % 2]
-    saved = run_ranks(source.ranks, save, as_dict(source), task, tmp_path)[0]
-    index = CUTS.index(source)
-    for target in [source, *(CUTS[(index + k) % len(CUTS)] for k in (1, 4))]:
+    saved = run_ranks(source.ranks, save, as_dict(source), task, folder, timeout=300)[0]
+    for target in targets:
         name = f"{source} -> {target}"
-        for got in run_ranks(target.ranks, resume, as_dict(target), task, tmp_path):
+        for got in run_ranks(target.ranks, resume, as_dict(target), task, folder, timeout=300):
             assert got["state"] == {"position": SAVED * 8}, name
             assert same(got["held"], saved["held"]), name
             if target == source:
@@ -81,3 +81,19 @@ def test_every_layout_restores_what_another_saved(source, tmp_path) -> None:
                 assert same(got["end"], saved["end"]), name
             for ours, theirs in zip(got["curve"], saved["curve"], strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-5), name
+
+
+def others(source: Cut, steps: tuple[int, ...]) -> list[Cut]:
+    """Layouts so many places further in the list."""
+    return [CUTS[(CUTS.index(source) + step) % len(CUTS)] for step in steps]
+
+
+@pytest.mark.parametrize("source", CUTS, ids=str)
+def test_a_layout_restores_itself_bitwise_and_another_one_restores_it(source, tmp_path) -> None:
+    check(source, [source, *others(source, (1,))], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", CUTS, ids=str)
+def test_further_layouts_restore_it(source, tmp_path) -> None:
+    check(source, others(source, (2, 4, 7)), tmp_path)

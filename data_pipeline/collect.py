@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus import BadRecord, Unit, read_unit
-from data_pipeline.manifest import publish, temporary_name, write_atomically
+from data_pipeline.files import atomic_file, write_atomically
 from data_pipeline.settings import SourceSettings
 
 _HEAD = struct.Struct("<8s16sQII")
@@ -116,10 +116,9 @@ def _write_run(
     """Sort and write documents; returns the name. The bucket index follows the records."""
     name = f"{job.number:06d}-{number:05d}.run"
     path = Path(job.folder) / name
-    temporary = temporary_name(path)
     held.sort(key=itemgetter(0, 1, 2))
     starts = [0] * (job.buckets + 1)
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         for order, content, place, name_bytes, text in held:
             head = _HEAD.pack(order, content, place, len(name_bytes), len(text))
             starts[bucket_of(order, job.buckets) + 1] += len(head) + len(name_bytes) + len(text)
@@ -127,9 +126,6 @@ def _write_run(
         for bucket in range(job.buckets):
             starts[bucket + 1] += starts[bucket]
         file.write(struct.pack(f"<{job.buckets + 1}Q", *starts))
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
     return name
 
 

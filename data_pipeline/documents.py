@@ -36,9 +36,9 @@ def segments(tokens: NDArray[Any], doc_id: int) -> tuple[NDArray[np.int32], NDAr
 class SeparatorIndex:
     """Pool positions of all separators: 8 bytes a document on disk, memory-mapped."""
 
-    def __init__(self, manifest: Manifest, folder: Path, *, verify: bool) -> None:
+    def __init__(self, manifest: Manifest, path: Path, *, verify: bool) -> None:
         """`ShardError` if the index is missing, has a wrong size or (with `verify`) wrong bytes."""
-        path, record = folder / manifest.documents.name, manifest.documents
+        record = manifest.documents
         try:
             if record.count == 0:
                 self.positions = np.empty(0, "<u8")

@@ -7,7 +7,6 @@ same text and settings give the same hash everywhere. Which run used which data 
 from __future__ import annotations
 
 import json
-import os
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -195,33 +194,3 @@ class Manifest(_Record):
 def canonical_json(value: Any) -> bytes:
     """The one spelling of a JSON value: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Publish a file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_name(path: Path) -> Path:
-    """Where this process writes what will become `path`."""
-    return path.with_name(f"{path.name}.tmp{os.getpid()}")
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished, synced file into place durably."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

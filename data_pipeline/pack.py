@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.collect import EXAMPLES
 from data_pipeline.errors import CorpusError
+from data_pipeline.files import atomic_file, write_atomically
 from data_pipeline.manifest import (
     DocumentIndex,
     Manifest,
@@ -25,9 +26,6 @@ from data_pipeline.manifest import (
     ShardRecord,
     SourceRecord,
     SplitRule,
-    publish,
-    temporary_name,
-    write_atomically,
 )
 from data_pipeline.pool import shard_problem
 from data_pipeline.progress import Progress
@@ -154,17 +152,13 @@ def _write_document_index(
     out: Path, stream: _Concatenation, layout: ShardLayout, doc_id: int
 ) -> DocumentIndex:
     path, digest, count = out / "documents.bin", sha256(), 0
-    temporary = temporary_name(path)
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         for start in range(0, stream.tokens, layout.member_tokens):
             block = stream.read(start, min(start + layout.member_tokens, stream.tokens))
             found = (start + np.flatnonzero(block == doc_id)).astype("<u8").tobytes()
             file.write(found)
             digest.update(found)
             count += len(found) // 8
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
     return DocumentIndex(count=count, sha256=digest.hexdigest())
 
 

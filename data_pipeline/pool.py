@@ -17,10 +17,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_pipeline.cache import Cache
 from data_pipeline.errors import ShardError
-from data_pipeline.manifest import Manifest, ShardRecord
+from data_pipeline.manifest import ShardRecord
 from data_pipeline.order import IntArray
 from data_pipeline.shards import HEADER_BYTES
+from data_pipeline.source import LocalSource, PoolSource, open_source
 
 Verify = Literal["full", "size", "lazy", "off"]
 
@@ -43,25 +45,36 @@ class TokenPool:
     """The tokens of one manifest, or of its first `tokens` tokens."""
 
     def __init__(
-        self, manifest_path: Path, verify: Verify = "full", tokens: int | None = None
+        self,
+        manifest_path: Path | str,
+        verify: Verify = "full",
+        tokens: int | None = None,
+        *,
+        cache: Cache | None = None,
+        open_shards: int | None = None,
     ) -> None:
         """Check the shards that hold the first `tokens` tokens (default: all) before any is read.
 
         `full` hashes them, `size` compares sizes, `lazy` checks sizes now and each member's hash
         when it is first read, `off` checks nothing. `ShardError` lists every bad shard.
+
+        A URL needs a `cache`: its shards are fetched, always checked, before any is read, or with
+        `lazy` and `off` when they are first read. At most `open_shards` stay open (window orders).
         """
-        self.manifest = Manifest.load(Path(manifest_path))
-        self.folder = Path(manifest_path).parent
+        self.source = open_source(manifest_path, cache)
+        self.manifest = self.source.manifest()
         self.num_tokens: int = self.manifest.tokens
         """Tokens of the whole pool."""
         self._dtype = self.manifest.item_dtype
         self._item = self._dtype.itemsize
         self._stride = HEADER_BYTES + self.manifest.member_tokens * self._item
-        self._maps = _Maps(self._map)
+        self._maps = _Maps(self._map, self._unmap, open_shards)
         wanted = self.num_tokens if tokens is None else min(tokens, self.num_tokens)
         self._usable = self.manifest.shards[: -(-wanted // self.manifest.shard_tokens)]
-        if verify != "off":
-            check_shards(self.folder, self._usable, full=verify == "full")
+        if isinstance(self.source, LocalSource) and verify != "off":
+            check_shards(self.source.folder, self._usable, full=verify == "full")
+        elif self.source.remote and verify in ("full", "size"):
+            fetch_shards(self.source, self._usable)
         members = sum(len(shard.member_xxh3) for shard in self.manifest.shards)
         self._lazy = verify == "lazy"
         self._unchecked = np.full(members, self._lazy)
@@ -112,6 +125,8 @@ class TokenPool:
 
     def close(self) -> None:
         """Forget the mappings; the operating system unmaps them with their last view."""
+        for shard in list(self._maps):
+            self._unmap(shard)
         self._maps.clear()
 
     def _member(self, member: int, offset: int, count: int) -> NDArray[Any]:
@@ -135,7 +150,7 @@ class TokenPool:
         found = xxhash.xxh3_64_hexdigest(self._payload(member).data)
         if found != record.member_xxh3[inner]:
             raise ShardError(
-                f"{self.folder / record.name}: member {member:09d}.tok.bin is damaged "
+                f"{self.source.label}/{record.name}: member {member:09d}.tok.bin is damaged "
                 f"(xxh3 {found}, manifest says {record.member_xxh3[inner]}); restore the file"
             )
         self._unchecked[member] = False
@@ -143,27 +158,57 @@ class TokenPool:
     def _map(self, shard: int) -> NDArray[Any]:
         """Memory-map a shard as an array of tokens, headers included."""
         assert shard < len(self._usable), "read beyond the tokens this pool was opened for"
-        path = self.folder / self.manifest.shards[shard].name
+        record = self.manifest.shards[shard]
+        path = self.source.open_shard(record)
         try:
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ShardError(f"cannot map shard {path}: {error}") from error
-        if len(mapped) < self.manifest.shards[shard].bytes:
+        if len(mapped) < record.bytes:
             raise ShardError(f"shard {path} is truncated: {len(mapped):,} bytes")
         return np.frombuffer(mapped, self._dtype, len(mapped) // self._item)
 
+    def _unmap(self, shard: int) -> None:
+        self.source.release_shard(self.manifest.shards[shard])
+
 
 class _Maps(dict[int, NDArray[Any]]):
-    """Open shards by number, opened when first asked for."""
+    """Open shards by number, opened when first asked for, the oldest closed beyond the limit."""
 
-    def __init__(self, opener: Callable[[int], NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        opener: Callable[[int], NDArray[Any]],
+        closer: Callable[[int], None],
+        limit: int | None,
+    ) -> None:
         super().__init__()
-        self._opener = opener
+        self._opener, self._closer, self._limit = opener, closer, limit
 
     def __missing__(self, shard: int) -> NDArray[Any]:
+        while self._limit is not None and len(self) >= self._limit:
+            oldest = next(iter(self))
+            del self[oldest]
+            self._closer(oldest)
         self[shard] = self._opener(shard)
         return self[shard]
+
+
+def fetch_shards(source: PoolSource, shards: tuple[ShardRecord, ...]) -> None:
+    """Bring every shard into the cache; `ShardError` names all that cannot be had."""
+    problems = []
+    for shard in shards:
+        try:
+            source.open_shard(shard)
+            source.release_shard(shard)
+        except ShardError as error:
+            problems.append(str(error))
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ShardError(
+            f"{len(problems)} of {len(shards)} shards of {source.label} cannot be had:\n"
+            f"  {listed}\nnothing was read"
+        )
 
 
 def check_shards(folder: Path, shards: tuple[ShardRecord, ...], *, full: bool) -> None:

@@ -22,7 +22,8 @@ from data_pipeline.collect import CollectJob, collect_unit
 from data_pipeline.compression import COMPRESSED
 from data_pipeline.corpus import Unit, list_units
 from data_pipeline.errors import CorpusError, DataError
-from data_pipeline.manifest import canonical_json, write_atomically
+from data_pipeline.files import write_atomically
+from data_pipeline.manifest import canonical_json
 from data_pipeline.pack import manifest_summary, pack_split, validation_below
 from data_pipeline.progress import Progress, Silent
 from data_pipeline.settings import PrepareSettings

@@ -7,19 +7,19 @@ time, owner or extended header, so the same tokens give the same bytes.
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.manifest import ShardRecord, publish, temporary_name
+from data_pipeline.files import atomic_file
+from data_pipeline.manifest import ShardRecord
 
 HEADER_BYTES = 512
 END_BYTES = 1024
@@ -64,23 +64,16 @@ class ShardLayout:
 class _HashingFile:
     """Writes through to a file and keeps both hashes of everything written."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._sha, self._xxh = sha256(), xxhash.xxh3_128()
         self.bytes = 0
 
     def write(self, block: bytes | memoryview) -> None:
-        rest = memoryview(block)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        self._file.write(block)
         self._sha.update(block)
         self._xxh.update(block)
         self.bytes += len(block)
-
-    def close(self, *, sync: bool) -> None:
-        if sync:
-            os.fsync(self._file.fileno())
-        self._file.close()
 
     @property
     def hashes(self) -> tuple[str, str]:
@@ -101,10 +94,9 @@ def write_shard(
     """
     first = index * layout.shard_tokens
     last = min(first + layout.shard_tokens, stop)
-    path = folder / layout.name(index)
-    temporary = temporary_name(path)
-    out, members, complete = _HashingFile(temporary), [], False
-    try:
+    path, members = folder / layout.name(index), []
+    with atomic_file(path) as file:
+        out = _HashingFile(file)
         for start in range(first, last, layout.member_tokens):
             tokens = read(start, min(start + layout.member_tokens, last))
             payload = np.ascontiguousarray(tokens, layout.dtype).data.cast("B")
@@ -113,12 +105,6 @@ def write_shard(
             out.write(bytes(-len(payload) % HEADER_BYTES))
             members.append(xxhash.xxh3_64_hexdigest(payload))
         out.write(bytes(END_BYTES))
-        complete = True
-    finally:
-        out.close(sync=complete)
-        if not complete:
-            temporary.unlink(missing_ok=True)
-    publish(temporary, path)
     digest, fast = out.hashes
     return ShardRecord(
         name=path.name,

@@ -112,7 +112,7 @@ class TokenStream:
         self._shared: tuple[NDArray[np.bool_], NDArray[np.int32]] | None = None
         self._tail: tuple[int, int] | None = None
         self._index = (
-            SeparatorIndex(pool.manifest, pool.folder, verify=True)
+            SeparatorIndex(pool.manifest, pool.source.index(pool.manifest), verify=True)
             if documents == "masked"
             else None
         )

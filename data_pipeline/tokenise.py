@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.collect import EXAMPLES, Record, read_bucket, split_hash
 from data_pipeline.errors import TokenizerError
-from data_pipeline.manifest import write_atomically
+from data_pipeline.files import write_atomically
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "validation"]

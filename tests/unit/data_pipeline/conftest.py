@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.files import write_atomically
 from data_pipeline.manifest import (
     DocumentIndex,
     Manifest,
@@ -18,7 +19,6 @@ from data_pipeline.manifest import (
     SourceRecord,
     SplitRule,
     TokenizerRecord,
-    write_atomically,
 )
 from data_pipeline.shards import ShardLayout, write_shard
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import sentencepiece  # noqa: F401  (imported before the forks)
 
-from data_pipeline import collect, manifest, pack, shards
+from data_pipeline import files
 from data_pipeline.prepare import prepare
 from data_pipeline.settings import PrepareSettings
 
@@ -47,7 +47,7 @@ def was_killed(child: int) -> bool:
 
 def kill_at_publication(settings: PrepareSettings, number: int, *, before: bool) -> None:
     """Prepare, and die just before or after the `number`-th file gets its name."""
-    publish, count = manifest.publish, 0
+    publish, count = files.publish, 0
 
     def counting(temporary: Path, path: Path) -> None:
         nonlocal count
@@ -58,8 +58,7 @@ def kill_at_publication(settings: PrepareSettings, number: int, *, before: bool)
         if count == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for module in (manifest, shards, collect, pack):
-        module.publish = counting  # type: ignore[attr-defined]
+    files.publish = counting
     prepare(settings)
 
 

@@ -180,6 +180,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             config.data.seq_length,
             causal=objective.causal,
             head_share=objective.head_share,
+            positions_per_token=objective.positions_per_token,
         ),
         attention_kernel=module.model.kernel,
         num_parameters=parameter_count(config.model, space.padded_vocab_size),

@@ -60,7 +60,9 @@ class NoiseKey:
     position: Tensor
     """What the draws belong to, int64 [b]: global sample positions (or rows of a weight)."""
     attempt: int = 0
-    """Counts redraws of a rejected corruption."""
+    """Number of the draw where a position is drawn several times."""
+    stratum: tuple[int, int] = (0, 1)
+    """(k, n): noise levels come from the k-th of n equal parts of (0, 1)."""
 
     def at(self, position: Tensor) -> NoiseKey:
         """The same run at other positions."""

@@ -17,7 +17,7 @@ def stratified_time(noise: NoiseKey, window: int, stream: str = "time") -> Tenso
     """t in (0, 1) for each position of `noise`, float64 [b]; `window` is n.
 
     t_g = (perm_w(g mod n) + u_g) / n with w = g // n (variance reduction of MDLM, arXiv 2406.07524,
-    made independent of the layout).
+    made independent of the layout). Where `noise` names a stratum, t is moved into it.
     """
     position = noise.position
     index, within = position // window, position % window
@@ -27,7 +27,8 @@ def stratified_time(noise: NoiseKey, window: int, stream: str = "time") -> Tenso
     earlier = torch.arange(window, device=position.device)[None] < within[:, None]
     rank = ((words < mine) | ((words == mine) & earlier)).sum(dim=1)
     u = noise.uniform(stream, 1)[:, 0]
-    return (rank.double() + u) / window
+    part, parts = noise.stratum
+    return (part + (rank.double() + u) / window) / parts
 
 
 def spread_time(u: Tensor, power: float) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class Objective(ABC):
     """Whether attention is causal, for counting operations."""
     head_share: float = 1.0
     """Share of positions at which the head is evaluated, on average."""
+    positions_per_token: float = 1.0
+    """Positions that go through the layers for each token (2 for a pair of noisy and clean)."""
     settings: ClassVar[frozenset[str]] = frozenset()
     """Fields of ObjectiveConfig, beside name and time_window, that this family reads."""
 

@@ -35,6 +35,7 @@ from pretrain.vocabulary import TokenSpace
 class Block(Objective):
     """Masked diffusion inside blocks, in one pass over the noisy and the clean sequence."""
 
+    positions_per_token = 2.0
     settings = frozenset({"loss", "block_size", "clip"})
 
     def __init__(

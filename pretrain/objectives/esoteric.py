@@ -55,6 +55,7 @@ class Esoteric(Objective):
             )
         self.share = {0.0: 0.0, 1.0: 1.0}.get(self.alpha0, config.diffusion_share)
         self.exact_likelihood = self.alpha0 == 0
+        self.positions_per_token = 1.0 if self.alpha0 == 1 else 2.0
         mean_noise = 1.0 - self.alpha0 / 2
         self.head_share = self.share * mean_noise + (1 - self.share) * (1 - self.alpha0)
 

@@ -18,9 +18,13 @@ def forward_flops_per_token(
     *,
     causal: bool,
     head_share: float = 1.0,
+    positions_per_token: float = 1.0,
 ) -> float:
-    """Forward operations for one token of a sequence; `head_share` of tokens reach the head."""
-    layers = 2.0 * matrix_parameters(model)
+    """Forward operations for one token of a sequence; `head_share` of tokens reach the head.
+
+    Where several positions stand for a token, attention still counts what one of them may read.
+    """
+    layers = 2.0 * matrix_parameters(model) * positions_per_token
     readable = (seq_length + 1) / 2 if causal else seq_length
     attention = 4.0 * model.num_layers * model.num_attention_heads * model.head_size * readable
     head = 2.0 * model.hidden_size * padded_vocab_size * head_share
@@ -34,8 +38,14 @@ def train_flops_per_token(
     *,
     causal: bool,
     head_share: float = 1.0,
+    positions_per_token: float = 1.0,
 ) -> float:
     """Forward and backward operations for one token."""
     return 3.0 * forward_flops_per_token(
-        model, padded_vocab_size, seq_length, causal=causal, head_share=head_share
+        model,
+        padded_vocab_size,
+        seq_length,
+        causal=causal,
+        head_share=head_share,
+        positions_per_token=positions_per_token,
     )

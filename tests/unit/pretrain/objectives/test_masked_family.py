@@ -245,3 +245,25 @@ def test_every_packaged_objective_builds():
         config = compose([f"objective={name}", "model=tiny", "data.train=a", "data.validation=b",
                           "data.tokenizer=c"])  # fmt: skip
         assert build_objective(config.objective, toy.SPACE).name == config.objective.name
+
+
+def test_draws_of_a_sequence_share_out_the_noise_levels():
+    """As many stratified draws as tokens mask every count exactly once; the mean of the draws has
+    the same expectation and a fraction of the variance."""
+    family, n, x = objective(), 3000, (0, 1, 2)
+    clean = toy.clean_batch([x] * n, range(n))
+    expected = orders_average(x, junk)
+    means, spread = [], []
+    for parts in (1, L):
+        draws, counts = [], []
+        for d in range(L):
+            key = NoiseKey(4, clean.position, attempt=d, stratum=(d % parts, parts))
+            batch = family.bound_batch(clean, key)
+            counts.append((batch.ids == toy.SPACE.mask_id).sum(dim=1))
+            draws.append(loss_of(family, batch, junk, n))
+        mean = torch.stack(draws).mean(dim=0)
+        means.append(assert_mean(mean, expected))
+        spread.append(float(mean.var()))
+        if parts == L:
+            assert torch.equal(torch.stack(counts), torch.arange(1, L + 1)[:, None].expand(L, n))
+    assert spread[1] < 0.7 * spread[0]

@@ -8,8 +8,11 @@ choice of sequences.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ def read_curve(run: Path, label: str) -> Curve:
                 )
             )
     return Curve(label, tuple(points))
+
+
+def overtaking(challenger: Curve, reference: Curve) -> Point | None:
+    """First evaluation of `challenger` below `reference` at the same training FLOPs, else None.
+
+    The reference is interpolated in log FLOPs and not extrapolated. This is the comparison without
+    early stopping: what a run that goes on to the end gets for the same compute.
+    """
+    flops = [math.log(p.flops) for p in reference.points]
+    for point in challenger.points:
+        at = math.log(point.flops)
+        if not flops[0] <= at <= flops[-1]:
+            continue
+        nats = [p.nats_per_token for p in reference.points]
+        error = max(p.noise_error for p in reference.points)
+        error = (point.noise_error**2 + error**2) ** 0.5
+        if point.nats_per_token < float(np.interp(at, flops, nats)) - 2 * error:
+            return point
+    return None
 
 
 def crossing(challenger: Curve, reference: Curve) -> Point | None:

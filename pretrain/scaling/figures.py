@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.scaling.curves import Curve, Point, crossing
+from pretrain.scaling.curves import Curve, Point, crossing, overtaking
 
 COLORS = {"autoregressive": "#c2410c", "masked diffusion": "#1d4ed8"}
 
@@ -72,10 +72,14 @@ def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None
         turned += ",\nthen it overfits"
     axis.axhline(best.nats_per_token, color=color, linestyle="--", linewidth=0.8)  # type: ignore[attr-defined]
     _annotate(axis, best, field, turned, color, (0, -34))
+    color = COLORS.get(challenger.label)
+    point = overtaking(challenger, reference)
+    if point is not None and field == "flops":
+        _annotate(axis, point, field, "lower at the\nsame FLOPs", color, (-62, -30))
     point = crossing(challenger, reference)
     if point is not None:
         text = f"below the best {reference.label}\nfrom epoch {point.epoch:.0f} on"
-        _annotate(axis, point, field, text, COLORS.get(challenger.label), (-10, 38))
+        _annotate(axis, point, field, text, color, (-10, 38))
 
 
 def _annotate(

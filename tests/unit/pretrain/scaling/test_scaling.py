@@ -9,7 +9,7 @@ from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
 from pretrain.demo import verdict
 from pretrain.model_size import parameter_count
-from pretrain.scaling.curves import Curve, Point, crossing
+from pretrain.scaling.curves import Curve, Point, crossing, overtaking
 from pretrain.scaling.flops import forward_flops_per_token, train_flops_per_token
 from pretrain.vocabulary import TokenSpace
 
@@ -80,6 +80,15 @@ def test_crossing_needs_twice_the_error_and_is_never_claimed_without():
     assert point.epoch == 4.0
     assert "did not cross" in verdict(AR, near)
     assert "From epoch 4" in verdict(AR, below)
+
+
+def test_overtaking_compares_at_the_same_flops_and_extrapolates_nothing():
+    ahead = overtaking(curve("masked diffusion", [6.0, 5.0, 4.9, 5.1]), AR)
+    assert ahead is not None
+    assert ahead.epoch == 4.0  # 5.1 against 5.2; at epoch 3 it is 4.9 against 4.8
+    assert overtaking(curve("masked diffusion", [6.0, 5.0, 4.9, 5.19]), AR) is None
+    late = Curve("masked diffusion", (Point(50.0, 50e9, 4.0, 0.01, 2.0),))
+    assert overtaking(late, AR) is None
 
 
 def test_overfitting_is_claimed_beyond_the_error_only():

@@ -156,6 +156,8 @@ class ObjectiveConfig(Section):
     """block: tokens of a block; 1 is autoregressive, the sequence length masked."""
     clip: tuple[Fraction, Fraction] = (0.0, 1.0)
     """block: interval of noise levels while training; the bound always uses all of them."""
+    adapt_clip: bool = False
+    """block: at every evaluation move `clip` to the interval of least measured variance."""
     alpha0: Fraction = 1.0
     """esoteric: share of tokens that diffusion fills in; the rest is filled left to right."""
     diffusion_share: Annotated[float, Field(gt=0, lt=1)] = 0.5

@@ -62,6 +62,7 @@ class Hooks:
             "validation/flops": state.flops,
         }
         self.tracking.log(metrics, state.step)
+        self.session.adapt()
         self._clock += time.perf_counter() - started  # speed is that of training
 
     def save(self, *, must: bool) -> None:

@@ -24,6 +24,7 @@ from parallel.topology import Topology
 from pretrain.compose import flatten
 from pretrain.config import Config
 from pretrain.data import token_space, training_stream, validation_stream
+from pretrain.evaluation.adaptation import adapt_objective
 from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
 from pretrain.learning_rate import learning_rate
 from pretrain.model.initialize import initialize
@@ -112,6 +113,20 @@ class Session:
             dp_group=self.topology.dp_group,
         )
 
+    def adapt(self) -> None:
+        """Let the objective adapt to the present weights, if it does; the same on every rank."""
+        if self.objective.adapts:
+            adapt_objective(
+                self.objective,
+                self.validation,
+                self.engine.evaluate,
+                self.config,
+                device=self.runtime.device,
+                dp_rank=self.topology.dp_rank,
+                dp_size=self.topology.data_parallel_size,
+                dp_group=self.topology.dp_group,
+            )
+
     def save(self) -> Path:
         """Write a checkpoint of the present state; raises SaveError, leaving older ones alone."""
         return save_checkpoint(
@@ -122,6 +137,7 @@ class Session:
                 "train": self.state.to_dict(),
                 "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
                 "config": flatten(self.config),
+                "objective": self.objective.state,
             },
             keep=self.config.train.keep_checkpoints,
         )
@@ -191,6 +207,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         session.resumed_from, saved = loaded
         Cursor.from_dict(saved["cursor"]).check(train_stream)
         session.state = TrainState.from_dict(saved["train"])
+        objective.restore(saved.get("objective", {}))
     return session
 
 

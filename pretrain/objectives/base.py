@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,31 @@ class Objective(ABC):
         """
         batch = self.corrupt(clean, noise)
         return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
+
+    adapts: bool = False
+    """Whether measurements during training change how it trains; `state` is what they changed."""
+
+    def measure(
+        self, clean: CleanBatch, noise: NoiseKey, score: Callable[[TrainBatch], Tensor]
+    ) -> Tensor:
+        """Float64 sums over a batch that add over batches and ranks, for `adapt`.
+
+        `score` gives the bound of each row of a batch, float64 [b].
+        """
+        raise AssertionError(f"{self.name} does not adapt")
+
+    def adapt(self, sums: Tensor) -> None:
+        """Change `state` by the sums of `measure` over a sample of the validation text."""
+        raise AssertionError(f"{self.name} does not adapt")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain JSON, saved with every checkpoint and given back to `restore`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        assert not state, f"{self.name} has no state"
 
     def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
         """Training loss of each target before weighting, float32 [n]."""

@@ -7,11 +7,15 @@
 Blocks of 1 token are autoregressive (the bound is the likelihood itself), one block of S tokens is
 masked diffusion; the bound tightens as blocks shrink. Each block has its own t, stratified over the
 blocks of the window. While training, t_b is uniform on `clip` = [low, high]: a narrower interval
-trades what is trained for less variance (`pretrain.objectives.clipping` chooses it from measured
-variance); at blocks of 1 token [1, 1] removes all of it. The bound is never clipped.
+trades what is trained for less variance, and `adapt_clip` moves to the one of least measured
+variance at every evaluation; at blocks of 1 token [1, 1] removes all of it. The bound is never
+clipped.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +31,7 @@ from pretrain.objectives.base import (
     refuse_loss,
     register,
 )
+from pretrain.objectives.clipping import Interval, best_interval, interval_sums
 from pretrain.objectives.reading import pair
 from pretrain.vocabulary import TokenSpace
 
@@ -36,7 +41,7 @@ class Block(Objective):
     """Masked diffusion inside blocks, in one pass over the noisy and the clean sequence."""
 
     positions_per_token = 2.0
-    settings = frozenset({"loss", "block_size", "clip"})
+    settings = frozenset({"loss", "block_size", "clip", "adapt_clip"})
 
     def __init__(
         self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
@@ -45,17 +50,15 @@ class Block(Objective):
         refuse_loss(config, "elbo", "simple")
         self.exact_likelihood = config.block_size == 1
         self.interval = config.clip
+        self.adapts = config.adapt_clip
         self.head_share = sum(config.clip) / 2
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each token of a block with the block's own probability t."""
         block = self._blocks(clean)
-        low, high = self.interval
-        t = stratified_times(noise, self.time_window, int(block[0, -1]) + 1)
-        t = (low + (high - low) * t).gather(1, block)
+        t = self._times(noise, block, self.interval)
         mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
-        weight = 1.0 / t if self.config.loss == "elbo" else torch.ones_like(t)
-        return self._batch(clean, block, mask, weight.float())
+        return self._batch(clean, block, mask, self._weight(t).float())
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask exactly m tokens of each block, m stratified over 1..|b|; weight |b| / m."""
@@ -70,6 +73,47 @@ class Block(Objective):
         before = (size.cumsum(dim=1) - size).gather(1, block)
         mask = (rank - before < number.gather(1, block)) & clean.valid
         return self._batch(clean, block, mask, (size / number.clamp(min=1.0)).gather(1, block))
+
+    def measure(
+        self, clean: CleanBatch, noise: NoiseKey, score: Callable[[TrainBatch], Tensor]
+    ) -> Tensor:
+        """Losses of one keyed block of each row, at levels that are not clipped."""
+        block = self._blocks(clean)
+        count = int(block[0, -1]) + 1
+        t = self._times(noise, block, (0.0, 1.0))
+        mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
+        chosen = (noise.uniform("probe", 1) * count).long()
+        own = (block == chosen) & clean.valid
+        size = own.sum(dim=1, keepdim=True)
+        weight = torch.where(own, self._weight(t) / size.clamp(min=1), 0.0)
+        loss = score(self._batch(clean, block, mask, weight)).cpu()
+        level = t.gather(1, (block == chosen).int().argmax(dim=1, keepdim=True))[:, 0]
+        there = size[:, 0] > 0
+        return interval_sums(level[there], loss[there])
+
+    def adapt(self, sums: Tensor) -> None:
+        """Move to the interval of least variance."""
+        self.interval = best_interval(sums)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The interval in use."""
+        return {"interval": list(self.interval)} if self.adapts else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with the interval of a checkpoint."""
+        if self.adapts and state:
+            low, high = state["interval"]
+            self.interval = (low, high)
+
+    def _times(self, noise: NoiseKey, block: Tensor, interval: Interval) -> Tensor:
+        """Level of each position's block, uniform on `interval`, float64 [b, s]."""
+        low, high = interval
+        t = stratified_times(noise, self.time_window, int(block[0, -1]) + 1)
+        return (low + (high - low) * t).gather(1, block)
+
+    def _weight(self, t: Tensor) -> Tensor:
+        return 1.0 / t if self.config.loss == "elbo" else torch.ones_like(t)
 
     def _blocks(self, clean: CleanBatch) -> Tensor:
         """Block of each position, int64 [b, s]."""

@@ -1,0 +1,76 @@
+"""Every further objective through the whole loop: one curve in any layout, also after a death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from harness import Died, run_ranks
+from test_training import STEPS, assert_same_curve
+
+TENSOR = ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pool: Path, tmp_path_factory: pytest.TempPathFactory):
+    """One-rank runs by objective, each made once."""
+    made = {}
+
+    def get(objective: str) -> Path:
+        if objective not in made:
+            made[objective] = tmp_path_factory.mktemp(objective)
+            more = (f"objective={objective}", "parallel.zero_stage=0")
+            assert run_ranks(1, runs.train, pool, made[objective], *more, launcher=False) == [0]
+        return made[objective]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("objective", "ranks", "layout"),
+    [
+        ("uniform", 2, ["parallel.zero_stage=1"]),
+        ("uniform", 4, TENSOR),
+        ("gidd", 2, TENSOR),
+        ("block", 4, TENSOR),
+        ("esoteric_hybrid", 2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
+        ("autoregressive_orders", 2, ["parallel.zero_stage=1"]),
+    ],
+    ids=lambda value: (
+        "-".join(v.split(".")[-1] for v in value) if isinstance(value, list) else None
+    ),
+)
+def test_every_layout_gives_the_one_rank_curve(
+    pool: Path,
+    tmp_path: Path,
+    undisturbed,
+    objective: str,
+    ranks: int,
+    layout: list[str],
+):
+    more = (f"objective={objective}", *layout)
+    assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
+    assert_same_curve(tmp_path, undisturbed(objective))
+
+
+@pytest.mark.parametrize("objective", ["uniform", "block"])
+def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
+    pool: Path,
+    tmp_path: Path,
+    undisturbed,
+    objective: str,
+):
+    more = (f"objective={objective}", "parallel.zero_stage=0")
+    died = run_ranks(
+        1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=6, when="after"
+    )
+    assert died == [Died(-9)]
+    assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
+    want = undisturbed(objective)
+    assert runs.log(tmp_path) == runs.log(want)
+    ours, theirs = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(want, STEPS)
+    assert ours.pop("state") == theirs.pop("state")
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name

@@ -118,7 +118,11 @@ def judge(status: dict[str, Any] | None, return_code: int, stopped_by: str | Non
     state = status["state"] if status else None
     step = status["step"] if status else None
     if status and state in ("finished", "preempted", "failed"):
-        return Outcome(state, step, status["message"], status["exit_code"])
+        message, code = status["message"], status["exit_code"]
+        if state == "failed" and code == 1 and return_code > 192:  # a negative code, modulo 256
+            killed = f"a rank was killed by signal {256 - return_code} (9: often out of memory)"
+            message, code = f"{killed}; the others met {message}", LaunchError.exit_code
+        return Outcome(state, step, message, code)
     at = "before the first step" if step is None else f"after it was at step {step:,}"
     if stopped_by and state is None:
         message = f"{stopped_by} before training began; nothing had to be saved"

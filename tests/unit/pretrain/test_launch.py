@@ -269,6 +269,13 @@ class TestJudgement:
         assert (outcome.state, outcome.exit_code) == ("failed", LaunchError.exit_code)
         assert "1,234" in outcome.message
 
+    def test_a_killed_rank_is_named_although_the_others_only_saw_a_lost_connection(self) -> None:
+        said = {"state": "failed", "step": 5, "message": "connection closed", "exit_code": 1}
+        outcome = judge(said, 247, None)
+        assert outcome.exit_code == LaunchError.exit_code
+        assert "killed by signal 9" in outcome.message
+        assert judge(said, 1, None).exit_code == 1
+
     def test_errors_before_training_keep_their_code(self) -> None:
         assert judge(None, 4, None).exit_code == 4
 

@@ -73,7 +73,7 @@ def pool(tmp_path: Path, models: list[bytes]) -> Path:
 
 def configuration(pool: Path, *overrides: str) -> Config:
     return compose(
-        ["model=tiny", f"run.root={pool / 'runs'}", f"data.train={pool}/train.json",
+        ["model=tiny", "run.name=r", f"run.root={pool / 'runs'}", f"data.train={pool}/train.json",
          f"data.validation={pool}/validation.json", f"data.tokenizer={pool}/tokenizer.model",
          *overrides]
     )  # fmt: skip

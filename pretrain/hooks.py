@@ -57,9 +57,9 @@ class Hooks:
         likelihood = self.session.evaluate()
         state = self.session.state
         metrics = likelihood.metrics("validation") | {
-            "validation/epoch": self.session.train_stream.epoch_of(state.position),
-            "validation/tokens": float(state.tokens),
-            "validation/flops": state.flops,
+            "train/epoch": self.session.train_stream.epoch_of(state.position),
+            "train/tokens": float(state.tokens),
+            "train/flops": state.flops,
         }
         self.tracking.log(metrics, state.step)
         self.session.adapt()

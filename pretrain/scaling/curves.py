@@ -55,8 +55,8 @@ def read_curve(run: Path, label: str) -> Curve:
         if "validation/nats_per_token" in record:
             points.append(
                 Point(
-                    epoch=record["validation/epoch"],
-                    flops=record["validation/flops"],
+                    epoch=record["train/epoch"],
+                    flops=record["train/flops"],
                     nats_per_token=record["validation/nats_per_token"],
                     noise_error=record.get("validation/noise_error", 0.0),
                     bits_per_byte=record["validation/bits_per_byte"],

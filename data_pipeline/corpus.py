@@ -20,6 +20,7 @@ from data_pipeline.errors import CorpusError
 from data_pipeline.settings import SourceSettings
 
 BUILTIN = "builtin"
+DATASET = "hf:"
 _EXTENSIONS = {".txt": "txt", ".md": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -57,8 +58,8 @@ def list_units(sources: tuple[SourceSettings, ...]) -> list[Unit]:
     """The files of all sources, in a fixed order; `CorpusError` for missing or empty sources."""
     units: list[Unit] = []
     for index, source in enumerate(sources):
-        if source.path == BUILTIN:
-            units.append(Unit(index, BUILTIN, BUILTIN, 0))
+        if source.path == BUILTIN or source.path.startswith(DATASET):
+            units.append(Unit(index, source.path, source.path, 0))
             continue
         found = [
             Unit(index, str(path), label, path.stat().st_size)
@@ -77,6 +78,11 @@ def read_unit(unit: Unit, source: SourceSettings) -> Iterator[Document | BadReco
     """The documents of one unit in file order."""
     if unit.path == BUILTIN:
         yield from (Document(name, text) for name, text in builtin_documents())
+        return
+    if unit.path.startswith(DATASET):
+        from data_pipeline.tabular_corpus import read_dataset
+
+        yield from read_dataset(unit, source)
         return
     kind = _format(Path(unit.path), source)
     if kind == "txt":

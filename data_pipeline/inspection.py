@@ -1,4 +1,4 @@
-"""Looking into a pool: what a sequence says, where its documents begin."""
+"""Looking into pools and runs: what a sequence says, where its documents begin, who sees it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import segments
+from data_pipeline.documents import SeparatorIndex, segments
 from data_pipeline.errors import DataError, TokenizerError
 from data_pipeline.manifest import Manifest
 from data_pipeline.pool import TokenPool
+from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -23,6 +24,49 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
             f"{tokenizer.pieces_sha256[:16]} ({tokenizer.vocab_size} ids) given; use the "
             "tokenizer.model beside the shards"
         )
+
+
+def describe_position(stream: TokenStream, tokenizer: Tokenizer, position: int) -> dict[str, Any]:
+    """What a run sees at a global position: which sequence, in which epoch, and its text."""
+    if not 0 <= position < stream.total_positions:
+        raise DataError(
+            f"position {position:,} is outside the run, which has {stream.total_positions:,} "
+            f"({stream.epochs:g} epochs of {stream.budget.sequences:,} sequences)"
+        )
+    sequence = int(stream.order.at(np.array([position]))[0])
+    batch = stream.read(np.array([position]))
+    epoch, place = divmod(position, stream.budget.sequences)
+    return {
+        "position": position,
+        "epoch": epoch,
+        "place_in_epoch": place,
+        "scored_tokens": int(batch.valid.sum()),
+        **describe_sequence(stream.pool, tokenizer, sequence, stream.seq_length),
+    }
+
+
+def pool_statistics(pool: TokenPool) -> dict[str, Any]:
+    """Numbers about a pool that the manifest does not hold: documents and token frequencies."""
+    manifest = pool.manifest
+    index = SeparatorIndex(manifest, pool.source.index(manifest), verify=False)
+    lengths = np.diff(index.positions.astype(np.int64), prepend=-1) - 1
+    counts = np.zeros(manifest.tokenizer.vocab_size, np.int64)
+    for start in range(0, pool.num_tokens, manifest.member_tokens):
+        stop = min(start + manifest.member_tokens, pool.num_tokens)
+        counts += np.bincount(pool.tokens(start, stop), minlength=len(counts))
+    names = ("min", "p10", "median", "p90", "max")
+    share = counts[counts > 0] / counts.sum()
+    quantiles = np.quantile(lengths, [0.0, 0.1, 0.5, 0.9, 1.0]).tolist() if len(lengths) else []
+    return {
+        "tokens": pool.num_tokens,
+        "documents": len(lengths),
+        "document_tokens": dict(zip(names, quantiles, strict=False)),
+        "bytes_per_token": manifest.bytes_per_token,
+        "vocabulary_used": int((counts > 0).sum()),
+        "vocabulary_size": len(counts),
+        "unigram_entropy_nats": float(-(share * np.log(share)).sum()),
+        "most_frequent_ids": np.argsort(-counts)[:20].tolist(),
+    }
 
 
 def describe_sequence(

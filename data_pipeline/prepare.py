@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from data_pipeline.corpus import Unit, list_units
 from data_pipeline.errors import CorpusError, DataError
 from data_pipeline.files import write_atomically
 from data_pipeline.manifest import canonical_json
+from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.pack import manifest_summary, pack_split, validation_below
 from data_pipeline.progress import Progress, Silent
 from data_pipeline.settings import PrepareSettings
@@ -105,6 +106,7 @@ def _run_stages(
         for leftover in folder.glob("*.tmp*"):
             leftover.unlink()
     buckets, collected = _collect(settings, units, staging / "collected", progress)
+    buckets, similar = _without_near_duplicates(settings, buckets, staging, progress)
     tokenizer_path = _tokenizer(settings, buckets, progress)
     results = _tokenise(settings, buckets, tokenizer_path, staging / "tokens", progress)
     tokenizer = load_tokenizer(tokenizer_path)
@@ -117,6 +119,7 @@ def _run_stages(
         "tokenizer": {"file": tokenizer_path.name, **tokenizer.record.model_dump(mode="json")},
         "pools": summaries,
         "sources": _source_report(settings, collected, results),
+        "near_duplicates": similar,
     }
     write_atomically(settings.out / "report.json", json.dumps(report, indent=1))
 
@@ -166,10 +169,31 @@ def _collect(
     return Buckets(str(folder), runs, sources, count, below), collected
 
 
+def _without_near_duplicates(
+    settings: PrepareSettings, buckets: Buckets, staging: Path, progress: Progress
+) -> tuple[Buckets, dict[str, Any] | None]:
+    """The buckets less what resembles other documents, and what to report about it."""
+    if settings.near_duplicates is None:
+        return buckets, None
+    path = staging / "near_duplicates.json"
+    if not path.exists():
+        found = find_near_duplicates(buckets, settings.near_duplicates, progress)
+        write_atomically(path, json.dumps(asdict(found)))
+    saved = json.loads(path.read_text())
+    dropped = frozenset([*saved["contaminated"], *saved["copies"]])
+    return replace(buckets, dropped=dropped), {
+        "threshold": settings.near_duplicates,
+        "train_like_validation": len(saved["contaminated"]),
+        "copies": len(saved["copies"]),
+        "examples": saved["examples"],
+    }
+
+
 def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) -> Path:
     """The tokenizer file of the output: trained, or copied from the given path."""
     chosen = settings.tokenizer
-    path = settings.out / "tokenizer.model"
+    suffix = chosen.path.suffix if chosen.path is not None else ".model"
+    path = settings.out / f"tokenizer{suffix}"
     if path.exists():
         return path
     if chosen.path is not None:

@@ -71,6 +71,9 @@ class PrepareSettings(_Section):
     tokenizer: TokenizerSettings = TokenizerSettings()
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of documents, chosen by content alone, that go to the validation pool."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Drop documents whose word 5-grams resemble an earlier one's from this Jaccard similarity on
+    (0.8 is usual), and training documents that so resemble validation ones; null does not look."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     """Key of the document order in the pools."""
     skip_bad: Annotated[int, Field(ge=0)] = 0

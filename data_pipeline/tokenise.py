@@ -36,6 +36,8 @@ class Buckets:
     """Source index of every unit number."""
     count: int
     validation_below: int
+    dropped: frozenset[str] = frozenset()
+    """Content keys, hexadecimal, of documents that are left out."""
     """Documents whose split hash is below this go to validation."""
 
     def split(self, record: Record) -> Split:
@@ -46,6 +48,8 @@ class Buckets:
         """Distinct documents of a bucket in keyed order, each with its number of further copies."""
         previous, copies = None, 0
         for record in read_bucket(Path(self.folder), list(self.runs), bucket, self.count):
+            if record.content.hex() in self.dropped:
+                continue
             if previous is not None and record.content == previous.content:
                 copies += 1
                 continue

@@ -177,6 +177,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         content = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+    if path.suffix == ".json":
+        from data_pipeline.huggingface_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(content, str(path))
     return SentencePieceTokenizer(content, str(path))
 
 

@@ -11,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from data_pipeline.settings import PrepareSettings
+    from data_pipeline.stream import TokenStream
+    from pretrain.config import Config
 
 app = typer.Typer(
     name="data",
@@ -41,6 +43,10 @@ def prepare(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation.")
     ] = 0.01,
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(help="Drop documents this similar (Jaccard, e.g. 0.8); default: keep them."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Key of the document order.")] = 17,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     id_field: Annotated[str, typer.Option(help="Field that holds a document's id.")] = "id",
@@ -67,6 +73,7 @@ def prepare(
         "sources": [{"path": path, **source} for path in sources or ["builtin"]],
         "tokenizer": {"path": tokenizer, "model_type": model_type, "vocab_size": vocab_size},
         "validation_fraction": validation_fraction,
+        "near_duplicates": near_duplicates,
         "seed": seed,
         "skip_bad": skip_bad,
         "workers": workers,
@@ -89,50 +96,77 @@ def prepare(
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="Manifests or prepared folders.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Manifests or prepared folders.")
+    ] = None,
+    visits: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Count what this run saw, from its log."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every byte and compare it with the manifests; list all problems at once."""
-    from data_pipeline.errors import ShardError
+    """Compare bytes with manifests, or a run's visits with its budget; list all problems."""
+    from data_pipeline.errors import DataError, ShardError
     from data_pipeline.verify import find_manifests, pool_problems
     from pretrain.cli_progress import make_progress
 
+    if visits is not None:
+        _verify_visits(visits, as_json)
+        return
+    if not paths:
+        raise DataError("nothing to verify: give manifests or prepared folders, or --visits RUN")
     manifests = [found for path in paths for found in find_manifests(path)]
     with make_progress(quiet=as_json) as progress:
         problems = {str(path): pool_problems(path, progress) for path in manifests}
     found = [line for lines in problems.values() for line in lines]
     if as_json:
         _print_json({"ok": not found, "problems": problems})
-    elif not found:
-        print(f"all bytes agree with {len(manifests)} manifest(s)")
-    if found:
+        if found:
+            raise typer.Exit(ShardError.exit_code)
+    elif found:
         listed = "\n  ".join(found)
         raise ShardError(
             f"{len(found)} problem(s):\n  {listed}\nrestore these files or prepare the data again"
         )
+    else:
+        print(f"all bytes agree with {len(manifests)} manifest(s)")
 
 
 @app.command()
 def inspect(
-    manifest: Annotated[Path, typer.Argument(help="Manifest of a pool.")],
+    source: Annotated[Path, typer.Argument(help="Manifest of a pool, or folder of a run.")],
     sequence: Annotated[
         list[int] | None, typer.Option(help="Sequence of the pool to show; may be repeated.")
     ] = None,
-    seq_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 1024,
+    position: Annotated[
+        list[int] | None, typer.Option(help="Global position of the run; may be repeated.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the run: all its positions.")] = None,
+    seq_length: Annotated[int, typer.Option(help="Tokens per sequence of a pool.")] = 1024,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer; default: the one beside the pools.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a pool holds: counts, sources, and decoded sequences."""
-    from data_pipeline.inspection import check_tokenizer, describe_sequence
+    """Show decoded sequences of a pool, or what a run sees at a position or a step."""
+    from data_pipeline.inspection import check_tokenizer, describe_position, describe_sequence
     from data_pipeline.pool import TokenPool
     from data_pipeline.tokenizer import load_tokenizer
 
-    pool = TokenPool(manifest, verify="lazy")
-    model = load_tokenizer(tokenizer or manifest.parent.parent / "tokenizer.model")
-    check_tokenizer(pool.manifest, model)
-    shown = [describe_sequence(pool, model, n, seq_length) for n in sequence or [0]]
+    if source.is_dir():
+        config, stream = _run_stream(source)
+        pool, batch = stream.pool, config.train.global_batch_size
+        model = load_tokenizer(tokenizer or config.data.tokenizer)
+        wanted = list(position or [])
+        if step is not None:  # steps count from 1
+            wanted += range((step - 1) * batch, min(step * batch, stream.total_positions))
+        check_tokenizer(pool.manifest, model)
+        shown = [describe_position(stream, model, g) for g in wanted or [0]]
+    else:
+        pool = TokenPool(source, verify="lazy")
+        model = load_tokenizer(tokenizer or source.parent.parent / "tokenizer.model")
+        check_tokenizer(pool.manifest, model)
+        shown = [describe_sequence(pool, model, n, seq_length) for n in sequence or [0]]
     about = pool.manifest.model_dump(mode="json", exclude={"shards"})
     if as_json:
         _print_json({"manifest_sha256": pool.manifest.sha256, **about, "shown": shown})
@@ -144,10 +178,65 @@ def inspect(
     )
     for entry in shown:
         first, last = entry["pool_tokens"]
+        at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if position or step else ""
         print(
-            f"\n--- sequence {entry['sequence']} (tokens {first:,} to {last:,}), "
+            f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
             f"documents begin at {entry['document_starts']}\n{entry['text']}"
         )
+
+
+@app.command()
+def stats(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of a pool.")],
+    as_json: Json = False,
+) -> None:
+    """Count documents and tokens of a pool: lengths, vocabulary in use, unigram entropy."""
+    from data_pipeline.inspection import pool_statistics
+    from data_pipeline.pool import TokenPool
+
+    found = pool_statistics(TokenPool(manifest, verify="size"))
+    if as_json:
+        _print_json(found)
+        return
+    for key, value in found.items():
+        print(f"{key.replace('_', ' '):22} {value}")
+
+
+def _run_stream(run: Path) -> tuple[Config, TokenStream]:
+    """Configuration and training stream of a run folder."""
+    from pretrain.compose import load_config
+    from pretrain.data import training_stream
+
+    config = load_config(run / "config.yaml")
+    return config, training_stream(config)
+
+
+def _verify_visits(run: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from data_pipeline.errors import DataError
+    from data_pipeline.visits import visit_report
+    from pretrain.tracking.jsonl import read_metrics
+
+    _, stream = _run_stream(run)
+    log = run / "metrics.jsonl"
+    if not log.exists():
+        raise DataError(f"no {log}: has this run begun?")
+    report = visit_report(stream, read_metrics(log))
+    if as_json:
+        _print_json({"ok": not report.problems, **asdict(report)})
+        if report.problems:
+            raise typer.Exit(DataError.exit_code)
+        return
+    print(
+        f"{report.positions:,} sequences, {report.epochs:.4g} epochs: {report.unique_tokens:,} "
+        f"unique tokens of a budget of {stream.budget.unique_tokens:,}, "
+        f"{report.tokens_scored:,} scored; each sequence visited "
+        f"{report.min_visits} to {report.max_visits} times"
+    )
+    if report.problems:
+        listed = "\n  ".join(report.problems)
+        raise DataError(f"the log of {run} does not prove its visits:\n  {listed}")
 
 
 def _settings(path: Path | None, values: dict[str, Any], out: Path) -> PrepareSettings:

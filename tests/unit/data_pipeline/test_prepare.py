@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,7 @@ def test_unusable_sources_are_refused(tmp_path: Path, tokenizer_file: Path) -> N
 
 
 def test_builtin_corpus_is_several_megabytes_and_stable() -> None:
-    first, second = list(builtin_documents()), list(builtin_documents())
-    assert first == second
+    first = list(builtin_documents())
+    assert first[:120] == list(islice(builtin_documents(), 120))
     assert sum(len(text) for _, text in first) > 2_000_000
     assert len({name for name, _ in first}) == len(first)

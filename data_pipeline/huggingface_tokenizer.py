@@ -1,0 +1,91 @@
+"""A Hugging Face `tokenizer.json` behind the common interface.
+
+Pad, mask and separator are taken from its added tokens where they exist and appended behind its
+vocabulary where they do not; text never encodes to them, because encoding runs without any special
+token being recognised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+from data_pipeline.errors import TokenizerError
+from data_pipeline.tokenizer import DOC, MASK, Tokenizer
+
+_NAMES = {
+    "pad": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>"),
+    "mask": (MASK, "[MASK]", "<|mask|>", "<|mdm_mask|>"),
+    "doc": (DOC, "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
+}
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Encodes with the `tokenizers` library; every added special token is only reachable by id."""
+
+    kind = "huggingface"
+
+    def __init__(self, content: bytes, origin: str) -> None:
+        """Load `tokenizer.json`; `TokenizerError` if it is damaged or the library is missing."""
+        try:
+            import tokenizers
+        except ImportError:
+            raise TokenizerError(
+                f"{origin} needs tokenizers: pip install 'epochal[data]'"
+            ) from None
+        try:
+            parsed: dict[str, Any] = json.loads(content)
+            self._added = {t["content"]: t["id"] for t in parsed.get("added_tokens", [])}
+            special = {t["id"] for t in parsed.get("added_tokens", []) if t.get("special")}
+            plain = {**parsed, "added_tokens": [], "post_processor": None}
+            self._encoder: Any = tokenizers.Tokenizer.from_str(json.dumps(plain))
+            self._decoder: Any = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the binding raises bare Exception
+            raise TokenizerError(f"{origin} is not a tokenizer.json: {error}") from error
+        self.vocab_size = self._decoder.get_vocab_size(with_added_tokens=True)
+        ids = [self._find(kind) for kind in ("pad", "mask", "doc")]
+        self.pad_id, self.mask_id, self.doc_id = ids
+        self.never_targets = tuple(sorted(({*special, self.pad_id, self.mask_id}) - {self.doc_id}))
+        self._silent = {*special, *ids}
+        self.sha256 = sha256(content).hexdigest()
+        kept = {k: parsed.get(k) for k in ("model", "normalizer", "pre_tokenizer", "decoder")}
+        kept["added"] = sorted(self._added.items())
+        self.pieces_sha256 = sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        self._bytes_of = _byte_alphabet()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without any special id."""
+        return self._encoder.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special ids are dropped."""
+        kept = [int(i) for i in ids if int(i) not in self._silent]
+        return self._decoder.decode(kept, skip_special_tokens=False)
+
+    def piece(self, token_id: int) -> str:
+        """The vocabulary entry of one id, for people to read."""
+        return self._decoder.id_to_token(token_id) or f"<appended {token_id}>"
+
+    def _piece_bytes(self, token_id: int) -> int:
+        """Bytes of a byte-level piece; other pieces are decoded alone."""
+        if token_id in self._silent:
+            return 0
+        piece = self.piece(token_id)
+        if all(c in self._bytes_of for c in piece):
+            return len(piece)
+        return len(self._decoder.decode([token_id], skip_special_tokens=False).encode())
+
+    def _find(self, kind: str) -> int:
+        for name in _NAMES[kind]:
+            if name in self._added:
+                return int(self._added[name])
+        self.vocab_size += 1
+        return self.vocab_size - 1
+
+
+def _byte_alphabet() -> set[str]:
+    """The 256 characters by which byte-level vocabularies write bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return {chr(b) for b in printable} | {chr(256 + i) for i in range(256 - len(printable))}

@@ -31,7 +31,7 @@ MODEL = {
     "num_layers": 4,
     "hidden_size": 32,
     "num_attention_heads": 4,
-    "num_query_groups": 2,
+    "num_query_groups": 4,
     "ffn_hidden_size": 64,
     "vocab_multiple": 64,
     "init_std": 0.08,
@@ -72,7 +72,7 @@ class Task:
 TASKS = {
     "autoregressive": Task({"name": "autoregressive"}),
     "masked": Task({"name": "masked"}, {"tie_embeddings": False, "activation": "gelu"}),
-    "uniform": Task({"name": "uniform"}, {"time_conditioning": True}),
+    "uniform": Task({"name": "uniform"}, {"time_conditioning": True, "num_query_groups": 2}),
 }
 
 

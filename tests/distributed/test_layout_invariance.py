@@ -36,7 +36,7 @@ FURTHER = [
     Cut(cp=2, dp=2, zero=2),
     Cut(cp=2, tp=2, zero=1),
 ]
-EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(dp=8, zero=2)]
+EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
 
 @cache
@@ -85,7 +85,10 @@ def test_every_other_layout_equals_one_rank(cut) -> None:
 @pytest.mark.parametrize("shift", [1, 2])
 @pytest.mark.parametrize("cut", FURTHER, ids=str)
 def test_every_other_layout_equals_one_rank_for_the_other_objectives(cut, shift) -> None:
-    check(cut, list(TASKS)[(FURTHER.index(cut) + shift) % len(TASKS)])
+    task = list(TASKS)[(FURTHER.index(cut) + shift) % len(TASKS)]
+    if cut.tp * cut.cp > TASKS[task].model.get("num_query_groups", 4):
+        pytest.skip("two query groups cannot be cut four ways")
+    check(cut, task)
 
 
 @pytest.mark.slow

@@ -173,7 +173,8 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         timeout_minutes=p.timeout_minutes,
     )
     space = token_space(tokenizer, config.model)
-    objective = build_objective(config.objective, space)
+    # Few distinct shapes keep the allocator calm and compiled graphs valid; a CPU needs neither.
+    objective = build_objective(config.objective, space, static_rows=runtime.device.type == "cuda")
     module = build_model(config, topology, objective)
     engine = build_engine(
         module.to(runtime.device),

@@ -74,3 +74,31 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     assert ours.pop("state") == theirs.pop("state")
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [("uniform", "ancestral"), ("block", "block"), ("esoteric_hybrid", "esoteric")],
+)
+def test_a_finished_run_is_evaluated_and_sampled(
+    undisturbed, pool: Path, objective: str, sampler: str
+):
+    """The bound is the one that training logged; samples have no <mask> and can be drawn again."""
+    run = undisturbed(objective)
+    result, samples = run_ranks(1, look_at, run, launcher=False)[0]
+    logged = runs.log(run)[STEPS]["validation/nats_per_token"]
+    assert result["nats_per_token"] == pytest.approx(logged, rel=1e-6)
+    assert result["is_bound"]
+    first, again = samples
+    assert first == again and first[0]["sampler"] == sampler
+    assert all(len(s["tokens"]) == 20 and "<mask>" not in s["text"] for s in first)
+    assert all(1 <= s["network_evaluations"] <= 20 for s in first)
+
+
+def look_at(run: Path) -> tuple[dict, list]:
+    """Evaluation of a run, and the same samples drawn twice."""
+    from pretrain.evaluation.run import evaluate_run
+    from pretrain.sampling.run import sample_run
+
+    draw = {"num": 2, "steps": 8, "length": 20, "prompt": "The", "seed": 3}
+    return evaluate_run(run), [sample_run(run, **draw) for _ in range(2)]

@@ -3,11 +3,11 @@
     python benchmarks/data_loading.py --out benchmarks/results/data_loading
 
 Every reader delivers the same tokens as int64 [8, 2048] batches from a warm page cache and runs in
-a process of its own, in which a first pass warms up (imports, page tables); the first batch is that
-of the cold process, imports included. The figure to compare is tokens per CPU-second (own process
+a process of its own: a first pass warms up (imports, page tables), four more are measured; the
+first batch is that of the cold process, imports included. The figure to compare is tokens per CPU-second (own process
 and children); wall-clock depends on what else the machine does. `numpy memmap, random` is the
-physical limit: one fancy index and one cast a batch. Peers that are not installed (`pip install 'epochal[bench]'`) are
-left out by name.
+physical limit: one fancy index and one cast a batch. Peers that cannot be used here
+(`pip install 'epochal[bench]'` brings them) are left out by name.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import importlib.util
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ import numpy as np
 SEQ_LENGTH, BATCH = 2048, 8
 SHARD_BYTES = 32 << 20
 GROUP = 256
+PASSES = 4
 
 
 def tokens_file(root: Path) -> Path:
@@ -130,9 +132,11 @@ def read_memmap(root: Path, *, shuffle: bool) -> Iterator[Any]:
     import torch
 
     rows = np.memmap(tokens_file(root), "<u2", "r").reshape(-1, SEQ_LENGTH)
-    order = np.random.default_rng(0).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    for i in range(0, len(rows) - BATCH + 1, BATCH):
-        yield torch.from_numpy(rows[order[i : i + BATCH]].astype(np.int64))
+    for epoch in range(PASSES + 1):
+        rng = np.random.default_rng(epoch)
+        order = rng.permutation(len(rows)) if shuffle else np.arange(len(rows))
+        for i in range(0, len(rows), BATCH):
+            yield torch.from_numpy(rows[order[i : i + BATCH]].astype(np.int64))
 
 
 def read_epochal(root: Path, **options: Any) -> Iterator[Any]:
@@ -144,7 +148,8 @@ def read_epochal(root: Path, **options: Any) -> Iterator[Any]:
     from data_pipeline.pool import TokenPool
 
     pool = TokenPool(root / "epochal" / "manifest.json", verify="size")
-    stream = TokenStream(pool, Budget(None, SEQ_LENGTH, pool.num_tokens), seed=1, epochs=1)
+    budget = Budget(None, SEQ_LENGTH, pool.num_tokens)
+    stream = TokenStream(pool, budget, seed=1, epochs=PASSES + 1)
     sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "dp_rank": 0, "dp_size": 1}
     for batch in BudgetLoader(stream, **sizes, **options):
         yield torch.from_numpy(batch.micro_batches[0].tokens)
@@ -165,7 +170,8 @@ def read_webdataset(root: Path, *, name: str) -> Iterator[Any]:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).compose(sequences)
-    yield from data.batched(BATCH, collation_fn=collate, partial=False)
+    for _ in range(PASSES + 1):
+        yield from data.batched(BATCH, collation_fn=collate, partial=False)
 
 
 def read_litdata(root: Path) -> Iterator[Any]:
@@ -176,7 +182,7 @@ def read_litdata(root: Path) -> Iterator[Any]:
     loader = TokensLoader(block_size=SEQ_LENGTH)
     data = StreamingDataset(str(root / "litdata"), item_loader=loader, shuffle=True)
     rows: list[Any] = []
-    for row in data:
+    for row in (row for _ in range(PASSES + 1) for row in data):
         rows.append(np.asarray(row))
         if len(rows) == BATCH:
             yield torch.from_numpy(np.stack(rows).astype(np.int64))
@@ -190,7 +196,7 @@ def read_mosaic(root: Path) -> Iterator[Any]:
 
     data = StreamingDataset(local=str(root / "mosaic"), shuffle=True, batch_size=BATCH)
     rows: list[Any] = []
-    for sample in data:
+    for sample in (sample for _ in range(PASSES + 1) for sample in data):
         rows.append(sample["tokens"])
         if len(rows) == BATCH:
             yield torch.from_numpy(np.stack(rows).astype(np.int64))
@@ -211,14 +217,17 @@ READERS: dict[str, tuple[str | None, Callable[[Path], Iterator[Any]]]] = {
 
 
 def measure(name: str, root: Path) -> dict[str, float]:
-    """A pass to warm up, whose first batch is timed, and a pass that is measured as a whole."""
-    started, first = time.perf_counter(), 0.0
-    for _ in READERS[name][1](root):
-        first = first or time.perf_counter() - started
-    started, cpu, tokens = time.perf_counter(), _cpu_seconds(), 0
+    """A pass to warm up, whose first batch is timed, then `PASSES` passes that are measured."""
+    began = time.perf_counter()
+    first, tokens, warm = 0.0, 0, tokens_file(root).stat().st_size // 2
     for batch in READERS[name][1](root):
         tokens += batch.numel()
+        if not first:
+            first = time.perf_counter() - began
+        if tokens - batch.numel() < warm <= tokens:
+            started, cpu, before = time.perf_counter(), _cpu_seconds(), tokens
     seconds, used = time.perf_counter() - started, _cpu_seconds() - cpu
+    tokens -= before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"tokens": tokens, "wall": seconds, "cpu": used, "first": first, "peak": peak}
 
@@ -243,7 +252,9 @@ def stub_torchvision() -> None:
 
 def prepare_sets(root: Path, count: int) -> dict[str, str]:
     """Write every format that can be written; the reason for each that cannot."""
-    tokens = np.random.default_rng(0).integers(6, 32000, count // SEQ_LENGTH * SEQ_LENGTH)
+    tokens = np.random.default_rng(0).integers(
+        6, 32000, count // (GROUP * SEQ_LENGTH) * GROUP * SEQ_LENGTH
+    )
     tokens = tokens.astype("<u2")
     root.mkdir(parents=True, exist_ok=True)
     tokens.tofile(tokens_file(root))
@@ -262,6 +273,7 @@ def prepare_sets(root: Path, count: int) -> dict[str, str]:
             write(root / name)
         except Exception as error:  # a peer that cannot be used is named, not fatal
             missing[name] = f"{type(error).__name__}: {error}"
+            shutil.rmtree(root / name, ignore_errors=True)
     return missing
 
 
@@ -273,7 +285,11 @@ def run_all(root: Path, repeats: int) -> dict[str, dict[str, float]]:
             if module is not None and importlib.util.find_spec(module) is None:
                 continue
             command = [sys.executable, __file__, "--root", str(root), "--measure", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            except subprocess.TimeoutExpired:
+                print(f"{name}: more than 300 s, left out", flush=True)
+                continue
             if done.returncode == 0:
                 result = json.loads(done.stdout.splitlines()[-1])
                 samples.setdefault(name, []).append(result)

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,11 @@ from data_pipeline.compression import COMPRESSED
 from data_pipeline.corpus import Unit, list_units
 from data_pipeline.errors import CorpusError, DataError
 from data_pipeline.files import write_atomically
-from data_pipeline.manifest import canonical_json
+from data_pipeline.identity import (
+    discard_other_start,
+    inputs_sha256,
+    refuse_other_preparation,
+)
 from data_pipeline.near_duplicates import find_near_duplicates
 from data_pipeline.pack import manifest_summary, pack_split, validation_below
 from data_pipeline.progress import Progress, Silent
@@ -62,9 +65,9 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
     units = list_units(settings.sources)
     identity = {
         "settings_sha256": settings.sha256(),
-        "inputs_sha256": _inputs_sha256(units, settings),
+        "inputs_sha256": inputs_sha256(units, settings),
     }
-    _refuse_other_preparation(settings.out / "report.json", identity)
+    refuse_other_preparation(settings.out / "report.json", identity)
     staging = settings.out / ".staging"
     if not (settings.out / "report.json").exists():
         try:
@@ -97,9 +100,9 @@ def _run_stages(
     staging: Path,
     progress: Progress,
 ) -> None:
+    discard_other_start(settings.out, identity, progress)
     for name in ("collected", "tokens"):
         (staging / name).mkdir(parents=True, exist_ok=True)
-    _refuse_other_preparation(staging / "identity.json", identity)
     if not (staging / "identity.json").exists():
         write_atomically(staging / "identity.json", json.dumps(identity))
     for folder in (settings.out, *(settings.out / s for s in SPLITS)):
@@ -250,32 +253,6 @@ def _source_report(
             }
         )
     return report
-
-
-def _inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
-    """Identity of the input files, as far as it shows without reading them."""
-    rows: list[Any] = []
-    for unit in units:
-        changed = os.stat(unit.path).st_mtime_ns if unit.bytes else 0
-        rows.append([unit.source, unit.label, unit.bytes, changed])
-    chosen = settings.tokenizer.path
-    if chosen is not None:
-        rows.append(load_tokenizer(chosen).sha256)
-    return sha256(canonical_json(rows)).hexdigest()
-
-
-def _refuse_other_preparation(path: Path, identity: dict[str, str]) -> None:
-    """DataError if `path` belongs to a preparation with other settings or other input files."""
-    if not path.exists():
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in identity if found.get(key) != identity[key]]
-    if changed:
-        what = " and ".join(key.removesuffix("_sha256") for key in changed)
-        raise DataError(
-            f"{path.parent} was prepared (or begun) with other {what}; "
-            "choose another output folder, or remove this one to start again"
-        )
 
 
 @contextmanager

@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_pipeline import pack, shards
 from data_pipeline.builtin_corpus import builtin_documents
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import prepare
@@ -145,6 +147,30 @@ def test_full_disk_is_reported_and_survived(
     assert not list(out.rglob("*.tmp*"))
     prepare(settings_for(source, out))
     assert files(out) == undisturbed
+
+
+def test_other_settings_after_an_unfinished_start_begin_again(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that failed (here: too large a vocabulary, then a full disk) is no obstacle."""
+    settings = settings_for(source, tmp_path / "out")
+    large = TokenizerSettings(model_type="bpe", vocab_size=9999, num_threads=1)
+    with pytest.raises(DataError, match="lower vocab_size"):
+        prepare(settings.model_copy(update={"tokenizer": large}))
+    smaller = settings.model_copy(update={"seed": 5, "member_bytes": 1024})
+    writing = shards.write_shard
+
+    def full(folder: Path, layout: Any, index: int, read: Any, stop: int) -> Any:
+        if index == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return writing(folder, layout, index, read, stop)
+
+    monkeypatch.setattr(pack, "write_shard", full)
+    with pytest.raises(DataError, match="No space left"):
+        prepare(smaller)
+    monkeypatch.undo()
+    prepare(settings)
+    assert files(settings.out) == undisturbed
 
 
 def test_two_preparations_of_one_folder_do_not_meet(source: Path, tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""`epochal data`: what it prints for machines, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.builtin_corpus import builtin_documents
+from pretrain import cli
+
+Run = Callable[..., tuple[int, Any, str]]
+OPTIONS = ("--vocab-size", 500, "--model-type", "bpe", "--validation-fraction", 0.2, "--workers", 1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [t[:700] for _, (_, t) in zip(range(50), builtin_documents(), strict=False)]
+    path = tmp_path_factory.mktemp("cli") / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line: exit code, standard output (parsed under --json), standard error."""
+
+    def call(*words: object) -> tuple[int, Any, str]:
+        monkeypatch.setattr(sys, "argv", ["epochal", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        machine = "--json" in words and captured.out.strip()
+        output = json.loads(captured.out) if machine else captured.out
+        return int(ended.value.code or 0), output, captured.err
+
+    return call
+
+
+@pytest.fixture
+def pool(run: Run, source: Path, tmp_path: Path) -> Path:
+    code, _, _ = run("data", "prepare", source, "--out", tmp_path / "pool", *OPTIONS)
+    assert code == 0
+    return tmp_path / "pool"
+
+
+def test_prepare_reports_and_does_nothing_twice(run: Run, source: Path, tmp_path: Path) -> None:
+    command = ("data", "prepare", source, "--out", tmp_path / "pool", *OPTIONS, "--json")
+    code, first, _ = run(*command)
+    assert code == 0
+    assert not first["already_done"]
+    assert first["report"]["sources"][0]["documents_read"] == 50
+    code, second, _ = run(*command)
+    assert code == 0
+    assert second["already_done"]
+    assert second["report"] == first["report"]
+
+
+def test_verify_inspect_and_stats_agree_with_the_manifest(run: Run, pool: Path) -> None:
+    assert run("data", "verify", pool, "--json")[:2][0] == 0
+    manifest = pool / "train" / "manifest.json"
+    code, shown, _ = run("data", "inspect", manifest, "--seq-length", 64, "--sequence", 2, "--json")
+    assert code == 0
+    assert shown["shown"][0]["pool_tokens"] == [128, 192]
+    code, counted, _ = run("data", "stats", manifest, "--json")
+    assert code == 0
+    assert counted["tokens"] == shown["tokens"]
+    assert counted["documents"] == shown["documents"]["count"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_verify_lists_all_problems_and_ends_with_3(run: Run, pool: Path, as_json: bool) -> None:
+    shard = pool / "train" / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(bytes(data))
+    (pool / "validation" / "validation-000000.tar").unlink()
+    code, output, error = run("data", "verify", pool, *(["--json"] if as_json else []))
+    told = json.dumps(output) if as_json else error
+    assert code == 3
+    assert "member 000000000.tok.bin are damaged" in told
+    assert "validation-000000.tar: missing" in told
+    assert "Traceback" not in error
+
+
+def test_bad_input_ends_with_2_and_says_what_to_change(
+    run: Run, source: Path, pool: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    shutil.copy(source, bad)
+    with open(bad, "a") as file:
+        file.write("{\n")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("prepare", tmp_path / "none.txt", "--out", tmp_path / "o"), "no such file"),
+        (("prepare", bad, "--out", tmp_path / "o", *OPTIONS), "bad.jsonl:51: not JSON"),
+        (("prepare", source, "--out", pool, "--vocab-size", 600), "other settings"),
+        (("prepare", source, "--out", tmp_path / "o", "--vocab-size", 9999), "lower vocab_size"),
+        (("prepare", source, "--out", tmp_path / "o", "--model-type", "wordpiece"), "model_type"),
+        (("prepare", "--settings", tmp_path / "none.yaml"), "cannot read"),
+        (("verify",), "nothing to verify"),
+        (("verify", tmp_path), "no manifest.json"),
+        (("inspect", pool / "train" / "manifest.json", "--sequence", 10**6), "does not exist"),
+    ]
+    for words, reason in cases:
+        code, _, error = run("data", *words)
+        assert (code, reason in " ".join(error.split())) == (2, True), (words, error)
+        assert "Traceback" not in error
+
+
+def test_another_tokenizer_is_refused(run: Run, source: Path, pool: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert run("data", "prepare", source, "--out", other, *OPTIONS, "--vocab-size", 501)[0] == 0
+    manifest = pool / "train" / "manifest.json"
+    model = other / "tokenizer.model"
+    code, _, error = run("data", "inspect", manifest, "--tokenizer", model)
+    assert code == 2
+    assert "another tokenizer" in " ".join(error.split())

@@ -174,7 +174,6 @@ class ObjectiveConfig(Section):
     independent_levels: Fraction = 0.0
     """interpolating: share of sequences in which every token draws its own noise level."""
 
-
     @model_validator(mode="after")
     def _interval_is_one(self) -> ObjectiveConfig:
         low, high = self.clip

@@ -102,3 +102,16 @@ def test_help_of_every_command_needs_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not set(done.stdout.split()) & set(HEAVY)
+
+
+def test_every_package_is_listed_for_installation() -> None:
+    """A folder with `__init__.py` that pyproject.toml does not list would miss in a wheel."""
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for name in OURS
+        for file in (ROOT / name).rglob("__init__.py")
+    }
+    assert set(listed) == found

@@ -41,7 +41,7 @@ class Hooks:
         saving = stopping or _due(state.step, train.checkpoint_interval)
         if saving or _due(state.step, train.log_interval):
             self._log(result, lr)
-        # A preempted run saves first: what it has no time for is done after the resume.
+        # A preempted run has seconds: an evaluation that falls on this very step is left out.
         if self.signal is None and (self._evaluation_due() or stopping):
             self.evaluate()
         if saving:

@@ -16,7 +16,7 @@ from pretrain.vocabulary import TokenSpace
 def training_stream(config: Config) -> TokenStream:
     """The budget of the run, repeated; raises DataError for bad shards or too large a budget."""
     d = config.data
-    pool = TokenPool(d.train, verify=d.verify)
+    pool = TokenPool(d.train, verify=d.verify, tokens=d.unique_tokens)
     budget = Budget(d.unique_tokens, d.seq_length, pool.manifest.tokens)
     return TokenStream(
         pool,

@@ -111,7 +111,7 @@ def init_distributed(
         )
     if cuda:
         torch.cuda.set_device(where.local_rank)
-    _quiet()
+    quiet()
     _prepare_deepspeed(cuda, where.local_rank)
     if not torch.cuda.is_available():
         _stand_in_for_cuda()
@@ -148,7 +148,7 @@ def shutdown() -> None:
 
 def warm_up() -> None:
     """Import the heavy libraries without touching any device or group, as before a fork."""
-    _quiet()
+    quiet()
     _prepare_deepspeed(cuda=False, local_rank=0)
     os.environ.pop("LOCAL_RANK")
     import megatron.core.parallel_state
@@ -207,7 +207,7 @@ def _stand_in_for_cuda() -> None:
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment,return-value]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence the warnings of optional kernels that CPU machines do not have."""
     warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\..*")
     for name in ("megatron", "megatron.core", "DeepSpeed", "torch.distributed"):

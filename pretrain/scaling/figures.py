@@ -35,12 +35,12 @@ def draw_comparison(
         axis.grid(alpha=0.25, which="both", linewidth=0.5)
     values = [p.nats_per_token for c in (reference, challenger) for p in c.points]
     span = max(values) - min(values)
-    axes[0].set_ylim(min(values) - 0.12 * span, max(values) + 0.08 * span)
+    axes[0].set_ylim(min(values) - 0.2 * span, max(values) + 0.08 * span)
     if floor is not None and floor < max(values) + 0.08 * span:
         for axis in axes:
             axis.axhline(floor, color="gray", linestyle=":", linewidth=1)
     axes[0].set_ylabel("validation loss (nats per token)")
-    axes[0].legend(frameon=False, loc="upper right")
+    axes[0].legend(frameon=False, loc="upper left")
     figure.suptitle(title, fontsize=11)
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for target in paths:
@@ -71,7 +71,7 @@ def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None
     if reference.overfits:
         turned += ",\nthen it overfits"
     axis.axhline(best.nats_per_token, color=color, linestyle="--", linewidth=0.8)  # type: ignore[attr-defined]
-    _annotate(axis, best, field, turned, color, (0, -34))
+    _annotate(axis, best, field, turned, color, (0, -32))
     color = COLORS.get(challenger.label)
     point = overtaking(challenger, reference)
     if point is not None and field == "flops":

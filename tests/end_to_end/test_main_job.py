@@ -57,6 +57,7 @@ def test_a_preempted_run_resumes_and_is_evaluated_and_sampled(
     assert likelihood["nats_per_token"] == pytest.approx(last["validation/nats_per_token"], abs=0.2)
     drawn = [epochal("sample", run, "--num", "2", "--steps", "4", "--json") for _ in range(2)]
     samples = [json.loads(d.stdout) for d in drawn]
+    assert "Warning" not in drawn[0].stderr
     assert samples[0] == samples[1]  # the seed is part of the sample
     for sample in samples[0]:
         assert len(sample["tokens"]) == 32

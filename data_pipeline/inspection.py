@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,80 @@ def describe_position(stream: TokenStream, tokenizer: Tokenizer, position: int) 
         "scored_tokens": int(batch.valid.sum()),
         **describe_sequence(stream.pool, tokenizer, sequence, stream.seq_length),
     }
+
+
+@dataclass(frozen=True)
+class StepPositions:
+    """Global positions [start, stop) of one optimizer step, and how they are known."""
+
+    step: int
+    start: int
+    stop: int
+    logged: bool
+    """Whether the log proves that the step was taken; otherwise the positions are a projection."""
+    basis: str
+    """The same for people, with the numbers it rests on."""
+
+
+def step_positions(
+    rows: Iterable[Mapping[str, float]], step: int, batch: int, total_positions: int
+) -> StepPositions:
+    """Where `step` (counted from 1) stands in a run whose log is `rows`.
+
+    A logged interval holds steps of one size, because a start that changes the batch size begins a
+    new one. Steps after the log are projected with the present `batch`. DataError when the step
+    lies outside the run or the log does not add up.
+    """
+    if step < 1:
+        raise DataError(f"step {step:,} does not exist: steps count from 1")
+    last, reached = 0, 0
+    for row in rows:
+        if "position_stop" not in row:
+            continue
+        first, last = last, int(row["step"])
+        before, start, reached = reached, int(row["position_start"]), int(row["position_stop"])
+        if step > last:
+            continue
+        size, steps = reached - start, last - first
+        if first > 0 and start != before:
+            steps = 0
+        elif start > 0 and first == 0:  # a branch: its earlier steps are in another run's log
+            steps = min(steps, -(-size // batch))
+        each = _positions_per_step(size, steps, batch, at_end=reached == total_positions)
+        if step <= last - steps:
+            raise DataError(
+                f"step {step:,} is not in this log, which begins at position {start:,} with step "
+                f"{last - steps + 1:,}; look into the run that this one continues"
+            )
+        begin = start + (step - (last - steps) - 1) * each
+        basis = f"in the log: steps {last - steps + 1:,} to {last:,} took {start:,} to {reached:,}"
+        return StepPositions(step, begin, min(begin + each, reached), logged=True, basis=basis)
+    begin = reached + (step - last - 1) * batch
+    if begin >= total_positions:
+        end = last - (reached - total_positions) // batch
+        raise DataError(f"step {step:,} is outside the run, which ends with step {end:,}")
+    basis = (
+        f"not in the log, which ends with step {last:,} at position {reached:,}: projected with "
+        f"the present global batch size of {batch:,}"
+    )
+    stop = min(begin + batch, total_positions)
+    return StepPositions(step, begin, stop, logged=False, basis=basis)
+
+
+def _positions_per_step(size: int, steps: int, batch: int, *, at_end: bool) -> int:
+    """Positions of each step of a logged interval; only the last step of a run may take fewer.
+
+    The last step of a run that was lengthened later stands in the middle of the log.
+    """
+    fits = (steps - 1) * batch < size <= steps * batch
+    if fits and (at_end or size % steps):
+        return batch
+    if steps < 1 or size % steps:
+        raise DataError(
+            f"the log does not say which positions each step took: {size:,} in {steps:,} steps; "
+            "`epochal data verify --visits RUN` lists what is wrong with it"
+        )
+    return size // steps
 
 
 def pool_statistics(pool: TokenPool) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Text to token ids and back, behind one small interface; SentencePiece is the native kind.
 
-Typed text can never become a special id: mask and document separator are control symbols. Encoding
-is lossless, also for U+2581, which SentencePiece would turn into a space: it is encoded as its
-three UTF-8 bytes.
+Typed text can never become a special id: pad, mask and document separator are control symbols of
+the model, or ids appended behind its vocabulary where an existing model has none. Encoding with a
+model trained here is lossless, also for U+2581, which SentencePiece would turn into a space: it is
+encoded as its three UTF-8 bytes. Other models may normalise text: preparations count what changed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import TokenizerError
 from data_pipeline.manifest import TokenizerRecord
 
-MASK, DOC = "<mask>", "<doc>"
+PAD, MASK, DOC = "<pad>", "<mask>", "<doc>"
 _SPACE_SYMBOL = "\u2581"
 _CHUNK = 4000
 ModelType = Literal["unigram", "bpe"]
@@ -36,11 +37,11 @@ class Tokenizer(ABC):
     mask_id: int
     doc_id: int
     never_targets: tuple[int, ...]
-    """Ids that no training target can take: pad, unk, bos, eos, mask."""
+    """Ids that no training target can take: pad, mask, unk, bos, eos, other control symbols."""
     sha256: str
     """Hash of the file."""
     pieces_sha256: str
-    """Hash of what determines encoding: pieces, scores and normaliser."""
+    """Hash of what determines encoding: pieces, scores, normaliser and appended ids."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -60,16 +61,22 @@ class Tokenizer(ABC):
 
     def decode_visible(self, ids: Iterable[int]) -> str:
         """Text of `ids` in which mask, document separator and pad are written out."""
-        visible = {self.pad_id: "<pad>", self.mask_id: MASK, self.doc_id: DOC}
+        visible = {self.pad_id: PAD, self.mask_id: MASK, self.doc_id: DOC}
         parts: list[str] = []
         run: list[int] = []
-        for token in ids:
-            if int(token) in visible:
-                parts += [self.decode(run), visible[int(token)]]
+        decode = self.decode
+        for token in map(int, ids):
+            if token in visible:
+                parts += [decode(run), visible[token]]
                 run = []
+                decode = self.decode if token == self.doc_id else self._decode_inside
             else:
-                run.append(int(token))
-        return "".join([*parts, self.decode(run)])
+                run.append(token)
+        return "".join([*parts, decode(run)])
+
+    def _decode_inside(self, ids: Iterable[int]) -> str:
+        """Text of ids that stand in the middle of a document."""
+        return self.decode(ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes each id contributes to text, int64 [vocab_size]: exact bits per byte."""
@@ -91,28 +98,27 @@ class Tokenizer(ABC):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model with pad, mask and document symbols."""
+    """A SentencePiece model; pad, mask and document ids it lacks are appended to its ids."""
 
     kind = "sentencepiece"
 
     def __init__(self, model: bytes, origin: str) -> None:
-        """Load the serialised `model`; `TokenizerError` if it is unusable for pretraining."""
+        """Load the serialised `model`; `TokenizerError` if it is none."""
         import sentencepiece
 
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the binding raises RuntimeError and its own classes
             raise TokenizerError(f"{origin} is not a SentencePiece model: {error}") from error
-        self.vocab_size = len(self._model)
-        self.pad_id = self._model.pad_id()
-        self.mask_id = self._special(MASK, origin)
-        self.doc_id = self._special(DOC, origin)
-        if self.pad_id < 0:
-            raise TokenizerError(f"{origin} has no pad id; train with pad_id=0")
-        specials = (self.pad_id, self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
-        self.never_targets = tuple(sorted({i for i in (*specials, self.mask_id) if i >= 0}))
+        self._pieces = self.vocab_size = len(self._model)
+        self._appended: list[str] = []
+        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self._special(PAD)
+        self.mask_id, self.doc_id = self._special(MASK), self._special(DOC)
+        kinds = (self._model.is_control, self._model.is_unknown, self._model.is_unused)
+        silent = {i for i in range(self._pieces) if any(kind(i) for kind in kinds)}
+        self.never_targets = tuple(sorted({*silent, self.pad_id, self.mask_id} - {self.doc_id}))
         self.sha256 = sha256(model).hexdigest()
-        self.pieces_sha256 = _pieces_sha256(self._model)
+        self.pieces_sha256 = _pieces_sha256(self._model, self._appended)
         bytes_of_symbol = [f"<0x{b:02X}>" for b in _SPACE_SYMBOL.encode()]
         self._escaped = [self._model.piece_to_id(piece) for piece in bytes_of_symbol]
         self._can_escape = all(self._model.is_byte(i) for i in self._escaped)
@@ -129,31 +135,43 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special ids are dropped, broken UTF-8 becomes U+FFFD."""
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode([i for i in map(int, ids) if not self._is_appended(i)])
+
+    def _decode_inside(self, ids: Iterable[int]) -> str:
+        """Keeps a leading space, which models with a dummy prefix drop when they decode."""
+        start = self._model.unk_id()
+        return self.decode([start, *ids]).removeprefix(self.decode([start]))
 
     def piece(self, token_id: int) -> str:
         """The vocabulary entry of one id, for people to read."""
+        if self._is_appended(token_id):
+            return self._appended[token_id - self._pieces]
         return self._model.id_to_piece(token_id)
 
+    def _is_appended(self, token_id: int) -> bool:
+        return self._pieces <= token_id < self.vocab_size
+
     def _piece_bytes(self, token_id: int) -> int:
+        if self._is_appended(token_id):
+            return 0
         if self._model.is_control(token_id) or self._model.is_unknown(token_id):
             return 0
         if self._model.is_byte(token_id):
             return 1
         return len(self.piece(token_id).replace(_SPACE_SYMBOL, " ").encode())
 
-    def _special(self, symbol: str, origin: str) -> int:
+    def _special(self, symbol: str) -> int:
+        """The control symbol's id, else a new one: other kinds of pieces can be typed in text."""
         found = self._model.piece_to_id(symbol)
-        if self._model.id_to_piece(found) != symbol or not self._model.is_control(found):
-            raise TokenizerError(
-                f"{origin} has no control symbol {symbol}; train one with `epochal data prepare`, "
-                f"or add it to control_symbols (a user-defined symbol could be typed in text)"
-            )
-        return found
+        if self._model.id_to_piece(found) == symbol and self._model.is_control(found):
+            return found
+        self._appended.append(symbol)
+        self.vocab_size += 1
+        return self.vocab_size - 1
 
 
-def _pieces_sha256(model: Any) -> str:
-    """Hash of pieces, scores, kinds and normaliser; independent of how the file was produced."""
+def _pieces_sha256(model: Any, appended: list[str]) -> str:
+    """Hash of pieces, scores, kinds, normaliser and appended ids, however the file was made."""
     from sentencepiece import sentencepiece_model_pb2 as messages
 
     proto = messages.ModelProto.FromString(model.serialized_model_proto())  # type: ignore[attr-defined]
@@ -167,7 +185,8 @@ def _pieces_sha256(model: Any) -> str:
         normalizer.remove_extra_whitespaces,
         normalizer.escape_whitespaces,
     ]
-    return sha256(json.dumps([rows, rules], ensure_ascii=True).encode()).hexdigest()
+    content = [rows, rules, appended] if appended else [rows, rules]
+    return sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

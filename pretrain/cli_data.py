@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from data_pipeline.inspection import StepPositions
     from data_pipeline.settings import PrepareSettings
     from data_pipeline.stream import TokenStream
     from pretrain.config import Config
@@ -141,7 +142,9 @@ def inspect(
     position: Annotated[
         list[int] | None, typer.Option(help="Global position of the run; may be repeated.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Step of the run: all its positions.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step of the run: all its positions, from the run's log.")
+    ] = None,
     seq_length: Annotated[int, typer.Option(help="Tokens per sequence of a pool.")] = 1024,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer; default: the one beside the pools.")
@@ -149,17 +152,21 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show decoded sequences of a pool, or what a run sees at a position or a step."""
+    from dataclasses import asdict
+
     from data_pipeline.inspection import check_tokenizer, describe_position, describe_sequence
     from data_pipeline.pool import TokenPool
     from data_pipeline.tokenizer import load_tokenizer
 
+    taken: StepPositions | None = None
     if source.is_dir():
         config, stream = _run_stream(source)
-        pool, batch = stream.pool, config.train.global_batch_size
+        pool = stream.pool
         model = load_tokenizer(tokenizer or config.data.tokenizer)
         wanted = list(position or [])
-        if step is not None:  # steps count from 1
-            wanted += range((step - 1) * batch, min(step * batch, stream.total_positions))
+        if step is not None:
+            taken = _step_positions(source, step, config, stream)
+            wanted += range(taken.start, taken.stop)
         check_tokenizer(pool.manifest, model)
         shown = [describe_position(stream, model, g) for g in wanted or [0]]
     else:
@@ -169,13 +176,16 @@ def inspect(
         shown = [describe_sequence(pool, model, n, seq_length) for n in sequence or [0]]
     about = pool.manifest.model_dump(mode="json", exclude={"shards"})
     if as_json:
-        _print_json({"manifest_sha256": pool.manifest.sha256, **about, "shown": shown})
+        steps = {} if taken is None else {"step": asdict(taken)}
+        _print_json({"manifest_sha256": pool.manifest.sha256, **about, **steps, "shown": shown})
         return
     print(
         f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
         f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
         f"{pool.manifest.bytes_per_token:.3f} bytes/token"
     )
+    if taken is not None:
+        print(f"step {step:,}: positions {taken.start:,} to {taken.stop:,}; {taken.basis}")
     for entry in shown:
         first, last = entry["pool_tokens"]
         at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if position or step else ""
@@ -209,6 +219,15 @@ def _run_stream(run: Path) -> tuple[Config, TokenStream]:
 
     config = load_config(run / "config.yaml")
     return config, training_stream(config)
+
+
+def _step_positions(run: Path, step: int, config: Config, stream: TokenStream) -> StepPositions:
+    from data_pipeline.inspection import step_positions
+    from pretrain.tracking.jsonl import read_metrics
+
+    log = run / "metrics.jsonl"
+    rows = read_metrics(log) if log.exists() else []
+    return step_positions(rows, step, config.train.global_batch_size, stream.total_positions)
 
 
 def _verify_visits(run: Path, as_json: bool) -> None:

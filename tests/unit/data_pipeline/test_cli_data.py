@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline.builtin_corpus import builtin_documents
 from pretrain import cli
+from pretrain.compose import compose, save_config
 
 Run = Callable[..., tuple[int, Any, str]]
 OPTIONS = ("--vocab-size", 500, "--model-type", "bpe", "--validation-fraction", 0.2, "--workers", 1)
@@ -120,3 +121,32 @@ def test_another_tokenizer_is_refused(run: Run, source: Path, pool: Path, tmp_pa
     code, _, error = run("data", "inspect", manifest, "--tokenizer", model)
     assert code == 2
     assert "another tokenizer" in " ".join(error.split())
+
+
+def test_inspect_finds_a_step_in_the_log_of_a_run(run: Run, pool: Path, tmp_path: Path) -> None:
+    """Three steps of 4 sequences, two of 2, and a present batch size of 8."""
+    folder = tmp_path / "run"
+    config = compose(
+        [
+            f"data.train={pool / 'train' / 'manifest.json'}",
+            f"data.validation={pool / 'validation' / 'manifest.json'}",
+            f"data.tokenizer={pool / 'tokenizer.model'}",
+            "data.seq_length=16",
+            "data.unique_tokens=640",
+            "data.epochs=2",
+            "train.global_batch_size=8",
+        ]
+    )
+    save_config(config, folder / "config.yaml")
+    log = ({"step": 3, "position_start": 0, "position_stop": 12}, {"step": 3, "validation/x": 1.0})
+    rows = [*log, {"step": 5, "position_start": 12, "position_stop": 16}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for step, expected, logged in ((2, range(4, 8), True), (5, range(14, 16), True)):
+        code, output, _ = run("data", "inspect", folder, "--step", step, "--json")
+        assert (code, output["step"]["logged"]) == (0, logged)
+        assert [entry["position"] for entry in output["shown"]] == list(expected)
+    code, text, _ = run("data", "inspect", folder, "--step", 7)
+    assert code == 0
+    assert "step 7: positions 24 to 32; not in the log, which ends with step 5" in text
+    assert text.count("--- position") == 8
+    assert run("data", "inspect", folder, "--step", 16)[0] == 2

@@ -10,6 +10,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
+from data_pipeline import iterable, loader
 from data_pipeline.budget import Budget
 from data_pipeline.errors import DataError
 from data_pipeline.iterable import StreamSource, torch_dataset
@@ -28,16 +29,19 @@ def stream(make_pool: PoolMaker) -> TokenStream:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize("dp_size", [1, 3])
+@pytest.mark.parametrize("dp_size", [1, 2, 3, 4, 8])
 def test_ranks_and_workers_do_not_change_the_stream(
-    stream: TokenStream, workers: int, dp_size: int
+    stream: TokenStream, workers: int, dp_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Messages are made short, so that every worker sends several and the last is shorter."""
+    for module in (iterable, loader):
+        monkeypatch.setattr(module, "BATCHES_PER_MESSAGE", 4)
     expected = stream.read(np.arange(-(-stream.total_positions // 24) * 24))
     loaders = [
         BudgetLoader(
             stream,
             global_batch_size=24,
-            micro_batch_size=4,
+            micro_batch_size=1,
             dp_rank=rank,
             dp_size=dp_size,
             workers=workers,

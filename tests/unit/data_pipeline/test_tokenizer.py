@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.builtin_corpus import builtin_documents
 from data_pipeline.errors import TokenizerError
+from data_pipeline.manifest import Manifest
+from data_pipeline.prepare import prepare
+from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
 from data_pipeline.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
@@ -102,3 +110,114 @@ def test_unusable_tokenizers_are_refused(tmp_path: Path) -> None:
         train_sentencepiece(["too little text"], vocab_size=5000)
     with pytest.raises(TokenizerError, match="of 500 ids"):
         train_sentencepiece([], vocab_size=500)
+
+
+FAITHFUL = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+}
+
+
+def plain_model(texts: list[str], **settings: Any) -> bytes:
+    """A model of 600 ids as other projects train them; settings are the trainer's."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text[:500] for text in texts),
+        model_writer=out,
+        vocab_size=600,
+        num_threads=1,
+        minloglevel=2,
+        **settings,
+    )
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("dummy_prefix", [True, False])
+def test_missing_special_ids_are_appended(texts: list[str], dummy_prefix: bool) -> None:
+    model = plain_model(texts, **FAITHFUL, add_dummy_prefix=dummy_prefix)
+    tokenizer = SentencePieceTokenizer(model, "test")
+    assert tokenizer.vocab_size == 603
+    assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.doc_id) == (600, 601, 602)
+    assert [tokenizer.piece(i) for i in (600, 601, 602)] == ["<pad>", "<mask>", "<doc>"]
+    assert tokenizer.never_targets == (0, 1, 2, 600, 601)
+    assert tokenizer.token_bytes()[[0, 1, 2, 600, 601, 602]].tolist() == [0] * 6
+    for text in PROBES:
+        ids = tokenizer.encode(text)
+        assert not set(ids) & {*tokenizer.never_targets, tokenizer.doc_id}
+        if "\u2581" in text and dummy_prefix:
+            continue  # the model puts a space before every part
+        assert tokenizer.decode([tokenizer.mask_id, *ids, tokenizer.doc_id]) == text
+        assert tokenizer.token_bytes()[ids].sum() == len(text.encode()) + (
+            dummy_prefix and text != ""
+        )
+
+
+@pytest.mark.parametrize("dummy_prefix", [True, False])
+def test_spaces_beside_an_appended_mask_are_shown(texts: list[str], dummy_prefix: bool) -> None:
+    model = plain_model(texts, **FAITHFUL, add_dummy_prefix=dummy_prefix)
+    tokenizer = SentencePieceTokenizer(model, "test")
+    ids = tokenizer.encode("one two")
+    space = max(n for n, i in enumerate(ids) if tokenizer.piece(i).startswith("\u2581"))
+    masked = [*ids[:space], tokenizer.mask_id, *ids[space:]]
+    shown = tokenizer.decode_visible([*masked, tokenizer.doc_id, *ids, tokenizer.pad_id])
+    assert shown == "one<mask> two<doc>one two<pad>"
+
+
+def test_only_missing_special_ids_are_appended_in_a_fixed_order(texts: list[str]) -> None:
+    """A user-defined `<mask>` can be typed, so it is none; other control symbols are no targets."""
+    model = plain_model(
+        texts,
+        **FAITHFUL,
+        pad_id=3,
+        control_symbols=["<doc>", "<cls>"],
+        user_defined_symbols=["<mask>"],
+    )
+    tokenizer = SentencePieceTokenizer(model, "test")
+    typed = tokenizer.encode("a <mask> b <cls>")
+    assert (tokenizer.pad_id, tokenizer.doc_id, tokenizer.mask_id) == (3, 4, 600)
+    assert tokenizer.vocab_size == 601
+    assert tokenizer.never_targets == (0, 1, 2, 3, 5, 600)
+    assert not set(typed) & {*tokenizer.never_targets, tokenizer.doc_id}
+    assert tokenizer.decode(typed) == "a <mask> b <cls>"
+
+
+def test_the_identity_covers_appended_ids(texts: list[str]) -> None:
+    """The same model file is another tokenizer where other ids stand behind its vocabulary."""
+    model = plain_model(texts, **FAITHFUL)
+    tokenizer = SentencePieceTokenizer(model, "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SentencePieceTokenizer, "_special", lambda *_: 5)
+        bare = SentencePieceTokenizer(model, "test")
+    assert tokenizer.sha256 == bare.sha256
+    assert tokenizer.pieces_sha256 != bare.pieces_sha256
+    assert tokenizer.record == SentencePieceTokenizer(model, "elsewhere").record
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+def test_a_preparation_with_a_plain_model_counts_what_it_changes(
+    texts: list[str], tmp_path: Path, faithful: bool
+) -> None:
+    """The trainer's defaults join spaces; the manifest says how many documents that touched."""
+    lines = [" ".join(re.findall("[A-Za-z0-9]+", text)[:40]) for text in texts]
+    lines = [line for line in dict.fromkeys(lines) if " " in line]
+    spaced = [line.replace(" ", "  ", 1) for line in lines[:7]] + lines[7:]
+    source = tmp_path / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": line}) + "\n" for line in spaced))
+    settings = FAITHFUL if faithful else {"character_coverage": 1.0}
+    (tmp_path / "plain.model").write_bytes(plain_model(lines, **settings, hard_vocab_limit=False))
+    prepared = prepare(
+        PrepareSettings(
+            out=tmp_path / "out",
+            sources=(SourceSettings(path=str(source)),),
+            tokenizer=TokenizerSettings(path=tmp_path / "plain.model"),
+            validation_fraction=0.2,
+            workers=1,
+        )
+    )
+    found = [Manifest.load(path) for path in (prepared.train, prepared.validation)]
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    assert sum(m.round_trip.checked for m in found) == len(spaced)
+    assert sum(m.round_trip.failed for m in found) == (0 if faithful else 7)
+    assert all(m.tokenizer == tokenizer.record for m in found)
+    assert tokenizer.doc_id == tokenizer.vocab_size - 1

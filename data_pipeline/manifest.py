@@ -128,13 +128,7 @@ class Manifest(_Record):
     @staticmethod
     def load(path: Path) -> Manifest:
         """Read `path`; `ShardError` if it is missing, not a manifest or damaged."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ShardError(f"no manifest at {path}; `epochal data prepare` writes one") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ShardError(f"cannot read the manifest {path}: {error}") from error
-        return Manifest.parse(text, str(path))
+        return Manifest.parse(read_local(Path(path)), str(path))
 
     @staticmethod
     def parse(text: str, origin: str) -> Manifest:
@@ -189,6 +183,16 @@ class Manifest(_Record):
         return json.dumps(
             {"manifest_sha256": self.sha256, **self.model_dump(mode="json")}, indent=1
         )
+
+
+def read_local(path: Path) -> str:
+    """The text of a manifest on this machine; `ShardError` if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ShardError(f"no manifest at {path}; `epochal data prepare` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"cannot read the manifest {path}: {error}") from error
 
 
 def canonical_json(value: Any) -> bytes:

@@ -64,6 +64,21 @@ class MixtureStream:
                     f"max_epochs is {cap}; lower its weight or epochs, or give it a larger budget"
                 )
 
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens of all budgets together."""
+        return sum(entry.stream.unique_tokens for entry in self.sources)
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Sequences of all budgets together."""
+        return int(self._sizes.sum())
+
+    @property
+    def epochs(self) -> float:
+        """Whole sequences over the sum of all budgets."""
+        return self.total_positions / self.sequences_per_epoch
+
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read."""
         source, local = self._at(positions)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.cache import Cache, Wanted
 from data_pipeline.errors import ShardError
-from data_pipeline.manifest import Manifest, ShardRecord
-from data_pipeline.remote import MissingError, TransferError, append_rest, is_remote
+from data_pipeline.manifest import Manifest, ShardRecord, read_local
+from data_pipeline.remote import (
+    MissingError,
+    RemoteSettings,
+    TransferError,
+    append_rest,
+    is_remote,
+)
 
 
 class PoolSource(Protocol):
@@ -75,18 +82,7 @@ class RemoteSource:
 
     def manifest(self) -> Manifest:
         """Fetched anew each time: it is small, and its hash is checked."""
-        reason = ""
-        for _ in range(self._cache.remote.attempts):
-            with tempfile.TemporaryDirectory() as folder:
-                part = Path(folder) / "manifest.json"
-                try:
-                    append_rest(self._url, part, self._cache.remote)
-                    return Manifest.parse(part.read_text(encoding="utf-8"), self._url)
-                except MissingError as error:
-                    raise ShardError(f"no manifest at {self._url}: {error}") from error
-                except TransferError as error:
-                    reason = str(error)
-        raise ShardError(f"cannot read the manifest {self._url}: {reason}")
+        return Manifest.parse(read_text(self._url, self._cache.remote), self._url)
 
     def open_shard(self, record: ShardRecord) -> Path:
         """Download if needed, and pin."""
@@ -115,6 +111,27 @@ class RemoteSource:
         path = stack.enter_context(self._cache.pinned(wanted))
         self._pins[wanted.name] = stack
         return path
+
+
+def read_text(location: str | Path, remote: RemoteSettings | None = None) -> str:
+    """The text of a manifest (or mix), fetched anew from a URL; `ShardError` if there is none."""
+    if not is_remote(location):
+        return read_local(Path(location))
+    settings, reason = remote or RemoteSettings(), ""
+    for attempt in range(settings.attempts):
+        time.sleep(min(settings.backoff * 2.0**attempt, 30.0) if attempt else 0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "manifest.json"
+            try:
+                append_rest(str(location), part, settings)
+                return part.read_text(encoding="utf-8")
+            except MissingError as error:
+                raise ShardError(f"no manifest at {location}: {error}") from error
+            except UnicodeDecodeError as error:
+                raise ShardError(f"cannot read the manifest {location}: {error}") from error
+            except TransferError as error:
+                reason = str(error)
+    raise ShardError(f"cannot read the manifest {location}: {reason}")
 
 
 def open_source(location: str | Path, cache: Cache | None) -> PoolSource:

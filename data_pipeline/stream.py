@@ -59,6 +59,25 @@ class Stream(Protocol):
     seq_length: int
     total_positions: int
 
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens of one epoch."""
+        ...
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Sequences of one epoch."""
+        ...
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole run, as they are realised."""
+        ...
+
+    def report(self) -> list[dict[str, Any]]:
+        """Realised share and epochs of every source, if there are several."""
+        ...
+
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read."""
         ...
@@ -122,10 +141,25 @@ class TokenStream:
         """E as it is realised: whole sequences over the sequences of the budget."""
         return self.total_positions / self.budget.sequences
 
+    @property
+    def unique_tokens(self) -> int:
+        """U."""
+        return self.budget.unique_tokens
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """n."""
+        return self.budget.sequences
+
+    def report(self) -> list[dict[str, Any]]:
+        """Nothing: one budget has no shares."""
+        return []
+
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read. Best in blocks of thousands."""
         beyond = positions >= self.total_positions
-        inside = np.minimum(positions, self.total_positions - 1) if beyond.any() else positions
+        last = max(0, self.total_positions - 1)  # a short run may never draw from a mixed source
+        inside = np.minimum(positions, last) if beyond.any() else positions
         return self.plan_sequences(positions, self.order.at(inside), beyond)
 
     def plan_sequences(self, positions: IntArray, ids: IntArray, beyond: NDArray[np.bool_]) -> Plan:

@@ -6,6 +6,7 @@ downstream of it knows which objective ran. Both are plain frozen values of stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -140,15 +141,23 @@ class TrainBatch:
     """What else a family's loss needs, each aligned with `targets` in its first dimension."""
 
     def to(self, device: torch.device) -> TrainBatch:
-        """The same batch on `device`."""
+        """The same batch on `device`; a GPU copies it while the host goes on."""
+        # From pageable memory CUDA would copy synchronously, whatever non_blocking says.
+        batch = self.pin() if device.type == "cuda" else self
+        return batch._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(value: Any) -> Any:
+    def pin(self) -> TrainBatch:
+        """The same batch in page-locked memory (needs CUDA); what is on a device stays there."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainBatch:
+        def changed(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
+                return change(value)
             if isinstance(value, AttentionRule):
-                return AttentionRule(value.kind, move(value.columns))
+                return AttentionRule(value.kind, changed(value.columns))
             if isinstance(value, dict):
-                return {name: move(tensor) for name, tensor in value.items()}
+                return {name: changed(tensor) for name, tensor in value.items()}
             return value
 
-        return TrainBatch(**{k: move(v) for k, v in self.__dict__.items()})
+        return TrainBatch(**{k: changed(v) for k, v in self.__dict__.items()})

@@ -214,11 +214,19 @@ def stats(
 
 def _run_stream(run: Path) -> tuple[Config, TokenStream]:
     """Configuration and training stream of a run folder."""
+    from data_pipeline.errors import DataError
+    from data_pipeline.stream import TokenStream
     from pretrain.compose import load_config
     from pretrain.data import training_stream
 
     config = load_config(run / "config.yaml")
-    return config, training_stream(config)
+    stream = training_stream(config)
+    if not isinstance(stream, TokenStream):
+        raise DataError(
+            f"{run} trained on the mix {config.data.train}; single positions are shown and counted "
+            f"for runs on one pool only"
+        )
+    return config, stream
 
 
 def _step_positions(run: Path, step: int, config: Config, stream: TokenStream) -> StepPositions:

@@ -8,12 +8,29 @@ in `pretrain.preflight`. Free of torch, so that the command line can validate in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _location(value: Any) -> Path | str:
+    """URLs stay text: as paths they would lose a slash."""
+    from data_pipeline.remote import SCHEMES, is_remote
+
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"given {value!r}, allowed: a path or URL")
+    if is_remote(value):
+        return str(value)
+    if "://" in str(value):
+        raise ValueError(f"given {str(value)!r}, allowed: a path or {', '.join(SCHEMES)} URL")
+    return Path(value)
+
+
+Location = Annotated[Path | str, PlainValidator(_location)]
+"""A path of this machine, or a URL."""
 
 
 class Section(BaseModel):
@@ -44,24 +61,30 @@ class RunConfig(Section):
 class DataConfig(Section):
     """Which tokens the run sees, how often and in which order."""
 
-    train: Path
-    """Manifest of the training pool (`epochal data prepare` writes it)."""
-    validation: Path
+    train: Location
+    """Manifest of the training pool (`epochal data prepare` writes it), or a mix of several; path
+    or http(s) or s3 URL."""
+    validation: Location
     """Manifest of the validation pool; shares no document with the training pool."""
     tokenizer: Path
     """Tokenizer file that the shards were written with."""
     seq_length: PositiveInt = 1024
     """Tokens per sequence; a view of the shards, changing it needs no re-tokenising."""
     unique_tokens: PositiveInt | None = None
-    """U, exact to the token; null takes the whole pool."""
+    """U, exact to the token; null takes the whole pool. A mix holds its own budgets: null."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """E, how often the U tokens are seen; fractions are allowed and reported."""
     order: str = "global"
     """`global` (keyed permutation of the budget each epoch), `window(W)` or `sequential`."""
     documents: Literal["packed", "masked"] = "packed"
     """`packed` attends across documents, `masked` keeps them apart."""
-    verify: Literal["full", "size", "off"] = "full"
-    """How thoroughly shards are checked before step 0."""
+    verify: Literal["full", "size", "lazy", "off"] = "full"
+    """How thoroughly shards are checked before step 0; `lazy` checks (and fetches) them when they
+    are first read."""
+    cache: Path | None = None
+    """Folder of this machine for shards behind URLs; null means `~/.cache/epochal/shards`."""
+    cache_bytes: PositiveInt | None = None
+    """Limit of that folder; null means none."""
 
 
 class ModelConfig(Section):

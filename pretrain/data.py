@@ -2,36 +2,88 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 
 from data_pipeline.budget import Budget
-from data_pipeline.pool import TokenPool
+from data_pipeline.cache import Cache
+from data_pipeline.errors import DataError
+from data_pipeline.mixture import MixtureStream
+from data_pipeline.open_stream import open_stream
+from data_pipeline.pool import TokenPool, Verify
 from data_pipeline.stream import Stream, TokenBatch, TokenStream
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.batch import CleanBatch
 from pretrain.config import Config, ModelConfig
 from pretrain.vocabulary import TokenSpace
 
+DEFAULT_CACHE = Path("~/.cache/epochal/shards")
+"""Where shards behind URLs are kept when the configuration names no folder."""
 
-def training_stream(config: Config) -> TokenStream:
-    """The budget of the run, repeated; raises DataError for bad shards or too large a budget."""
+
+def open_streams(
+    config: Config, local_rank: int
+) -> tuple[TokenStream | MixtureStream, TokenStream]:
+    """Training and validation streams on every rank of the process group, or one error on all.
+
+    The first rank of each machine reads (and downloads) every byte that `data.verify` asks for;
+    the others, which share its disk, compare sizes after it. DataError is raised on every rank.
+    """
+    streams = None
+    for first in (True, False):
+        problem: DataError | None = None
+        if first == (local_rank == 0):
+            try:
+                verify = config.data.verify
+                verify = "size" if verify == "full" and not first else verify
+                streams = training_stream(config, verify), validation_stream(config, verify)
+            except DataError as error:
+                problem = error
+        _raise_together(problem)
+    assert streams is not None
+    return streams
+
+
+def _raise_together(problem: DataError | None) -> None:
+    """Raise the first rank's error on every rank: none is left waiting for one that has gone."""
+    problems: list[DataError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
+
+
+def training_stream(config: Config, verify: Verify | None = None) -> TokenStream | MixtureStream:
+    """The budget of the run, repeated; raises DataError for bad shards or too large a budget.
+
+    `verify` replaces the configuration's.
+    """
     d = config.data
-    pool = TokenPool(d.train, verify=d.verify, tokens=d.unique_tokens)
-    budget = Budget(d.unique_tokens, d.seq_length, pool.manifest.tokens)
-    return TokenStream(
-        pool,
-        budget,
+    return open_stream(
+        d.train,
         seed=config.run.seed,
+        seq_length=d.seq_length,
+        unique_tokens=d.unique_tokens,
         order=d.order,
         documents=d.documents,
         epochs=d.epochs,
+        verify=verify or d.verify,
+        cache=shard_cache(config),
     )
 
 
-def validation_stream(config: Config) -> TokenStream:
-    """Every validation sequence once, in stored order."""
+def shard_cache(config: Config) -> Cache:
+    """Where shards behind URLs are kept; nothing is made before it is needed."""
     d = config.data
-    pool = TokenPool(d.validation, verify=d.verify)
+    return Cache((d.cache or DEFAULT_CACHE).expanduser(), d.cache_bytes)
+
+
+def validation_stream(config: Config, verify: Verify | None = None) -> TokenStream:
+    """Every validation sequence once, in stored order; `verify` replaces the configuration's."""
+    d = config.data
+    pool = TokenPool(d.validation, verify=verify or d.verify, cache=shard_cache(config))
     budget = Budget(None, d.seq_length, pool.manifest.tokens)
     return TokenStream(pool, budget, seed=0, order="sequential", documents=d.documents, epochs=1)
 
@@ -61,7 +113,15 @@ def token_space(tokenizer: Tokenizer, model: ModelConfig) -> TokenSpace:
 
 
 def bytes_per_token(stream: Stream) -> float:
-    """UTF-8 bytes of text for each token of the stream's pool, separators counted as tokens."""
+    """UTF-8 bytes of text for each token of the stream's pool, separators counted as tokens.
+
+    Sources of a mix count by their share.
+    """
+    if isinstance(stream, MixtureStream):
+        return sum(
+            float(source["share"]) * bytes_per_token(entry.stream)
+            for source, entry in zip(stream.report(), stream.sources, strict=True)
+        )
     assert isinstance(stream, TokenStream)
     manifest = stream.pool.manifest
     return manifest.raw_bytes / manifest.tokens

@@ -100,7 +100,7 @@ class Hooks:
 
     def _evaluations(self) -> list[int]:
         """Positions of the evaluations at given epochs that are still ahead."""
-        per_epoch = self.session.train_stream.budget.sequences
+        per_epoch = self.session.train_stream.sequences_per_epoch
         positions = [round(e * per_epoch) for e in self.session.config.train.eval_epochs]
         return sorted(p for p in positions if p > self.session.state.position)
 

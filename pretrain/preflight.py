@@ -18,10 +18,12 @@ from pretrain.hosts import read_hostfile
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
+    from data_pipeline.open_stream import NamedPool
 
 MAY_CHANGE = (
     "run.name", "run.root", "run.dir", "run.device", "data.train", "data.validation",
-    "data.tokenizer", "data.epochs", "data.verify", "model.attention", "optimizer.min_lr",
+    "data.tokenizer", "data.epochs", "data.verify", "data.cache", "data.cache_bytes",
+    "model.attention", "optimizer.min_lr",
     "optimizer.schedule.", "parallel.", "train.", "evaluation.", "tracking.",
 )  # fmt: skip
 """Keys, or beginnings of keys, that a run may change when it is resumed. Pools may move: their
@@ -124,37 +126,52 @@ def _check_layout(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     from data_pipeline.budget import Budget
-    from data_pipeline.errors import BudgetError, ShardError
+    from data_pipeline.errors import BudgetError, DataError
     from data_pipeline.manifest import Manifest
+    from data_pipeline.open_stream import NamedPool, read_content, read_pools
 
     d = config.data
-    train, validation = Manifest.load(d.train), Manifest.load(d.validation)
-    for key, manifest, split in (
-        ("train", train, "train"),
-        ("validation", validation, "validation"),
-    ):
-        if manifest.split != split:
-            raise ShardError(
-                f"data.{key} names the {manifest.split} split of a pool; give the manifest of its "
-                f"{split} split"
-            )
-        if manifest.tokens == 0:
-            raise ShardError(f"data.{key}: {getattr(d, key)} holds no tokens; prepare more text")
-    if train.split_rule != validation.split_rule:
+    validation = read_content(d.validation)
+    if not isinstance(validation, Manifest):
+        raise DataError(f"data.validation {d.validation} is a mix; name the manifest of one pool")
+    _check_split("validation", NamedPool(d.validation, validation, None))
+    pools = read_pools(d.train, d.unique_tokens, d.order)
+    for pool in pools:
+        _check_split("train", pool)
+        _check_together(pool, validation, f"{pool.location}, {d.validation}")
+    _check_tokenizer(d.tokenizer, validation)
+    for pool in pools:
+        try:
+            Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens)
+        except BudgetError as error:
+            raise BudgetError(f"{error} ({pool.location})") from None
+
+
+def _check_split(split: str, pool: NamedPool) -> None:
+    from data_pipeline.errors import ShardError
+
+    if pool.manifest.split != split:
+        raise ShardError(
+            f"data.{split} names the {pool.manifest.split} split of a pool ({pool.location}); give "
+            f"the manifest of its {split} split"
+        )
+    if pool.manifest.tokens == 0:
+        raise ShardError(f"data.{split}: {pool.location} holds no tokens; prepare more text")
+
+
+def _check_together(pool: NamedPool, validation: Manifest, named: str) -> None:
+    from data_pipeline.errors import ShardError
+
+    if pool.manifest.split_rule != validation.split_rule:
         raise ShardError(
             f"data.train and data.validation were split by different rules, so documents may be in "
-            f"both; prepare them together ({d.train}, {d.validation})"
+            f"both; prepare them together ({named})"
         )
-    if train.tokenizer.pieces_sha256 != validation.tokenizer.pieces_sha256:
+    if pool.manifest.tokenizer.pieces_sha256 != validation.tokenizer.pieces_sha256:
         raise ShardError(
             f"data.train and data.validation were written with different tokenizers; prepare them "
-            f"together ({d.train}, {d.validation})"
+            f"together ({named})"
         )
-    _check_tokenizer(d.tokenizer, train)
-    try:
-        Budget(d.unique_tokens, d.seq_length, train.tokens)
-    except BudgetError as error:
-        raise BudgetError(f"{error} ({d.train})") from None
 
 
 def _check_tokenizer(path: Path, manifest: Manifest) -> None:
@@ -206,7 +223,7 @@ def _continue_run(config: Config) -> Config:
 def _moved_data(old: Config, new: Config) -> list[str]:
     """Pools whose path changed and whose content did too; an old one that is gone cannot tell."""
     from data_pipeline.errors import DataError
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.open_stream import content_hash
 
     lines = []
     for key in ("train", "validation"):
@@ -214,7 +231,7 @@ def _moved_data(old: Config, new: Config) -> list[str]:
         if before == after:
             continue
         try:
-            same = Manifest.load(before).sha256 == Manifest.load(after).sha256
+            same = content_hash(before) == content_hash(after)
         except DataError:
             continue
         if not same:

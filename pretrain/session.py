@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.cursor import Cursor
 from data_pipeline.loader import BudgetLoader
+from data_pipeline.mixture import MixtureStream
 from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
 from parallel.checkpoint import load_latest, save_checkpoint
@@ -23,7 +24,7 @@ from parallel.runtime import Runtime
 from parallel.topology import Topology
 from pretrain.compose import flatten
 from pretrain.config import Config
-from pretrain.data import token_space, training_stream, validation_stream
+from pretrain.data import open_streams, token_space
 from pretrain.evaluation.adaptation import adapt_objective
 from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
 from pretrain.learning_rate import learning_rate
@@ -45,7 +46,7 @@ class Session:
     config: Config
     runtime: Runtime
     topology: Topology
-    train_stream: TokenStream
+    train_stream: TokenStream | MixtureStream
     validation: TokenStream
     objective: Objective
     engine: Engine
@@ -160,7 +161,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     Raises errors of `data_pipeline`, `parallel` and this package for anything a user can mend.
     """
     p = config.parallel
-    train_stream, validation = training_stream(config), validation_stream(config)
+    train_stream, validation = open_streams(config, runtime.local_rank)
     tokenizer = load_tokenizer(config.data.tokenizer)
     topology = Topology.build(
         tensor_parallel_size=p.tensor_parallel_size,

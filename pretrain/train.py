@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pretrain.session import Session
     from pretrain.tracking import Status, Tracking
 
+MIXTURE_FACTS = ("unique_tokens", "share", "epochs")
+"""What is recorded of every source of a mix."""
+
 
 def train(session: Session, hooks: Hooks) -> None:
     """Optimizer steps from the session's state to its end, or until a hook says stop."""
@@ -106,13 +109,19 @@ def introduce(session: Session, tracking: Tracking) -> None:
     tracking.params(
         {
             "parameters": session.num_parameters,
-            "unique_tokens": stream.budget.unique_tokens,
+            "unique_tokens": stream.unique_tokens,
             "epochs": stream.epochs,
             "layout": f"{session.topology.layout}, ZeRO {session.config.parallel.zero_stage}",
             "attention": session.attention_kernel,
             "flops_per_token": session.flops_per_token,
         }
     )
+    for source in stream.report():
+        tracking.params({f"mixture/{source['name']}/{key}": source[key] for key in MIXTURE_FACTS})
+        tracking.message(
+            f"source {source['name']}: {source['share']:.2%} of the sequences, "
+            f"{source['epochs']:.3f} epochs of {source['unique_tokens']:,} tokens"
+        )
     if session.resumed_from is not None:
         tracking.message(f"resumed from {session.resumed_from}")
 

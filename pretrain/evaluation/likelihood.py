@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.stream import TokenStream
+from data_pipeline.stream import Stream
 from pretrain.batch import TrainBatch
 from pretrain.config import EvaluationConfig
 from pretrain.data import bytes_per_token, clean_batch
@@ -65,7 +65,7 @@ class Likelihood:
 
 def evaluate_likelihood(
     objective: Objective,
-    stream: TokenStream,
+    stream: Stream,
     score: Callable[[TrainBatch], Tensor],
     settings: EvaluationConfig,
     *,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_pipeline.errors import BudgetError, ShardError, TokenizerError
+from data_pipeline.errors import BudgetError, DataError, ShardError, TokenizerError
 from data_pipeline.manifest import (
     DocumentIndex,
     Manifest,
@@ -128,6 +133,76 @@ class TestData:
             preflight(configuration(pool, f"data.validation={path}"))
 
 
+class TestMix:
+    @pytest.fixture
+    def mix(self, pool: Path, models: list[bytes]) -> Path:
+        write_manifest(pool / "second.json", SentencePieceTokenizer(models[0], "test"), tokens=2000)
+        return self.write(pool, [{"name": "a", "manifest": "train.json", "unique_tokens": 7000},
+                                 {"name": "b", "manifest": "second.json"}])  # fmt: skip
+
+    def write(self, pool: Path, sources: list[dict[str, Any]], name: str = "mix.json") -> Path:
+        content = {"format": "mixture/1", "mode": "proportional", "sources": sources}
+        (pool / name).write_text(json.dumps(content))
+        return pool / name
+
+    def test_every_source_is_checked(self, pool: Path, models: list[bytes], mix: Path) -> None:
+        preflight(configuration(pool, f"data.train={mix}"))
+        write_manifest(pool / "second.json", SentencePieceTokenizer(models[1], "test"))
+        with pytest.raises(ShardError, match=r"different tokenizers.*second\.json"):
+            preflight(configuration(pool, f"data.train={mix}"))
+        self.write(pool, [{"name": "a", "manifest": "train.json", "unique_tokens": 1_000_001}])
+        with pytest.raises(BudgetError, match=r"1,000,001 .* 1,000,000 tokens.*train\.json"):
+            preflight(configuration(pool, f"data.train={mix}"))
+        self.write(pool, [{"name": "a", "manifest": "validation.json"}])
+        with pytest.raises(ShardError, match="names the validation split"):
+            preflight(configuration(pool, f"data.train={mix}"))
+
+    def test_budgets_stand_in_the_mix_and_validation_is_one_pool(
+        self, pool: Path, mix: Path
+    ) -> None:
+        with pytest.raises(BudgetError, match=r"data\.unique_tokens to null"):
+            preflight(configuration(pool, f"data.train={mix}", "data.unique_tokens=5000"))
+        with pytest.raises(DataError, match=r"data\.validation .* is a mix"):
+            preflight(configuration(pool, f"data.validation={mix}"))
+
+    def test_a_mix_may_move_but_not_change(self, pool: Path, mix: Path) -> None:
+        start(configuration(pool, f"data.train={mix}"))
+        sources = json.loads(mix.read_text())["sources"]
+        moved = self.write(pool, sources, "moved.json")
+        preflight(configuration(pool, f"data.train={moved}"))
+        sources[0]["unique_tokens"] = 7001
+        self.write(pool, sources, "moved.json")
+        with pytest.raises(ConfigError, match=r"data\.train: .*other content"):
+            preflight(configuration(pool, f"data.train={moved}"))
+
+
+class TestUrl:
+    @pytest.fixture
+    def server(self, pool: Path) -> Iterator[str]:
+        handler = partial(SimpleHTTPRequestHandler, directory=pool)
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+            threading.Thread(target=httpd.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{httpd.server_address[1]}"
+            httpd.shutdown()
+
+    def test_manifests_behind_urls(self, pool: Path, server: str) -> None:
+        """They are kept as they are, and a run may move between a folder and a server."""
+        urls = (f"data.train={server}/train.json", f"data.validation={server}/validation.json")
+        start(configuration(pool))
+        config = preflight(configuration(pool, *urls))
+        assert config.data.train == f"{server}/train.json"
+        save_config(config, pool / "config.yaml")
+        assert compose([], pool / "config.yaml") == config
+        with pytest.raises(ShardError, match=r"no manifest at http.*404"):
+            preflight(configuration(pool, f"data.train={server}/nowhere.json"))
+
+    def test_schemes(self, pool: Path) -> None:
+        for url in ("s3://bucket/train/manifest.json", "https://host/manifest.json"):
+            assert configuration(pool, f"data.train={url}").data.train == url
+        with pytest.raises(ConfigError, match=r"data\.train: .*'ftp://host/x'.*http, https, s3"):
+            configuration(pool, "data.train=ftp://host/x")
+
+
 class TestWorldSize:
     def test_ranks_of_a_hostfile_and_of_slurm(self, pool: Path) -> None:
         (pool / "hosts").write_text("n1 slots=2\nn2 slots=2\n")
@@ -163,7 +238,7 @@ class TestResume:
          "train.log_interval=1",
          "optimizer.schedule.name=wsd", "parallel.data_parallel_size=2", "parallel.zero_stage=2",
          "tracking.mlflow=false", "evaluation.draws=9", "train.eval_epochs=[1,2]",
-         "data.verify=size"],
+         "data.verify=size", "data.cache=/tmp/c", "data.cache_bytes=9"],
     )  # fmt: skip
     def test_what_may_change(self, pool: Path, change: str) -> None:
         start(configuration(pool))

@@ -118,10 +118,6 @@ def introduce(session: Session, tracking: Tracking) -> None:
     )
     for source in stream.report():
         tracking.params({f"mixture/{source['name']}/{key}": source[key] for key in MIXTURE_FACTS})
-        tracking.message(
-            f"source {source['name']}: {source['share']:.2%} of the sequences, "
-            f"{source['epochs']:.3f} epochs of {source['unique_tokens']:,} tokens"
-        )
     if session.resumed_from is not None:
         tracking.message(f"resumed from {session.resumed_from}")
 

@@ -12,7 +12,7 @@ from data_pipeline.documents import SeparatorIndex, segments
 from data_pipeline.errors import DataError, TokenizerError
 from data_pipeline.manifest import Manifest
 from data_pipeline.pool import TokenPool
-from data_pipeline.stream import TokenStream
+from data_pipeline.stream import Stream
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -28,22 +28,27 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
         )
 
 
-def describe_position(stream: TokenStream, tokenizer: Tokenizer, position: int) -> dict[str, Any]:
-    """What a run sees at a global position: which sequence, in which epoch, and its text."""
+def describe_position(stream: Stream, tokenizer: Tokenizer, position: int) -> dict[str, Any]:
+    """What a run sees at a global position: which sequence, in which epoch, and its text.
+
+    Epoch and place count passes over all budgets together; a mix names the source too.
+    """
     if not 0 <= position < stream.total_positions:
         raise DataError(
             f"position {position:,} is outside the run, which has {stream.total_positions:,} "
-            f"({stream.epochs:g} epochs of {stream.budget.sequences:,} sequences)"
+            f"({stream.epochs:g} epochs of {stream.sequences_per_epoch:,} sequences)"
         )
-    sequence = int(stream.order.at(np.array([position]))[0])
+    where, sequence = stream.sequences_at(np.array([position]))
+    name, part = stream.parts[int(where[0])]
     batch = stream.read(np.array([position]))
-    epoch, place = divmod(position, stream.budget.sequences)
+    epoch, place = divmod(position, stream.sequences_per_epoch)
     return {
         "position": position,
         "epoch": epoch,
         "place_in_epoch": place,
         "scored_tokens": int(batch.valid.sum()),
-        **describe_sequence(stream.pool, tokenizer, sequence, stream.seq_length),
+        **({"source": name} if name else {}),
+        **describe_sequence(part.pool, tokenizer, int(sequence[0]), stream.seq_length),
     }
 
 

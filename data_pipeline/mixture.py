@@ -79,6 +79,20 @@ class MixtureStream:
         """Whole sequences over the sum of all budgets."""
         return self.total_positions / self.sequences_per_epoch
 
+    @property
+    def parts(self) -> list[tuple[str, TokenStream]]:
+        """Name and stream of every source."""
+        return [(entry.name, entry.stream) for entry in self.sources]
+
+    def sequences_at(self, positions: IntArray) -> tuple[IntArray, IntArray]:
+        """Source and sequence of its budget at each global position, int64 [k] each."""
+        source, local = self._at(positions)
+        if self.mode == "weighted":  # positions of each source's own stream
+            for number, entry in enumerate(self.sources):
+                rows = source == number
+                local[rows] = entry.stream.order.at(local[rows])
+        return source, local
+
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read."""
         source, local = self._at(positions)

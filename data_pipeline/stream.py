@@ -78,6 +78,15 @@ class Stream(Protocol):
         """Realised share and epochs of every source, if there are several."""
         ...
 
+    @property
+    def parts(self) -> list[tuple[str, TokenStream]]:
+        """Name and stream of every single pool in it."""
+        ...
+
+    def sequences_at(self, positions: IntArray) -> tuple[IntArray, IntArray]:
+        """Part and sequence of that part's budget at each global position, int64 [k] each."""
+        ...
+
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read."""
         ...
@@ -154,6 +163,15 @@ class TokenStream:
     def report(self) -> list[dict[str, Any]]:
         """Nothing: one budget has no shares."""
         return []
+
+    @property
+    def parts(self) -> list[tuple[str, TokenStream]]:
+        """Itself, without a name."""
+        return [("", self)]
+
+    def sequences_at(self, positions: IntArray) -> tuple[IntArray, IntArray]:
+        """Part (0) and sequence of the budget at each global position, int64 [k] each."""
+        return np.zeros_like(positions), self.order.at(positions)
 
     def plan(self, positions: IntArray) -> Plan:
         """Look up global positions, int64 [k]; nothing is read. Best in blocks of thousands."""

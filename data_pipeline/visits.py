@@ -9,13 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from data_pipeline.stream import TokenStream
+from data_pipeline.order import IntArray
+from data_pipeline.stream import Stream, TokenStream
 
 _BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class SourceVisits:
+    """What a run saw of one pool."""
+
+    name: str
+    """Name of the source in a mix; empty for a run on one pool."""
+    epochs: float
+    unique_tokens: int
+    """Tokens of the budget that were seen at least once."""
+    min_visits: int
+    max_visits: int
+    sequences_by_visits: dict[int, int]
+    """How many sequences of the budget were visited how often."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +40,15 @@ class VisitReport:
     positions: int
     """Sequences consumed."""
     epochs: float
-    unique_tokens: int
-    """Tokens of the budget that were seen at least once."""
-    min_visits: int
-    max_visits: int
-    sequences_by_visits: dict[int, int]
-    """How many sequences of the budget were visited how often."""
     tokens_scored: int
     """Valid target positions consumed."""
+    sources: tuple[SourceVisits, ...]
+    """One for each pool."""
     problems: tuple[str, ...]
     """Gaps, repeats, sequences outside the budget, counts that disagree."""
 
 
-def visit_report(stream: TokenStream, rows: Iterable[Mapping[str, float]]) -> VisitReport:
+def visit_report(stream: Stream, rows: Iterable[Mapping[str, float]]) -> VisitReport:
     """Count the visits of a run whose log `rows` carry `position_start` and `position_stop`."""
     problems: list[str] = []
     reached, tokens = 0, None
@@ -57,36 +68,50 @@ def visit_report(stream: TokenStream, rows: Iterable[Mapping[str, float]]) -> Vi
     visits, strangers = count_visits(stream, reached)
     if strangers:
         problems.append(f"{strangers:,} positions held sequences outside the budget")
-    whole = reached // stream.budget.sequences
-    wrong = np.flatnonzero((visits < whole) | (visits > whole + 1))
-    if len(wrong):
-        problems.append(f"sequences {wrong[:5].tolist()} were not visited evenly")
+    sources = []
+    for (name, part), counts in zip(stream.parts, visits, strict=True):
+        sources.append(_summarise(name, part, counts))
+        whole = int(counts.sum()) // len(counts)
+        wrong = np.flatnonzero((counts < whole) | (counts > whole + 1))
+        if len(wrong):
+            of = f" of {name}" if name else ""
+            problems.append(f"sequences {wrong[:5].tolist()}{of} were not visited evenly")
     scored = stream.num_valid(0, reached)
     if tokens is not None and int(tokens) != scored:
         problems.append(f"the run reports {int(tokens):,} tokens, its positions hold {scored:,}")
-    counts, numbers = np.unique(visits, return_counts=True)
-    seen = visits > 0
-    unique = int(seen.sum()) * stream.seq_length
-    unique -= (stream.seq_length - stream.budget.tail_tokens) * bool(seen[-1])
     return VisitReport(
         positions=reached,
-        epochs=reached / stream.budget.sequences,
-        unique_tokens=unique,
-        min_visits=int(visits.min()),
-        max_visits=int(visits.max()),
-        sequences_by_visits=dict(zip(counts.tolist(), numbers.tolist(), strict=True)),
+        epochs=reached / stream.sequences_per_epoch,
         tokens_scored=scored,
+        sources=tuple(sources),
         problems=tuple(problems),
     )
 
 
-def count_visits(stream: TokenStream, stop: int) -> tuple[np.ndarray[Any, Any], int]:
-    """Visits of each sequence of the budget, int64 [n], in positions [0, stop); and strangers."""
-    n = stream.budget.sequences
-    visits, strangers = np.zeros(n, np.int64), 0
+def count_visits(stream: Stream, stop: int) -> tuple[list[IntArray], int]:
+    """Visits of each budgeted sequence in positions [0, stop), int64 [n] a part; and strangers."""
+    visits = [np.zeros(part.budget.sequences, np.int64) for _, part in stream.parts]
+    strangers = 0
     for start in range(0, stop, _BLOCK):
-        ids = stream.order.at(np.arange(start, min(start + _BLOCK, stop)))
-        inside = ids[(ids >= 0) & (ids < n)]
-        strangers += len(ids) - len(inside)
-        visits += np.bincount(inside, minlength=n)
+        where, ids = stream.sequences_at(np.arange(start, min(start + _BLOCK, stop)))
+        for number, counts in enumerate(visits):
+            own = ids[where == number]
+            inside = own[(own >= 0) & (own < len(counts))]
+            strangers += len(own) - len(inside)
+            counts += np.bincount(inside, minlength=len(counts))
     return visits, strangers
+
+
+def _summarise(name: str, part: TokenStream, counts: IntArray) -> SourceVisits:
+    times, numbers = np.unique(counts, return_counts=True)
+    seen = counts > 0
+    unique = int(seen.sum()) * part.seq_length
+    unique -= (part.seq_length - part.budget.tail_tokens) * bool(seen[-1])
+    return SourceVisits(
+        name=name,
+        epochs=int(counts.sum()) / len(counts),
+        unique_tokens=unique,
+        min_visits=int(counts.min()),
+        max_visits=int(counts.max()),
+        sequences_by_visits=dict(zip(times.tolist(), numbers.tolist(), strict=True)),
+    )

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from data_pipeline.inspection import StepPositions
     from data_pipeline.settings import PrepareSettings
-    from data_pipeline.stream import TokenStream
+    from data_pipeline.stream import Stream
     from pretrain.config import Config
 
 app = typer.Typer(
@@ -161,34 +161,40 @@ def inspect(
     taken: StepPositions | None = None
     if source.is_dir():
         config, stream = _run_stream(source)
-        pool = stream.pool
+        pools = [part.pool for _, part in stream.parts]
         model = load_tokenizer(tokenizer or config.data.tokenizer)
         wanted = list(position or [])
         if step is not None:
             taken = _step_positions(source, step, config, stream)
             wanted += range(taken.start, taken.stop)
-        check_tokenizer(pool.manifest, model)
+        check_tokenizer(pools[0].manifest, model)
         shown = [describe_position(stream, model, g) for g in wanted or [0]]
     else:
-        pool = TokenPool(source, verify="lazy")
+        pools = [TokenPool(source, verify="lazy")]
         model = load_tokenizer(tokenizer or source.parent.parent / "tokenizer.model")
-        check_tokenizer(pool.manifest, model)
-        shown = [describe_sequence(pool, model, n, seq_length) for n in sequence or [0]]
-    about = pool.manifest.model_dump(mode="json", exclude={"shards"})
+        check_tokenizer(pools[0].manifest, model)
+        shown = [describe_sequence(pools[0], model, n, seq_length) for n in sequence or [0]]
     if as_json:
+        about = [
+            {"manifest_sha256": m.sha256, **m.model_dump(mode="json", exclude={"shards"})}
+            for m in (pool.manifest for pool in pools)
+        ]
         steps = {} if taken is None else {"step": asdict(taken)}
-        _print_json({"manifest_sha256": pool.manifest.sha256, **about, **steps, "shown": shown})
+        head = about[0] if len(about) == 1 else {"pools": about}
+        _print_json({**head, **steps, "shown": shown})
         return
-    print(
-        f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
-        f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
-        f"{pool.manifest.bytes_per_token:.3f} bytes/token"
-    )
+    for pool in pools:
+        print(
+            f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
+            f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
+            f"{pool.manifest.bytes_per_token:.3f} bytes/token"
+        )
     if taken is not None:
         print(f"step {step:,}: positions {taken.start:,} to {taken.stop:,}; {taken.basis}")
     for entry in shown:
         first, last = entry["pool_tokens"]
         at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if position or step else ""
+        at += f"source {entry['source']}, " if "source" in entry else ""
         print(
             f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
             f"documents begin at {entry['document_starts']}\n{entry['text']}"
@@ -212,24 +218,16 @@ def stats(
         print(f"{key.replace('_', ' '):22} {value}")
 
 
-def _run_stream(run: Path) -> tuple[Config, TokenStream]:
+def _run_stream(run: Path) -> tuple[Config, Stream]:
     """Configuration and training stream of a run folder."""
-    from data_pipeline.errors import DataError
-    from data_pipeline.stream import TokenStream
     from pretrain.compose import load_config
     from pretrain.data import training_stream
 
     config = load_config(run / "config.yaml")
-    stream = training_stream(config)
-    if not isinstance(stream, TokenStream):
-        raise DataError(
-            f"{run} trained on the mix {config.data.train}; single positions are shown and counted "
-            f"for runs on one pool only"
-        )
-    return config, stream
+    return config, training_stream(config)
 
 
-def _step_positions(run: Path, step: int, config: Config, stream: TokenStream) -> StepPositions:
+def _step_positions(run: Path, step: int, config: Config, stream: Stream) -> StepPositions:
     from data_pipeline.inspection import step_positions
     from pretrain.tracking.jsonl import read_metrics
 
@@ -256,11 +254,15 @@ def _verify_visits(run: Path, as_json: bool) -> None:
             raise typer.Exit(DataError.exit_code)
         return
     print(
-        f"{report.positions:,} sequences, {report.epochs:.4g} epochs: {report.unique_tokens:,} "
-        f"unique tokens of a budget of {stream.budget.unique_tokens:,}, "
-        f"{report.tokens_scored:,} scored; each sequence visited "
-        f"{report.min_visits} to {report.max_visits} times"
+        f"{report.positions:,} sequences, {report.epochs:.4g} epochs of {stream.unique_tokens:,} "
+        f"tokens, {report.tokens_scored:,} scored"
     )
+    for seen, (_, part) in zip(report.sources, stream.parts, strict=True):
+        print(
+            f"{seen.name or 'pool'}: {seen.unique_tokens:,} unique tokens of a budget of "
+            f"{part.unique_tokens:,}; each sequence visited {seen.min_visits} to "
+            f"{seen.max_visits} times"
+        )
     if report.problems:
         listed = "\n  ".join(report.problems)
         raise DataError(f"the log of {run} does not prove its visits:\n  {listed}")

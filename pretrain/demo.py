@@ -51,11 +51,8 @@ FULL = Plan(
     },
 )
 FAST = Plan(
-    epochs={"autoregressive": 14, "masked": 24},
-    eval_epochs={
-        "autoregressive": [2, 4, 6, 8, 10, 12],
-        "masked": [2, 4, 8, 12, 16, 20],
-    },
+    epochs={"autoregressive": 10, "masked": 16},
+    eval_epochs={"autoregressive": [1, 2, 4, 6, 8], "masked": [1, 2, 4, 8, 12]},
     overrides=("data.unique_tokens=50000",),
 )
 

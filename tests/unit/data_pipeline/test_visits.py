@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.budget import Budget
+from data_pipeline.documents import DocumentMode
+from data_pipeline.mixture import MixtureMode, MixtureSource, MixtureStream
 from data_pipeline.pool import TokenPool
 from data_pipeline.stream import TokenStream
 from data_pipeline.visits import visit_report
@@ -40,9 +42,10 @@ def log_of(stream: TokenStream, step: int = 24) -> list[Row]:
 def test_an_honest_log_proves_the_budget(stream: TokenStream) -> None:
     report = visit_report(stream, [{"step": 1, "validation/loss": 3.0}, *log_of(stream)])
     assert report.problems == ()
-    assert report.unique_tokens == 4321
-    assert (report.min_visits, report.max_visits) == (2, 3)
-    assert report.sequences_by_visits == {2: 34, 3: 34}
+    (seen,) = report.sources
+    assert seen.unique_tokens == 4321
+    assert (seen.min_visits, seen.max_visits) == (2, 3)
+    assert seen.sequences_by_visits == {2: 34, 3: 34}
     assert report.tokens_scored == stream.num_valid(0, 170)
 
 
@@ -50,8 +53,9 @@ def test_an_unfinished_first_epoch_counts_what_it_saw(stream: TokenStream) -> No
     report = visit_report(stream, log_of(stream)[:1])
     assert report.problems == ()
     batch = stream.read(np.arange(24))
-    assert report.unique_tokens == batch.valid.sum()
-    assert (report.min_visits, report.max_visits) == (0, 1)
+    (seen,) = report.sources
+    assert seen.unique_tokens == batch.valid.sum()
+    assert (seen.min_visits, seen.max_visits) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +74,35 @@ def test_a_log_that_does_not_add_up_is_named(
     change(rows)
     report = visit_report(stream, rows)
     assert any(problem in line for line in report.problems)
+
+
+@pytest.mark.parametrize("mode", ["proportional", "weighted"])
+@pytest.mark.parametrize("documents", ["packed", "masked"])
+def test_every_source_of_a_mix_is_proved_by_itself(
+    make_pool: PoolMaker, mode: MixtureMode, documents: DocumentMode
+) -> None:
+    """Visits counted from the log equal those counted from the tokens that were really read."""
+    streams = []
+    for seed, tokens in ((1, 1200), (2, 3000)):
+        pool = TokenPool(make_pool(seed=seed, name=f"pool{seed}")[0])
+        budget = Budget(tokens, 64, pool.num_tokens)
+        streams.append(TokenStream(pool, budget, seed=seed, epochs=1, documents=documents))
+    sources = [MixtureSource(n, s, weight=w) for n, s, w in zip("ab", streams, (3, 1), strict=True)]
+    mix = MixtureStream(sources, mode, seed=9, epochs=2.5)
+    report = visit_report(mix, log_of(mix))
+    assert report.problems == ()
+    assert [seen.name for seen in report.sources] == ["a", "b"]
+    realised = {entry["name"]: entry["epochs"] for entry in mix.report()}
+    for seen, part in zip(report.sources, streams, strict=True):
+        assert seen.unique_tokens == part.budget.unique_tokens or mode == "weighted"
+        assert seen.max_visits - seen.min_visits <= 1
+        if mode == "weighted":
+            assert seen.epochs == pytest.approx(realised[seen.name])
+    rows = mix.read(np.arange(mix.total_positions)).tokens
+    where, ids = mix.sequences_at(np.arange(mix.total_positions))
+    for row in range(0, mix.total_positions, 7):
+        part = streams[where[row]]
+        start = int(ids[row]) * 64
+        stop = min(start + 64, part.budget.unique_tokens)
+        wanted = part.pool.tokens(start, stop)
+        assert np.array_equal(rows[row][: stop - start], wanted)

@@ -1,8 +1,7 @@
 """Floating-point operations of the transformer, counted from its matrices.
 
 A multiply-add counts two. Attention products are counted (half for causal, whose upper triangle no
-kernel needs), elementwise work is not; backward costs twice forward. The simpler 6 N D of the
-scaling-law literature, N with embeddings once, is offered beside it.
+kernel needs), elementwise work is not; backward costs twice forward.
 """
 
 from __future__ import annotations

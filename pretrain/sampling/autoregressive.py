@@ -1,6 +1,8 @@
-"""Left to right, one token a forward pass; every pass recomputes its prefix (no cache)."""
+"""Left to right, one token a forward pass; keys and values of the prefix are kept."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from pretrain.batch import AttentionRule
 from pretrain.model.transformer import Transformer
 from pretrain.noise.key import NoiseKey
+from pretrain.sampling.cache import Cached
 from pretrain.sampling.draw import gumbel_argmax, sharpen
 
 
@@ -20,18 +23,37 @@ def sample_autoregressive(
     length: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    cache: bool = True,
 ) -> tuple[Tensor, int]:
     """Continue `prompt` int64 [b, p] (p may be 0) to `length` tokens.
 
-    Returns tokens int64 [b, length] and the forward passes spent.
+    Returns tokens int64 [b, length] and the forward passes spent. Without `cache` every pass
+    computes the whole prefix.
     """
     b, given = prompt.shape
     start = torch.full((b, 1), model.space.doc_id, dtype=torch.int64, device=prompt.device)
     ids = torch.cat((start, prompt), dim=1)
-    for place in range(given, length):
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        hidden = model(ids, positions, AttentionRule("causal"))
-        logits = sharpen(model.vocabulary(hidden[-1]).logits, temperature, top_p)
-        uniform = noise.fine_uniform("sample", logits.shape[-1], draw=place)
-        ids = torch.cat((ids, gumbel_argmax(logits, uniform)[:, None]), dim=1)
+    with Cached(model, b, length) if cache else nullcontext() as kept:
+        for place in range(given, length):
+            hidden = _plain(model, ids) if kept is None else _new(kept, ids, place == given)
+            logits = sharpen(model.vocabulary(hidden).logits, temperature, top_p)
+            uniform = noise.fine_uniform("sample", logits.shape[-1], draw=place)
+            ids = torch.cat((ids, gumbel_argmax(logits, uniform)[:, None]), dim=1)
     return ids[:, 1:], length - given
+
+
+def _plain(model: Transformer, ids: Tensor) -> Tensor:
+    """Hidden states [b, h] after the last of `ids` [b, n]."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    hidden: Tensor = model(ids, positions, AttentionRule("causal"))
+    return hidden[-1]
+
+
+def _new(kept: Cached, ids: Tensor, first: bool) -> Tensor:
+    """The same, computing the last token only; `first`: nothing is kept yet."""
+    b, n = ids.shape
+    start = 0 if first else n - 1
+    places = torch.arange(start, n, device=ids.device).expand(b, -1)
+    mask = torch.arange(kept.length, device=ids.device) <= places[..., None]
+    rows = torch.arange(b, device=ids.device)
+    return kept.at(ids[:, start:], rows, places, mask)[-1]

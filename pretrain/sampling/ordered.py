@@ -1,8 +1,8 @@
 """Samplers of families that read in an order: block diffusion and Eso-LM.
 
 Both keep one sequence with its true positions and an order of reading; what has been drawn is read
-by what comes later, exactly as the clean half was in training. Every pass recomputes the sequence
-(no cache).
+by what comes later, exactly as the clean half was in training. That makes keys and values of drawn
+tokens final, so that a `Cached` reader computes each of them once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.batch import AttentionRule
 from pretrain.model.transformer import Transformer
 from pretrain.noise.key import NoiseKey
+from pretrain.sampling.cache import Reader, reader
 from pretrain.sampling.draw import gumbel_argmax, sharpen
 
 
@@ -27,22 +28,25 @@ def sample_block(
     steps: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    cache: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Blocks from left to right, each by `steps` masked ancestral steps over its tokens.
 
     `prompt` int64 [b, p] is kept; returns tokens int64 [b, length] and forward passes, int64 [b].
+    `cache` keeps keys and values of finished blocks.
     """
     ids = _start(model, prompt, length)
     place = torch.arange(length, device=ids.device)
     block = (place // block_size).expand_as(ids)
     rule = AttentionRule.from_columns(torch.zeros_like(block), block, block, block)
     evaluations = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    for number in range(-(-length // block_size)):
-        for step in range(steps):
-            # Reveal with probability 1 / (T t), t = (T - step) / T: exactly 1 in the last step.
-            u = noise.uniform("reveal", length, draw=step)
-            reveal = (u * (steps - step) < 1.0) & (block == number)
-            _draw(model, ids, reveal, rule, noise, evaluations, temperature, top_p)
+    with reader(model, len(ids), length, cache) as read:
+        for number in range(-(-length // block_size)):
+            for step in range(steps):
+                # Reveal with probability 1 / (T t), t = (T - step) / T: exactly 1 in the last step.
+                u = noise.uniform("reveal", length, draw=step)
+                reveal = (u * (steps - step) < 1.0) & (block == number)
+                _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
     return ids, evaluations
 
 
@@ -57,12 +61,14 @@ def sample_esoteric(
     steps: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    cache: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """A share alpha0 of the tokens by `steps` diffusion steps, the rest left to right.
 
     From t to s a masked token is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t),
     alpha_t = alpha0 (1 - t). Tokens are read in the order in which they were drawn, those of one
     step in random order. `prompt` int64 [b, p] is kept; returns tokens and forward passes [b].
+    `cache` keeps keys and values of drawn tokens.
     """
     ids = _start(model, prompt, length)
     b, given = prompt.shape
@@ -72,26 +78,27 @@ def sample_esoteric(
     inside = place.double() / length
     when = torch.where(place < given, inside - 1.0, torch.inf)
 
-    def reveal_now(reveal: Tensor, moment: float, within: Tensor) -> None:
+    def reveal_now(read: Reader, reveal: Tensor, moment: float, within: Tensor) -> None:
         """Draw `reveal` [b, length], which come after everything visible and before the rest."""
         hidden = ids == model.space.mask_id
         when[reveal & hidden] = moment + within[reveal & hidden]
         order = torch.where(when.isinf(), 2.0 * (steps + length) + place, when)
         rank = order.argsort(dim=1).argsort(dim=1)
         rule = AttentionRule.from_columns(torch.zeros_like(rank), rank, rank, rank)
-        _draw(model, ids, reveal, rule, noise, evaluations, temperature, top_p)
+        _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
 
-    for step in range(steps):
-        before = 1.0 - alpha0 * step / steps  # 1 - alpha_t
-        chance = alpha0 / steps / before
-        reveal = noise.uniform("reveal", length, draw=step) < chance
-        if alpha0 == 1 and step == steps - 1:
-            reveal = torch.ones_like(reveal)
-        reveal_now(reveal, float(step), shuffle)
-    while bool((ids == model.space.mask_id).any()):
-        hidden = ids == model.space.mask_id
-        first = hidden & (hidden.cumsum(dim=1) == 1)
-        reveal_now(first, float(steps), inside)
+    with reader(model, b, length, cache) as read:
+        for step in range(steps):
+            before = 1.0 - alpha0 * step / steps  # 1 - alpha_t
+            chance = alpha0 / steps / before
+            reveal = noise.uniform("reveal", length, draw=step) < chance
+            if alpha0 == 1 and step == steps - 1:
+                reveal = torch.ones_like(reveal)
+            reveal_now(read, reveal, float(step), shuffle)
+        while bool((ids == model.space.mask_id).any()):
+            hidden = ids == model.space.mask_id
+            first = hidden & (hidden.cumsum(dim=1) == 1)
+            reveal_now(read, first, float(steps), inside)
     return ids, evaluations
 
 
@@ -105,7 +112,7 @@ def _start(model: Transformer, prompt: Tensor, length: int) -> Tensor:
 
 
 def _draw(
-    model: Transformer,
+    read: Reader,
     ids: Tensor,
     reveal: Tensor,
     rule: AttentionRule,
@@ -115,18 +122,13 @@ def _draw(
     top_p: float,
 ) -> None:
     """Fill the masked sites of `reveal` [b, s] in place; rows without any cost nothing."""
-    length = ids.shape[1]
-    rows, columns = (reveal & (ids == model.space.mask_id)).nonzero(as_tuple=True)
+    wanted = reveal & (ids == read.model.space.mask_id)
+    rows, columns = wanted.nonzero(as_tuple=True)
     if not len(rows):
         return
-    active = rows.unique()
-    evaluations[active] += 1
-    assert rule.columns is not None
-    part = AttentionRule("columns", rule.columns[:, active])
-    positions = torch.arange(length, device=ids.device)[None]
-    hidden = model(ids[active], positions, part)
-    chosen = hidden.transpose(0, 1)[torch.searchsorted(active, rows), columns]
-    logits = sharpen(model.vocabulary(chosen).logits, temperature, top_p)
+    evaluations[rows.unique()] += 1
+    hidden = read.hidden(ids, rule, wanted)
+    logits = sharpen(read.model.vocabulary(hidden).logits, temperature, top_p)
     # Keyed by row and column: every masked site has its own stream of uniforms.
-    site = noise.at(noise.position[rows] * length + columns)
+    site = noise.at(noise.position[rows] * ids.shape[1] + columns)
     ids[rows, columns] = gumbel_argmax(logits, site.fine_uniform("sample", logits.shape[-1]))

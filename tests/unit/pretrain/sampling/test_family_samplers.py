@@ -140,7 +140,7 @@ def test_ordered_samples_follow_the_joint_distribution(draw, fields, passes):
     n = 1500
     empty = torch.zeros(n, 0, dtype=torch.int64)
     tokens, evaluations = draw(
-        ReadingModel(), empty, NoiseKey(4, torch.arange(n)), length=L, **fields
+        ReadingModel(), empty, NoiseKey(4, torch.arange(n)), length=L, cache=False, **fields
     )
     assert abs(chi_square(frequencies(tokens), JOINT)) < 4
     assert abs(float(evaluations.double().mean()) - passes) < 0.03
@@ -150,7 +150,7 @@ def test_one_step_blocks_draw_the_product_inside_and_the_chain_between():
     n = 3000
     tokens, evaluations = sample_block(
         ReadingModel(), torch.zeros(n, 0, dtype=torch.int64), NoiseKey(4, torch.arange(n)),
-        length=L, block_size=2, steps=1,
+        length=L, block_size=2, steps=1, cache=False,
     )  # fmt: skip
     first, second = JOINT.sum(axis=(1, 2)), JOINT.sum(axis=(0, 2))
     third = JOINT / JOINT.sum(axis=2, keepdims=True)
@@ -165,9 +165,10 @@ def test_one_step_blocks_draw_the_product_inside_and_the_chain_between():
 )
 def test_prompts_stay_and_samples_do_not_depend_on_their_batch(draw, fields):
     prompt = torch.tensor([[FIRST], [FIRST + 1], [FIRST + 2]])
-    whole, _ = draw(ReadingModel(), prompt, NoiseKey(5, torch.arange(3)), length=L, **fields)
+    fields = {"length": L, "cache": False, **fields}
+    whole, _ = draw(ReadingModel(), prompt, NoiseKey(5, torch.arange(3)), **fields)
     assert torch.equal(whole[:, :1], prompt) and (whole >= FIRST).all()
     for i in range(3):
         key = NoiseKey(5, torch.tensor([i]))
-        alone, _ = draw(ReadingModel(), prompt[i : i + 1], key, length=L, **fields)
+        alone, _ = draw(ReadingModel(), prompt[i : i + 1], key, **fields)
         assert torch.equal(alone[0], whole[i])

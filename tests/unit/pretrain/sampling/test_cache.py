@@ -1,0 +1,105 @@
+"""A sampler with a cache of keys and values against the same sampler without one."""
+
+import pytest
+import torch
+
+from pretrain.batch import AttentionRule
+from pretrain.config import ModelConfig
+from pretrain.noise.key import NoiseKey
+from pretrain.sampling import ordered
+from pretrain.sampling.autoregressive import sample_autoregressive
+from pretrain.sampling.cache import Cached, Recompute
+from pretrain.sampling.ordered import sample_block, sample_esoteric
+from pretrain.vocabulary import TokenSpace
+
+SPACE = TokenSpace(20, 128, 0, 4, 5, (0, 1, 2, 3, 4))
+ROWS, LENGTH = 3, 13
+CASES = [
+    (sample_block, {"block_size": 4, "steps": 3}),
+    (sample_block, {"block_size": 1, "steps": 1}),
+    (sample_block, {"block_size": 13, "steps": 5}),
+    (sample_esoteric, {"alpha0": 1.0, "steps": 6}),
+    (sample_esoteric, {"alpha0": 0.5, "steps": 4}),
+    (sample_esoteric, {"alpha0": 0.0, "steps": 1}),
+]
+
+
+@pytest.fixture(scope="module")
+def model(topology):
+    from parallel.layers import parallel_config
+    from pretrain.model.initialize import initialize
+    from pretrain.model.transformer import Transformer
+
+    config = ModelConfig(
+        num_layers=3, hidden_size=32, num_attention_heads=4, num_query_groups=2, init_std=0.4
+    )
+    model = Transformer(config, SPACE, parallel_config(topology)).eval()
+    initialize(model, seed=3)
+    return model
+
+
+class Both(Cached):
+    """Answers from the cache, and checks each answer against a pass over the whole sequence."""
+
+    def __enter__(self):
+        self.computed = self.asked = 0
+        return super().__enter__()
+
+    def hidden(self, ids, rule, wanted):
+        cached = super().hidden(ids, rule, wanted)
+        mine = [layer.attention.attend for layer in self.model.layers]
+        for layer, usual in zip(self.model.layers, self._usual, strict=True):
+            layer.attention.attend = usual
+        whole = Recompute(self.model).hidden(ids, rule, wanted)
+        for layer, attend in zip(self.model.layers, mine, strict=True):
+            layer.attention.attend = attend
+        torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-5)
+        self.asked += 1
+        return cached
+
+    def at(self, ids, rows, places, mask):
+        self.computed += places.numel()
+        return super().at(ids, rows, places, mask)
+
+
+@pytest.mark.parametrize(("draw", "fields"), CASES, ids=str)
+def test_every_answer_of_the_cache_is_that_of_the_whole_sequence(model, monkeypatch, draw, fields):
+    """Also with a prompt, in rows that reveal different numbers of tokens a step."""
+    opened = []
+
+    def both(model, rows, length, cache):
+        opened.append(Both(model, rows, length))
+        return opened[-1]
+
+    prompt = torch.randint(6, 20, (ROWS, 2), generator=torch.Generator().manual_seed(1))
+    key = NoiseKey(7, torch.arange(ROWS))
+    plain, passes = draw(model, prompt, key, length=LENGTH, cache=False, **fields)
+    monkeypatch.setattr(ordered, "reader", both)
+    tokens, cached_passes = draw(model, prompt, key, length=LENGTH, **fields)
+    assert torch.equal(tokens, plain) and torch.equal(passes, cached_passes)
+    assert opened[0].asked > 0
+    if fields.get("block_size") != LENGTH:  # one block has nothing to keep before it is finished
+        assert opened[0].computed < opened[0].asked * ROWS * LENGTH / 2
+
+
+def test_autoregressive_computes_each_token_once(model, monkeypatch):
+    computed = []
+    at = Cached.at
+    monkeypatch.setattr(
+        Cached, "at", lambda self, ids, *rest: computed.append(ids.shape[1]) or at(self, ids, *rest)
+    )
+    prompt = torch.randint(6, 20, (ROWS, 3), generator=torch.Generator().manual_seed(1))
+    key = NoiseKey(7, torch.arange(ROWS))
+    plain, _ = sample_autoregressive(model, prompt, key, length=LENGTH, cache=False)
+    cached, passes = sample_autoregressive(model, prompt, key, length=LENGTH)
+    assert torch.equal(plain, cached)
+    assert computed == [4] + [1] * (LENGTH - 4) and passes == LENGTH - 3
+
+
+def test_a_model_is_itself_again_after_sampling(model):
+    ids = torch.randint(6, 20, (2, 9), generator=torch.Generator().manual_seed(2))
+    place, rule = torch.arange(9)[None], AttentionRule("bidirectional")
+    before = model(ids, place, rule)
+    with pytest.raises(RuntimeError, match="stopped"), Cached(model, 2, 9):
+        raise RuntimeError("stopped")
+    assert torch.equal(model(ids, place, rule), before)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-AttentionKind = Literal["causal", "bidirectional", "columns"]
+AttentionKind = Literal["causal", "bidirectional", "documents", "columns"]
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,48 @@ class CleanBatch:
 
 
 @dataclass(frozen=True)
+class Documents:
+    """Bounds of stretches that are read apart, as variable-length kernels take them."""
+
+    starts: Tensor
+    """Where each begins among the b * s' flat positions, then b * s'; int32 [n + 1]."""
+    longest: int
+    """Positions of the longest."""
+    causal: bool
+    """Whether a position reads only itself and what is before it in its document."""
+
+
+@dataclass(frozen=True)
 class AttentionRule:
     """Who may read whom, as columns instead of a mask tensor.
 
     Query q may read key k iff they share a segment and (share a group or write[k] < read[q]), the
     latter less keyed hiding: q misses each key outside its group with its own probability.
-    `causal` and `bidirectional` are the fast paths without columns; `columns` carries
-    int32 [4 or 6, b, s'] in the order segment, group, read, write (, hiding, salt).
+    `columns` carries int32 [4 or 6, b, s'] in the order segment, group, read, write (, hiding,
+    salt). Three kinds are fast paths: `causal` and `bidirectional` have no columns, `documents`
+    has columns that say the same as its bounds.
     """
 
     kind: AttentionKind
     columns: Tensor | None = None
+    documents: Documents | None = None
+
+    @staticmethod
+    def from_documents(segment: Tensor, valid: Tensor, *, causal: bool) -> AttentionRule:
+        """Read inside each stretch of equal `segment` only, a position not `valid` itself only.
+
+        Both [b, s] on the CPU, where counting the documents waits for no device.
+        """
+        starts = torch.ones_like(valid)
+        starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | ~valid[:, 1:] | ~valid[:, :-1]
+        bounds = torch.cat((starts.flatten().nonzero()[:, 0], torch.tensor([starts.numel()])))
+        document = starts.cumsum(dim=1)
+        place = torch.arange(segment.shape[1]).expand_as(document)
+        place = place if causal else torch.zeros_like(place)
+        rule = AttentionRule.from_columns(document, place, place, place)
+        longest = int(bounds.diff().max())
+        documents = Documents(bounds.to(torch.int32), longest, causal)
+        return AttentionRule("documents", rule.columns, documents)
 
     @staticmethod
     def from_columns(
@@ -88,7 +119,7 @@ class AttentionRule:
         if hiding:
             threshold, salt = hiding
             key = torch.arange(segment.shape[1], device=segment.device)
-            earlier &= _hash(salt[:, :, None].long(), key) >= threshold[:, :, None]
+            earlier &= keyed_hash(salt[:, :, None].long(), key) >= threshold[:, :, None]
         return (same & (together | earlier))[:, None]
 
     def mask(self) -> Tensor:
@@ -99,7 +130,7 @@ class AttentionRule:
         return self._dense
 
 
-def _hash(salt: Tensor, key: Tensor) -> Tensor:
+def keyed_hash(salt: Tensor, key: Tensor) -> Tensor:
     """31 mixed bits of (salt, key), int64 (the finaliser of MurmurHash3): equal on every device."""
     word = 0xFFFFFFFF
     h = (salt + (key + 1) * 0x9E3779B9) & word
@@ -155,7 +186,10 @@ class TrainBatch:
             if isinstance(value, Tensor):
                 return change(value)
             if isinstance(value, AttentionRule):
-                return AttentionRule(value.kind, changed(value.columns))
+                documents = value.documents
+                if documents is not None:
+                    documents = replace(documents, starts=changed(documents.starts))
+                return AttentionRule(value.kind, changed(value.columns), documents)
             if isinstance(value, dict):
                 return {name: changed(tensor) for name, tensor in value.items()}
             return value

@@ -111,8 +111,9 @@ class ModelConfig(Section):
     num_layers)."""
     vocab_multiple: PositiveInt = 128
     """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
-    """Attention kernel; `auto` picks flash-attn on NVIDIA GPUs when installed, else SDPA."""
+    attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
+    """Attention kernel: `flash` (flash-attn, NVIDIA), `sdpa` (torch, everywhere), `flex` (torch's
+    FlexAttention, GPU). `auto` takes the fastest that can compute the rule at hand."""
 
     @model_validator(mode="after")
     def _shape_divides(self) -> ModelConfig:

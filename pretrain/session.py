@@ -28,6 +28,7 @@ from pretrain.data import open_streams, token_space
 from pretrain.evaluation.adaptation import adapt_objective
 from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
 from pretrain.learning_rate import learning_rate
+from pretrain.model.attention import Call, describe_kernels
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.transformer import Transformer
@@ -200,7 +201,13 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             head_share=objective.head_share,
             positions_per_token=objective.positions_per_token,
         ),
-        attention_kernel=module.model.kernel,
+        attention_kernel=describe_kernels(
+            config.model.attention,
+            objective.attention_kinds(config.data.documents == "masked"),
+            Call(
+                runtime.device.type, getattr(torch, config.train.precision), config.model.head_size
+            ),
+        ),
         num_parameters=parameter_count(config.model, space.padded_vocab_size),
         resumed_from=None,
     )

@@ -9,7 +9,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from parallel.checkpoint import assign_weights, latest_checkpoint, load_weights, read_manifest
 from parallel.runtime import Runtime, init_distributed
 from parallel.topology import Topology
-from pretrain.compose import load_config
+from pretrain.compose import load_config, replace_values
 from pretrain.config import Config, resolve
 from pretrain.data import token_space
 from pretrain.errors import ConfigError
@@ -52,7 +52,9 @@ def restore(run: Path, checkpoint: Path | None = None) -> Restored:
     topology = Topology.build()
     tokenizer = load_tokenizer(config.data.tokenizer)
     objective = build_objective(config.objective, token_space(tokenizer, config.model))
-    module = build_model(config, topology, objective)
+    # Which kernel trained the weights is no part of them, and may not exist on this machine.
+    anywhere = replace_values(config, {"model.attention": "auto"})
+    module = build_model(anywhere, topology, objective)
     assign_weights(module, load_weights(path), topology)
     module.to(runtime.device).eval()
     return Restored(config, runtime, tokenizer, module, path, read_manifest(path).step)

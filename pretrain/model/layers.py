@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from parallel.context import spread_attention
 from parallel.layers import sum_gradient
-from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
-from pretrain.model.attention import Kernel, attend
+from pretrain.model.attention import AttentionPlan, attend
 from pretrain.model.kernels import rms_norm, rotate, swiglu
 
 
@@ -81,10 +80,10 @@ def rotary_phases(positions: Tensor, head_size: int, base: float) -> tuple[Tenso
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, kernel: Kernel) -> None:
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
         tp = parallel.tensor_model_parallel_size
-        self.head_size, self.kernel = config.head_size, kernel
+        self.head_size = config.head_size
         self.attend = spread_attention(attend)
         self.groups = config.query_groups // tp
         self.heads_per_group = config.num_attention_heads // config.query_groups
@@ -98,7 +97,7 @@ class Attention(nn.Module):
         ]
         self.q_norm, self.k_norm = norms
 
-    def forward(self, x: Tensor, rule: AttentionRule, phases: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, phases: tuple[Tensor, Tensor]) -> Tensor:
         """[s, b, h] -> [s, b, h]."""
         qkv, _ = self.qkv(x)
         s, b = qkv.shape[:2]
@@ -111,7 +110,7 @@ class Attention(nn.Module):
         else:
             qk, v = qkv.split((m + 1, 1), dim=3)
         q, k = rotate(qk, *phases).split((m, 1), dim=3)
-        y = self.attend(q.flatten(2, 3), k.squeeze(3), v.squeeze(3), rule, self.kernel)
+        y = self.attend(q.flatten(2, 3), k.squeeze(3), v.squeeze(3), plan)
         out: Tensor = self.out(y.reshape(s, b, -1))[0]
         return out
 

@@ -18,7 +18,7 @@ from parallel.layers import gather_sequence
 from parallel.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
-from pretrain.model.attention import choose_kernel
+from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
 from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
 from pretrain.model.vocab import VocabChunk
@@ -28,11 +28,11 @@ from pretrain.vocabulary import TokenSpace
 class TransformerLayer(nn.Module):
     """Attention and MLP, each behind a norm and (if conditioned) a modulation."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, kernel: str) -> None:
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
         partial = parallel.sequence_parallel
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
-        self.attention = Attention(config, parallel, kernel)  # type: ignore[arg-type]
+        self.attention = Attention(config, parallel)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
         self.mlp = MLP(config, parallel)
         self.modulation = (
@@ -42,18 +42,18 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rule: AttentionRule,
+        plan: AttentionPlan,
         phases: tuple[Tensor, Tensor],
         condition: Tensor | None,
     ) -> Tensor:
         """[s, b, h] -> [s, b, h]; condition [b, c] or None."""
         if self.modulation is None:
-            x = x + self.attention(self.attention_norm(x), rule, phases)
+            x = x + self.attention(self.attention_norm(x), plan, phases)
             return x + self.mlp(self.mlp_norm(x))
         assert condition is not None, "a time-conditioned model needs a noise level"
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         h = modulate(self.attention_norm(x), shift1, scale1)
-        x = x + gate1 * self.attention(h, rule, phases)
+        x = x + gate1 * self.attention(h, plan, phases)
         h = modulate(self.mlp_norm(x), shift2, scale2)
         return x + gate2 * self.mlp(h)
 
@@ -121,7 +121,6 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.space = config, space
         self.stage = whole_model(config.num_layers) if stage is None else stage
-        kernel = choose_kernel(config.attention)
         if self.stage.first or (self.stage.last and config.tie_embeddings):
             self.embedding = VocabParallelEmbedding(
                 space.padded_vocab_size,
@@ -133,12 +132,11 @@ class Transformer(nn.Module):
         if self.stage.first and config.time_conditioning:
             self.noise_embedding = NoiseEmbedding()
         self.layers = nn.ModuleList(
-            TransformerLayer(config, parallel, kernel) if i in self.stage.layers else nn.Identity()
+            TransformerLayer(config, parallel) if i in self.stage.layers else nn.Identity()
             for i in range(config.num_layers)
         )
         if self.stage.last:
             self.head = Head(config, parallel, space)
-        self.kernel = kernel
         self.sequence_parallel = parallel.sequence_parallel
 
     def forward(
@@ -161,8 +159,10 @@ class Transformer(nn.Module):
         phases = rotary_phases(
             own_positions(positions, 1), self.config.head_size, self.config.rope_base
         )
+        call = Call.like(x, self.config.head_size)
+        plan = plan_attention(rule, self.config.attention, call, *ids.shape)
         for i in self.stage.layers:
-            x = self.layers[i](x, rule, phases, condition)
+            x = self.layers[i](x, plan, phases, condition)
         if not self.stage.last:
             return (x, *rest)
         hidden: Tensor = self.head.hidden(x, condition)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
+from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives.base import (
@@ -37,6 +37,11 @@ class Autoregressive(Objective):
     exact_likelihood = True
     causal = True
     settings = frozenset({"orders", "order_kind", "hide", "hide_share"})
+
+    def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
+        """Causal; what is hidden while training needs general columns."""
+        kind: AttentionKind = "documents" if documents_apart else "causal"
+        return (kind,) if self.config.hide == "none" else ("columns", kind)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Shift right; the augmentations are the only noise."""
@@ -66,6 +71,8 @@ class Autoregressive(Objective):
         if clean.one_segment and hidden is None:
             # Invalid positions lie behind all valid ones, where causal attention never looks.
             attention = AttentionRule("causal")
+        elif hidden is None:
+            attention = AttentionRule.from_documents(clean.segment, clean.valid, causal=True)
         else:
             attention = self._columns(clean, hidden)
         return TrainBatch(
@@ -80,13 +87,13 @@ class Autoregressive(Objective):
             sequence=sequence_rows(b, s),
         )
 
-    def _columns(self, clean: CleanBatch, hidden: tuple[Tensor, Tensor] | None) -> AttentionRule:
+    def _columns(self, clean: CleanBatch, hidden: tuple[Tensor, Tensor]) -> AttentionRule:
         """Causal inside documents, less what is hidden."""
         place = torch.arange(clean.tokens.shape[1]).expand_as(clean.tokens)
-        write = place
-        if hidden is not None and self.config.hide == "tokens":
-            write, hidden = torch.where(hidden[0] > 0, NEVER, place), None
-        return AttentionRule.from_columns(clean.segment, place, place, write, hidden)
+        if self.config.hide == "tokens":
+            write = torch.where(hidden[0] > 0, NEVER, place)
+            return AttentionRule.from_columns(clean.segment, place, place, write)
+        return AttentionRule.from_columns(clean.segment, place, place, place, hidden)
 
     def _order(self, clean: CleanBatch, noise: NoiseKey) -> Tensor:
         """Permutation of each sequence, one of N that are the same in the whole run, [b, s]."""

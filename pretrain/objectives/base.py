@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from pretrain.batch import AttentionRule, CleanBatch, TrainBatch
+from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
@@ -60,6 +60,13 @@ class Objective(ABC):
         """n, over which noise levels are stratified; the first start of a run fills it in."""
         assert self.config.time_window is not None, "filled in before training or evaluation starts"
         return self.config.time_window
+
+    def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
+        """Kinds of attention rules that its batches carry, to name the kernels of a run.
+
+        Families that read in both directions: documents also where a row ends early.
+        """
+        return ("documents",) if documents_apart else ("bidirectional", "documents")
 
     @abstractmethod
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
@@ -173,11 +180,7 @@ def visible_attention(clean: CleanBatch) -> AttentionRule:
     """Everybody reads everybody of the same document; invalid positions are read by nobody else."""
     if clean.all_valid and clean.one_segment:
         return AttentionRule("bidirectional")
-    b, s = clean.tokens.shape
-    own = torch.arange(1, s + 1).expand(b, s)
-    group = torch.where(clean.valid, 0, own)  # an invalid position shares a group with itself only
-    nothing = torch.zeros_like(group)
-    return AttentionRule.from_columns(clean.segment, group, nothing, nothing)
+    return AttentionRule.from_documents(clean.segment, clean.valid, causal=False)
 
 
 HEAD_CAPACITIES = 8

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times
@@ -52,6 +52,10 @@ class Block(Objective):
         self.interval = config.clip
         self.adapts = config.adapt_clip
         self.head_share = sum(config.clip) / 2
+
+    def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
+        """Columns always."""
+        return ("columns",)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each token of a block with the block's own probability t."""

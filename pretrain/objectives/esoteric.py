@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
@@ -58,6 +58,10 @@ class Esoteric(Objective):
         self.positions_per_token = 1.0 if self.alpha0 == 1 else 2.0
         mean_noise = 1.0 - self.alpha0 / 2
         self.head_share = self.share * mean_noise + (1 - self.share) * (1 - self.alpha0)
+
+    def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
+        """Columns always."""
+        return ("columns",)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One phase a sequence, chosen by a stratified draw."""

@@ -133,7 +133,7 @@ def test_random_length_cuts_its_share_of_sequences_by_padding(name):
     family = objective(name, random_length=0.2)
     batch = family.corrupt(clean, NoiseKey(1, clean.position))
     length = (batch.ids != toy.SPACE.pad_id).sum(dim=1)
-    assert batch.attention.kind == "columns"
+    assert batch.attention.kind == "documents"
     cut = float((length < s).double().mean())
     expected = 0.2 * (1 - 1 / s)
     assert abs(cut - expected) < 4 * math.sqrt(expected * (1 - expected) / n)

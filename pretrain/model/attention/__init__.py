@@ -1,0 +1,84 @@
+"""Core attention behind one interface: the rule says who reads whom, a kernel computes it.
+
+    plan = plan_attention(rule, wanted, where)      once a batch, outside the layers
+    y = attend(q, k, v, plan, dropout_p)            in every layer
+
+A plan names the kernel (`choice`) and holds whatever it needs to know of the whole batch: a dense
+mask (`sdpa`), nothing or the bounds of documents (`flash`), a block mask (`flex`). All of it
+follows from what the host knows, so that planning never waits for a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import AttentionRule
+from pretrain.errors import ConfigError
+from pretrain.model.attention import flash, flex, sdpa
+from pretrain.model.attention.choice import (
+    Call,
+    Kernel,
+    Wanted,
+    choose_kernel,
+    describe_kernels,
+)
+
+__all__ = [
+    "AttentionPlan",
+    "Call",
+    "Kernel",
+    "attend",
+    "choose_kernel",
+    "describe_kernels",
+    "plan_attention",
+]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """One batch's attention rule, ready for the kernel that computes it."""
+
+    rule: AttentionRule
+    kernel: Kernel
+    mask: Any = None
+    """Dense bool [b, 1, s, s] for `sdpa`, a BlockMask for `flex`; None where the kernel knows."""
+
+
+def plan_attention(
+    rule: AttentionRule, wanted: Wanted, call: Call, batch_size: int, length: int
+) -> AttentionPlan:
+    """Choose the kernel of `rule` and build its mask; raises ConfigError as `choose_kernel` does.
+
+    Sequences of the batch are `length` positions long, also where context parallelism cuts them.
+    """
+    kernel = choose_kernel(wanted, rule.kind, call)
+    if kernel == "sdpa":
+        whole = rule.kind in ("causal", "bidirectional")
+        return AttentionPlan(rule, kernel, None if whole else rule.mask())
+    if kernel == "flex":
+        if call.device == "cpu" and torch.is_grad_enabled():
+            raise ConfigError(
+                "model.attention=flex cannot train on a CPU: FlexAttention has no backward pass "
+                "there; model.attention=auto takes SDPA"
+            )
+        mask = flex.block_mask(rule, batch_size, length, call.device)
+        return AttentionPlan(rule, kernel, mask)
+    return AttentionPlan(rule, kernel)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float = 0.0) -> Tensor:
+    """Attention of q [s, b, heads, d] over k, v [s, b, groups, d] -> [s, b, heads, d].
+
+    `dropout_p` is the probability of dropping an attention weight; what is dropped is drawn from
+    torch's generator of the device. A plan made for a call without dropout may refuse it.
+    """
+    if plan.kernel == "sdpa":
+        return sdpa.attend(q, k, v, plan.mask, plan.rule.kind == "causal", dropout_p)
+    if plan.kernel == "flex":
+        assert dropout_p == 0.0, "FlexAttention has no dropout; the choice should have refused it"
+        return flex.attend(q, k, v, plan.mask)
+    return flash.attend(q, k, v, plan.rule, plan.kernel, dropout_p)

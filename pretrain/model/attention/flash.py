@@ -1,0 +1,130 @@
+"""flash-attn behind one adapter: its API of version 2, of version 4 (CuTe), and torch's own copy.
+
+Whole sequences go in as they are; documents kept apart are packed end to end, which these kernels
+compute without a mask and without work across their bounds. torch ships the variable-length form
+of version 2, so documents have a fast kernel where no package is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import AttentionRule
+
+_MODULES = {
+    "flash_attn_4": "flash_attn.cute",
+    "flash_attn_2": "flash_attn",
+    "torch_varlen": "torch.nn.attention.varlen",
+}
+_LARGEST_HEAD = 256
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, kernel: str, dropout_p: float
+) -> Tensor:
+    """q [s, b, heads, d] over k, v [s, b, groups, d], by a rule without general columns."""
+    batch_first = [x.transpose(0, 1) for x in (q, k, v)]
+    options: dict[str, Any] = {}
+    if kernel != "torch_varlen":
+        options["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    if kernel == "flash_attn_2":
+        options["dropout_p"] = dropout_p
+    else:
+        assert dropout_p == 0.0, f"{kernel} has no dropout; the choice should have refused it"
+    if rule.documents is None:
+        out = _whole(kernel)(*batch_first, causal=rule.kind == "causal", **options)
+        return _first(out).transpose(0, 1)
+    starts, longest = rule.documents.starts, rule.documents.longest
+    if kernel == "torch_varlen":
+        options["window_size"] = (-1, 0) if rule.documents.causal else (-1, -1)
+        options["enable_gqa"] = q.shape[2] != k.shape[2]
+        bounds: dict[str, Any] = {"cu_seq_q": starts, "cu_seq_k": starts}
+        bounds |= {"max_q": longest, "max_k": longest}
+    else:
+        options["causal"] = rule.documents.causal
+        bounds = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+        bounds |= {"max_seqlen_q": longest, "max_seqlen_k": longest}
+    packed = [x.flatten(0, 1) for x in batch_first]  # [b * s, heads, d]
+    out = _first(_variable(kernel)(*packed, **bounds, **options))
+    return out.unflatten(0, (q.shape[1], q.shape[0])).transpose(0, 1)
+
+
+def obstacle(
+    kernel: str, device: str, dtype: torch.dtype, head_size: int, dropout: bool
+) -> str | None:
+    """Why `kernel` cannot be used for such a call, or None."""
+    if device != "cuda":
+        return f"it needs an NVIDIA GPU, not the {device.upper()}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "it computes in bfloat16 only; set train.precision=bfloat16"
+    if head_size > _LARGEST_HEAD:
+        return f"its heads are at most {_LARGEST_HEAD} wide, not {head_size}"
+    if dropout and kernel != "flash_attn_2":
+        return "it has no attention dropout"
+    generation = torch.cuda.get_device_capability()[0]
+    if generation < (9 if kernel == "flash_attn_4" else 8):
+        needed = "Hopper or newer" if kernel == "flash_attn_4" else "Ampere or newer"
+        return f"it needs a GPU of {needed}"
+    if head_size % 8:
+        return f"its heads are a multiple of 8 wide, not {head_size}"
+    if kernel == "flash_attn_4" and generation > 9 and 128 < head_size < _LARGEST_HEAD:
+        return f"on this GPU its heads are at most 128 or exactly 256 wide, not {head_size}"
+    problem = _load(kernel)
+    return problem if isinstance(problem, str) else None
+
+
+def version(kernel: str) -> str:
+    """Version of the package behind `kernel` with a blank before it; empty where it has none."""
+    package = {"flash_attn_4": "flash-attn-4", "flash_attn_2": "flash-attn"}.get(kernel)
+    try:
+        return f" {metadata.version(package)}" if package else ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@cache
+def _load(kernel: str) -> tuple[Callable[..., Any] | None, Callable[..., Any]] | str:
+    """(function for whole sequences, function for packed ones), or what is wrong with it.
+
+    Any error counts: an optional package that is broken may not stop a run that can do without.
+    """
+    try:
+        module = importlib.import_module(_MODULES[kernel])
+    except ModuleNotFoundError:
+        return "it is not installed (pip install 'epochal[gpu]')"
+    except Exception as error:
+        return f"it cannot be imported ({type(error).__name__}: {error})"
+    if kernel == "torch_varlen":
+        variable = module.varlen_attn
+        if not {"window_size", "enable_gqa"} <= signature(variable).parameters.keys():
+            return f"it needs a newer torch than {torch.__version__}"
+        return None, variable
+    if not hasattr(module, "flash_attn_func"):  # the folder that version 4 alone leaves behind
+        return "it is not installed (pip install 'epochal[gpu]')"
+    return module.flash_attn_func, module.flash_attn_varlen_func
+
+
+def _whole(kernel: str) -> Callable[..., Any]:
+    loaded = _load(kernel)
+    assert not isinstance(loaded, str) and loaded[0] is not None, kernel
+    return loaded[0]
+
+
+def _variable(kernel: str) -> Callable[..., Any]:
+    loaded = _load(kernel)
+    assert not isinstance(loaded, str), kernel
+    return loaded[1]
+
+
+def _first(out: Any) -> Tensor:
+    """Version 4 returns the log-sum-exp beside the output."""
+    result: Tensor = out[0] if isinstance(out, tuple) else out
+    return result

@@ -1,0 +1,82 @@
+"""torch's FlexAttention: rules of columns on a GPU, without a mask tensor of pairs.
+
+A block mask, built once a batch, says which tiles of 128 x 128 pairs are empty, full or in
+between; only the last ask the rule itself, which is compiled into the kernel. On a CPU there is
+neither a backward pass nor a gain, so it serves there to test the rule alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from pretrain.batch import AttentionRule, keyed_hash
+
+_SMALLEST_HEAD = 16
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> Tensor:
+    """q [s, b, heads, d] over k, v [s, b, groups, d]."""
+    batch_first = [x.permute(1, 2, 0, 3) for x in (q, k, v)]  # [b, heads, s, d]
+    run: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
+    out: Tensor = run(*batch_first, block_mask=mask, enable_gqa=q.shape[2] != k.shape[2])
+    return out.permute(2, 0, 1, 3)
+
+
+def block_mask(rule: AttentionRule, batch_size: int, length: int, device: str) -> BlockMask | None:
+    """Tiles of `rule`; None where everybody reads everybody."""
+    if rule.kind == "bidirectional":
+        return None
+    build = _compiled(create_block_mask) if device == "cuda" else create_block_mask
+    if rule.kind == "causal":
+        return build(_causal, None, None, length, length, device=device)
+    return build(reads(rule), batch_size, None, length, length, device=device)
+
+
+def reads(rule: AttentionRule) -> MaskFunction:
+    """The rule of columns as a function of (row, head, query, key), equal to `rule.mask()`."""
+    assert rule.columns is not None
+    segment, group, read, write, *hiding = rule.columns.unbind()
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = segment[b, query] == segment[b, key]
+        together = group[b, query] == group[b, key]
+        return same & (together | (write[b, key] < read[b, query]))
+
+    if not hiding:
+        return visible
+    threshold, salt = hiding
+
+    def visible_less_hidden(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = segment[b, query] == segment[b, key]
+        together = group[b, query] == group[b, key]
+        kept = keyed_hash(salt[b, query].to(torch.int64), key) >= threshold[b, query]
+        return same & (together | ((write[b, key] < read[b, query]) & kept))
+
+    return visible_less_hidden
+
+
+def obstacle(head_size: int, dropout: bool) -> str | None:
+    """Why FlexAttention cannot be used for such a call on a GPU, or None."""
+    if dropout:
+        return "it has no attention dropout"
+    if head_size < _SMALLEST_HEAD:
+        return f"its heads are at least {_SMALLEST_HEAD} wide, not {head_size}"
+    return None
+
+
+def _causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once for the process; shapes that vary become symbols after the second one."""
+    compiled: Callable[..., Any] = torch.compile(function)
+    return compiled

@@ -1,0 +1,50 @@
+"""torch's scaled_dot_product_attention: runs everywhere, with a dense mask for general rules.
+
+The mask costs a byte for each pair of positions and most of its work is wasted where it is sparse;
+in exchange nothing is compiled and every device has a backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+_NAMES = {
+    SDPBackend.MATH: "unfused",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+}
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout_p: float
+) -> Tensor:
+    """q [s, b, heads, d] over k, v [s, b, groups, d]; mask bool [b, 1, s, s] or None."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))  # [b, heads, s, d]
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=causal,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.permute(2, 0, 1, 3)
+
+
+def backend_name(
+    device: str, dtype: torch.dtype, head_size: int, *, causal: bool, masked: bool, dropout: bool
+) -> str:
+    """The backend that torch picks for such a call, as it would at run time.
+
+    It is asked with short sequences of gradient-carrying inputs, laid out as the model's.
+    """
+    x = torch.empty(128, 1, 1, head_size, dtype=dtype, device=device, requires_grad=True)
+    q = x.permute(1, 2, 0, 3)
+    mask = torch.ones(1, 1, 128, 128, dtype=torch.bool, device=device) if masked else None
+    chosen = torch._fused_sdp_choice(q, q, q, mask, 0.1 if dropout else 0.0, causal)
+    return _NAMES.get(SDPBackend(chosen), "unknown")

@@ -73,6 +73,10 @@ TASKS = {
     "autoregressive": Task({"name": "autoregressive"}),
     "masked": Task({"name": "masked"}, {"tie_embeddings": False, "activation": "gelu"}),
     "uniform": Task({"name": "uniform"}, {"time_conditioning": True, "num_query_groups": 2}),
+    "interpolating": Task({"name": "interpolating"}, {"activation": "squared_relu"}),
+    "block": Task({"name": "block", "block_size": 4}),
+    "esoteric": Task({"name": "esoteric", "alpha0": 0.5}, {"tie_embeddings": False}),
+    "orders": Task({"name": "autoregressive", "orders": 3, "hide": "queries"}),
 }
 
 

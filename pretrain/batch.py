@@ -150,7 +150,7 @@ class TrainBatch:
 
     # first stage
     ids: Tensor
-    """Network input, int64 [b, s']."""
+    """Network input, int64 [b, s'], or with `mix` [b, s', k]."""
     # every stage
     positions: Tensor
     """Position of each token inside its document or sequence, int64 [b, s'], or
@@ -168,6 +168,9 @@ class TrainBatch:
     Rows that only fill up a static capacity carry 0."""
     sequence: Tensor
     """Row of the batch that each target belongs to, int64 [n]: sums per sequence by `index_add`."""
+    mix: Tensor | None = None
+    """Weights of the embeddings that an input is the sum of, float32 [b, s', k] (first stage);
+    None where every input is one token."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What else a family's loss needs, each aligned with `targets` in its first dimension."""
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e3)]
 
 
 def _location(value: Any) -> Path | str:
@@ -197,12 +199,27 @@ class ObjectiveConfig(Section):
     """autoregressive: share of positions that `hide` concerns."""
     independent_levels: Fraction = 0.0
     """interpolating: share of sequences in which every token draws its own noise level."""
+    curriculum_sequences: Annotated[int, Field(ge=0)] = 0
+    """uniform: the first so many sequences of the run are trained with Gaussian-softened inputs."""
+    curriculum_temperature: tuple[Temperature, Temperature] = (1e-3, 1e-3)
+    """uniform: softmax temperature at the beginning and at the end of the curriculum, log-linear
+    between them; towards 0 inputs become tokens again."""
+    curriculum_top_k: PositiveInt = 2
+    """uniform: embeddings that a softened input is the sum of."""
+    curriculum_interval: tuple[OpenFraction, OpenFraction] = (0.05, 0.95)
+    """uniform: smallest and largest share of clean tokens (alpha) during the curriculum."""
 
     @model_validator(mode="after")
-    def _interval_is_one(self) -> ObjectiveConfig:
+    def _intervals_are_ordered(self) -> ObjectiveConfig:
         low, high = self.clip
         if not (low <= high and high > 0):
             raise ValueError(f"objective.clip {self.clip} must be [low, high] with low <= high > 0")
+        low, high = self.curriculum_interval
+        if low >= high:
+            raise ValueError(
+                f"objective.curriculum_interval {self.curriculum_interval} must be [low, high] "
+                "with low < high"
+            )
         return self
 
 

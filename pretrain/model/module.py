@@ -37,7 +37,12 @@ class ObjectiveModule(nn.Module):
         what they carry out themselves.
         """
         hidden = self.model(
-            batch.ids, batch.positions, batch.attention, batch.noise_level, carried=carried
+            batch.ids,
+            batch.positions,
+            batch.attention,
+            batch.noise_level,
+            carried=carried,
+            mix=batch.mix,
         )
         if not self.model.stage.last:
             return hidden

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor, nn
 
 from parallel.context import gather_positions, own_positions
@@ -20,6 +20,7 @@ from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
 from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
+from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
 from pretrain.model.vocab import VocabChunk
 from pretrain.vocabulary import TokenSpace
@@ -122,7 +123,7 @@ class Transformer(nn.Module):
         self.config, self.space = config, space
         self.stage = whole_model(config.num_layers) if stage is None else stage
         if self.stage.first or (self.stage.last and config.tie_embeddings):
-            self.embedding = VocabParallelEmbedding(
+            self.embedding = TokenEmbedding(
                 space.padded_vocab_size,
                 config.hidden_size,
                 init_method=_no_init,
@@ -146,14 +147,16 @@ class Transformer(nn.Module):
         rule: AttentionRule,
         noise_level: Tensor | None = None,
         carried: tuple[Tensor, ...] = (),
+        mix: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
 
+        With mix [b, s, k] ids are [b, s, k] and each input is a weighted sum of embeddings.
         Between stages of a pipeline travels what is not last: `carried`, the hidden states
         [s, b, h] and, in a conditioned model, the condition [b, c].
         """
         if self.stage.first:
-            carried = self._embed(ids, noise_level)
+            carried = self._embed(ids, mix, noise_level)
         x, *rest = carried
         condition = rest[0] if rest else None
         phases = rotary_phases(
@@ -168,9 +171,11 @@ class Transformer(nn.Module):
         hidden: Tensor = self.head.hidden(x, condition)
         return gather_sequence(hidden) if self.sequence_parallel else gather_positions(hidden)
 
-    def _embed(self, ids: Tensor, noise_level: Tensor | None) -> tuple[Tensor, ...]:
+    def _embed(
+        self, ids: Tensor, mix: Tensor | None, noise_level: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Hidden states before the first layer and, in a conditioned model, the condition."""
-        x = self.embedding(own_positions(ids, 1))
+        x = self.embedding(own_positions(ids, 1), None if mix is None else own_positions(mix, 1))
         if not self.sequence_parallel:  # megatron-core already returns [s/tp, b, h] with it
             x = x.transpose(0, 1).contiguous()
         if not self.config.time_conditioning:

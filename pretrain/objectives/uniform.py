@@ -9,10 +9,14 @@ The minimiser of either loss is the leave-one-out predictive p(x^l | z^(-l)): gi
 drawn anew, z^l says nothing about x^l. So `simple` takes the redrawn tokens, accidental hits of x
 included; choosing them by z != x would train another target. The network is told the noise level
 (sigma = -log alpha) if the model is time-conditioned, as the literature's are.
+
+`curriculum_sequences` softens the inputs of the run's first sequences (`pretrain.objectives.
+curriculum`); the bound never is.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +25,7 @@ from torch import Tensor
 from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
-from pretrain.noise.process import UniformProcess
+from pretrain.noise.process import Marginal, UniformProcess
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
@@ -32,6 +36,7 @@ from pretrain.objectives.base import (
     shorten,
     visible_attention,
 )
+from pretrain.objectives.curriculum import SETTINGS, Curriculum, choose
 from pretrain.objectives.interpolating import Noised, bound_weight
 from pretrain.vocabulary import TokenSpace
 
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 class Uniform(Noised):
     """Every token can be wrong and every token can be revised; there is no <mask>."""
 
-    settings = frozenset({"loss", "schedule", "random_length"})
+    settings = frozenset({"loss", "schedule", "random_length"}) | SETTINGS
 
     def __init__(
         self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
@@ -54,6 +59,7 @@ class Uniform(Noised):
         self.process = UniformProcess(space)
         self.training_process = UniformProcess(space, SCHEDULES[config.schedule])
         refuse_loss(config, "elbo", "simple")
+        self.curriculum = Curriculum(config, space)
         if config.loss == "simple":
             self.head_share = 0.5
 
@@ -63,6 +69,8 @@ class Uniform(Noised):
         t = stratified_time(noise, self.time_window)[:, None]
         marginal = self.training_process.marginal(t)
         z, redrawn = self.training_process.draw(clean.tokens, marginal, noise)
+        if bool(self.curriculum.covers(clean.position).any()):
+            return self._softened(clean, noise, t, z, marginal)
         if self.config.loss == "elbo":
             weight = bound_weight(clean, z, marginal, self).float()
             return self.assemble(clean, z, marginal, weight)
@@ -77,6 +85,25 @@ class Uniform(Noised):
             targets=rows.take(clean.tokens, doc).long(),
             weight=rows.real.float(),
             sequence=rows.index // clean.tokens.shape[1],
+        )
+
+    def _softened(
+        self, clean: CleanBatch, noise: NoiseKey, t: Tensor, z: Tensor, marginal: Marginal
+    ) -> TrainBatch:
+        """Inputs mixed where the curriculum covers the sequence, tokens z where it is over."""
+        early = self.curriculum.covers(clean.position)
+        soft, soft_marginal = self.curriculum.draw(clean, t, noise)
+        marginal = choose(early, soft_marginal, marginal)
+        mixed = (early[:, None] & clean.valid)[..., None]
+        z = torch.where(early[:, None], soft.ids[..., 0], z)
+        weight = bound_weight(clean, z, marginal, self).float()
+        batch = self.assemble(clean, z, marginal, weight)
+        one = torch.zeros_like(soft.mix)
+        one[..., 0] = 1.0
+        return replace(
+            batch,
+            ids=torch.where(mixed, soft.ids, batch.ids[..., None]),
+            mix=torch.where(mixed, soft.mix, one).float(),
         )
 
     def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:

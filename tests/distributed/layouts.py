@@ -72,7 +72,11 @@ class Task:
 TASKS = {
     "autoregressive": Task({"name": "autoregressive"}),
     "masked": Task({"name": "masked"}, {"tie_embeddings": False, "activation": "gelu"}),
-    "uniform": Task({"name": "uniform"}, {"time_conditioning": True, "num_query_groups": 2}),
+    # The curriculum ends inside a micro-batch of step 10 of 20.
+    "uniform": Task(
+        {"name": "uniform", "curriculum_sequences": 83, "curriculum_temperature": [0.3, 0.05]},
+        {"time_conditioning": True, "num_query_groups": 2},
+    ),
     "interpolating": Task({"name": "interpolating"}, {"activation": "squared_relu"}),
     "block": Task({"name": "block", "block_size": 4}),
     "esoteric": Task({"name": "esoteric", "alpha0": 0.5}, {"tie_embeddings": False}),

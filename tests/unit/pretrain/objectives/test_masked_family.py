@@ -186,6 +186,7 @@ FAMILIES = [
     ("masked", {"ar_ratio": 0.5, "random_length": 0.5, "schedule": "cosine"}),
     ("uniform", {}),
     ("uniform", {"loss": "simple"}),
+    ("uniform", {"curriculum_sequences": 10**6, "curriculum_temperature": (0.3, 0.1)}),
     ("interpolating", {"independent_levels": 0.5}),
     ("interpolating", {"noise": "hybrid"}),
     ("block", {"block_size": 2}),
@@ -210,6 +211,8 @@ def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
     for cut in (1, 7, 16):
         parts = [batch(a, min(a + cut, 48)) for a in range(0, 48, cut)]
         assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
+        if whole.mix is not None:
+            assert torch.equal(torch.cat([p.mix for p in parts]), whole.mix)
         if columns is not None and all(p.attention.columns is not None for p in parts):
             together = torch.cat([p.attention.columns for p in parts], dim=1)
             assert torch.equal(together, columns)

@@ -1,0 +1,93 @@
+"""Duo's Gaussian curriculum (arXiv 2506.10892, section 4; top-k form of arXiv 2602.21185).
+
+For the first sequences of a run the network reads sum_v softmax(w / tau)_v E_v instead of E_z,
+where w is the Gaussian latent whose argmax is z. Everything else is the uniform family's: the loss
+is that of z under the noise schedule alpha = T(mu), told to the network as -log alpha. The gradient
+is biased and varies less. Time is uniform in the log-SNR of the Gaussian, over the given interval
+of alpha.
+
+Whether a sequence is softened, and how much, is a function of its position in the run alone: there
+is no state to save, and neither rank nor batch size matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import CleanBatch
+from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
+from pretrain.noise.duality import Duality, GaussianTime, duality_schedule
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.latent import SoftTokens, soft_tokens
+from pretrain.noise.process import Marginal, UniformProcess
+from pretrain.vocabulary import TokenSpace
+
+SETTINGS = frozenset(
+    {
+        "curriculum_sequences",
+        "curriculum_temperature",
+        "curriculum_top_k",
+        "curriculum_interval",
+    }
+)
+
+
+class Curriculum:
+    """Softened inputs for the sequences before `curriculum_sequences`."""
+
+    def __init__(self, config: ObjectiveConfig, space: TokenSpace) -> None:
+        given = SETTINGS & config.model_dump(exclude_defaults=True).keys()
+        self.length = config.curriculum_sequences
+        if self.length == 0:
+            if given:
+                raise ConfigError(
+                    f"objective.{min(given)} is read with objective.curriculum_sequences above 0"
+                )
+            return
+        if config.loss != "elbo":
+            raise ConfigError(
+                f"objective.curriculum_sequences needs objective.loss=elbo, given {config.loss}: "
+                "the curriculum softens the inputs of the bound"
+            )
+        states = space.num_targets
+        if config.curriculum_top_k >= states:
+            raise ConfigError(
+                f"objective.curriculum_top_k {config.curriculum_top_k} must be below the "
+                f"{states} ids that a token can take"
+            )
+        self.top_k = config.curriculum_top_k
+        self.temperature = config.curriculum_temperature
+        interval = config.curriculum_interval
+        self.time = GaussianTime.between(Duality(states), interval)
+        self.process = UniformProcess(space, duality_schedule(states, interval))
+
+    def covers(self, position: Tensor) -> Tensor:
+        """Which positions of the run are softened, bool [b]."""
+        return position < self.length
+
+    def tau(self, position: Tensor) -> Tensor:
+        """Temperature at positions [b], log-linear, float64 [b]."""
+        first, last = torch.tensor(self.temperature, dtype=torch.float64).log()
+        share = (position.double() / self.length).clamp(max=1.0)
+        return (first + (last - first) * share).exp()
+
+    def draw(self, clean: CleanBatch, t: Tensor, noise: NoiseKey) -> tuple[SoftTokens, Marginal]:
+        """Softened tokens at t in (0, 1), float64 [b, 1], and the law of their argmax."""
+        tau = self.tau(clean.position)[:, None]
+        mu = self.time.signal(t)
+        soft = soft_tokens(clean.tokens, self.process.allowed, mu, tau, self.top_k, noise)
+        return soft, self.process.marginal(t)
+
+
+def choose(which: Tensor, first: Marginal, second: Marginal) -> Marginal:
+    """`first` in the rows where `which` [b] is True, else `second`."""
+    return Marginal(
+        *(
+            torch.where(which[:, None], getattr(first, field.name), getattr(second, field.name))
+            for field in fields(Marginal)
+        )
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel import fragments
-from parallel.fragments import Kind
+from parallel.average import WeightAverage
+from parallel.fragments import EMA, MOMENTS, Kind
 from parallel.layers import mark_parallel_layers, whole_shape
 from parallel.rules import check_rules
 from parallel.settings import EngineConfig, adamw
@@ -51,6 +53,8 @@ class Engine(ABC):
     """The parameters that this rank holds (a slice of), by canonical name; a tied one once."""
     shapes: dict[str, list[int]]
     """Whole shape of every parameter of the model, on every rank alike."""
+    average: WeightAverage | None = None
+    """The averaged weights, where the configuration asks for them."""
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Engine(ABC):
         self.topology = topology
         mark_parallel_layers(module)
         self.optimizer = adamw(param_groups, config)
+        self._updates = 0  # as `optimizer_step`, without asking the device
         self.parameters = dict(module.named_parameters())
         self.shapes = {
             name: whole_shape(p, topology.tensor_parallel_size)
@@ -91,15 +96,43 @@ class Engine(ABC):
         fragments.write_slice(self.parameters[name], kind, own, self.optimizer)
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What there is of every parameter now, beside its weight."""
+        moments = MOMENTS if self.optimizer_step else ()
+        return (*moments, EMA) if self.average is not None else moments
+
+    def using_ema(self) -> AbstractContextManager[None]:
+        """While inside, forward passes use the averaged weights; without any it does nothing."""
+        return nullcontext() if self.average is None else self.average.shown()
+
+    @property
     def optimizer_step(self) -> int:
         """How many updates AdamW has applied; 0 means there are no moments yet."""
         return fragments.optimizer_step(self.parameters.values(), self.optimizer)
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:
-        fragments.create_moments(self.parameters.values(), self.optimizer, step)
+        averaged = self.average is not None
+        fragments.create_moments(self.parameters.values(), self.optimizer, step, averaged)
+        self._updates = step
+
+    def _start_average(self) -> None:
+        """Begin averaging at the present weights; the last act of building an engine."""
+        decay, warmup = self.config.ema_decay, self.config.ema_warmup
+        if decay > 0:
+            self.average = WeightAverage(self.parameters, self.optimizer, decay, warmup)
+            self.optimizer_step = 0
+
+    def _count(self, applied: bool) -> bool:
+        """Count an applied update and let the average take it in; hands `applied` through."""
+        if applied:
+            self._updates += 1
+            if self.average is not None:
+                self.average.update(self._updates)
+        return applied
 
     def _set_lr(self, lr: float) -> None:
+        assert self.average is None or not self.average.is_shown, "no step inside using_ema"
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
@@ -128,9 +161,9 @@ def build_engine(
         "param_groups must hold every trainable parameter of the module exactly once"
     )
     if topology.pipeline_parallel_size > 1:
-        from parallel.pipeline import PipelineEngine
-
-        return PipelineEngine(module, param_groups, config, topology)
-    from parallel.single_stage import SingleStageEngine
-
-    return SingleStageEngine(module, param_groups, config, topology)
+        from parallel.pipeline import PipelineEngine as Host
+    else:
+        from parallel.single_stage import SingleStageEngine as Host  # type: ignore[assignment]
+    engine = Host(module, param_groups, config, topology)
+    engine._start_average()
+    return engine

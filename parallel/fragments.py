@@ -1,4 +1,4 @@
-"""Float32 weights and Adam moments by parameter, wherever ZeRO keeps them.
+"""Float32 weights, Adam moments and averaged weights by parameter, wherever ZeRO keeps them.
 
 ZeRO 1 and 2 flatten parameters into groups and give every data-parallel rank a stretch of each;
 DeepSpeed links every parameter to its stretch. ZeRO 3 cuts every parameter by itself. These
@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from parallel.layers import partition_dim
 from parallel.topology import Topology
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema"]
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
+EMA: Kind = "ema"
+"""The averaged weights (`parallel.average`): to the optimizer one more moment, which it ignores."""
 
 
 def read_full(
     parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer, topology: Topology
 ) -> Tensor:
     """The whole tensor, float32, on every rank; a collective over data and tensor ranks."""
-    own = _read_slice(parameter, kind, optimizer)
+    own = read_slice(parameter, kind, optimizer)
     dim = partition_dim(parameter)
     if dim is None or topology.tensor_parallel_size == 1:
         return own
@@ -41,11 +43,11 @@ def write_slice(
 ) -> None:
     """Store this tensor-parallel rank's slice where this rank keeps (its stretch of) it."""
     own = own.to(device=parameter.device, dtype=torch.float32)
+    if kind == "weight":
+        show(parameter, own)
     if _is_cut(parameter):
         _write_cut(parameter, kind, own)
     elif kind == "weight":
-        with torch.no_grad():
-            parameter.copy_(own)
         if _is_linked(parameter):
             from deepspeed.utils import safe_set_full_fp32_param
 
@@ -58,35 +60,66 @@ def write_slice(
         optimizer.state[parameter][kind].copy_(own)
 
 
+def show(parameter: nn.Parameter, own: Tensor) -> None:
+    """Let forward passes see this tensor-parallel rank's slice; a collective over data ranks.
+
+    The float32 weight that ZeRO keeps stays as it is, so that `show(parameter, read_slice(...))` of
+    it brings the former weight back. Without ZeRO the parameter is that weight.
+    """
+    if not _is_cut(parameter):
+        with torch.no_grad():
+            parameter.copy_(own)
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(own)
+
+
+def has_own_master(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO keeps a float32 weight besides the one that forward passes see."""
+    return _is_cut(parameter) or _is_linked(parameter)
+
+
 def optimizer_step(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Updates applied so far; the same for every parameter."""
     steps = {
         int(optimizer.state[p]["step"]) if "step" in optimizer.state.get(p, {}) else 0
-        for p in _held(parameters, optimizer)
+        for p in held_tensors(parameters, optimizer)
     }
     assert len(steps) == 1, f"parameters have seen different numbers of updates: {steps}"
     return steps.pop()
 
 
 def create_moments(
-    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    average: bool = False,
 ) -> None:
-    """Zero moments after `step` updates, in a fresh optimizer; step 0 leaves it without any."""
+    """Zero moments after `step` updates, in a fresh optimizer; step 0 leaves it without any.
+
+    With `average` there are moments in any case, and averaged weights that are the present ones.
+    """
     optimizer.state.clear()
-    if step == 0:
+    if step == 0 and not average:
         return
     parameters = list(parameters)
-    for held in _held(parameters, optimizer):
+    for held in held_tensors(parameters, optimizer):
         optimizer.state[held] = {
             "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
             "exp_avg": torch.zeros_like(held, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
         }
+        if average:
+            optimizer.state[held][EMA] = held.detach().clone()
     for parameter in parameters:
         _link_moments(parameter, optimizer)
 
 
-def _held(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def held_tensors(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[Tensor]:
     """The tensors that AdamW updates on this rank: parameters, or flat stretches of them."""
     for parameter in parameters:
         if _is_cut(parameter):
@@ -95,8 +128,8 @@ def _held(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) 
     return [held for group in optimizer.param_groups for held in group["params"]]
 
 
-def _read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
-    """This tensor-parallel rank's slice, gathered over the data-parallel ranks."""
+def read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
+    """This tensor-parallel rank's slice, float32, gathered over the data-parallel ranks."""
     if _is_cut(parameter) or _is_linked(parameter):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -134,14 +167,10 @@ def _write_cut(parameter: Any, kind: Kind, own: Tensor) -> None:
     piece = torch.zeros(size, dtype=torch.float32, device=own.device)
     part = own.flatten()[rank * size : (rank + 1) * size]
     piece[: part.numel()] = part
-    if kind != "weight":
+    if kind == "weight":
+        safe_set_local_fp32_param(parameter, piece)
+    else:
         safe_set_local_optimizer_state(parameter, piece, kind)
-        return
-    from deepspeed.runtime.zero import GatheredParameters
-
-    safe_set_local_fp32_param(parameter, piece)
-    with GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(own)
 
 
 def _is_cut(parameter: nn.Parameter) -> bool:

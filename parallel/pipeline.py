@@ -82,7 +82,8 @@ class PipelineEngine(Engine):
         self._runner.scale = self.topology.data_parallel_size * count / denominator
         loss = self.deepspeed.train_batch(iter([self._placeholder] * count))
         norm = self._reported_norm(loss.device)
-        return StepResult(loss.detach().float(), norm, self.deepspeed.was_step_applied())
+        applied = self._count(self.deepspeed.was_step_applied())
+        return StepResult(loss.detach().float(), norm, applied)
 
     def evaluate(self, batch: Any) -> Tensor:
         """See `Engine.evaluate`; the stages run one after the other."""

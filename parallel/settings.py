@@ -25,6 +25,10 @@ class EngineConfig:
     """Largest global gradient norm; 0 turns clipping off."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    ema_decay: float = 0.0
+    """Decay of the averaged weights; 0 keeps none."""
+    ema_warmup: bool = True
+    """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 2 and 3."""
 

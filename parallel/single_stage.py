@@ -65,7 +65,7 @@ class SingleStageEngine(Engine):
         if norm is None:
             applied = self.deepspeed.was_step_applied()
             norm = self._reported_norm(total.device)
-        return StepResult(total / denominator, norm, applied)
+        return StepResult(total / denominator, norm, self._count(applied))
 
     def evaluate(self, batch: Any) -> Tensor:
         """See `Engine.evaluate`."""

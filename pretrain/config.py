@@ -282,6 +282,12 @@ class TrainConfig(Section):
     micro_batch_size: PositiveInt | None = None
     """Sequences per rank and forward pass; null takes the whole share of a rank at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, e.g. 0.9999; 0 keeps none. Costs four
+    bytes a parameter, sharded as the optimizer."""
+    ema_warmup: bool = True
+    """Let the decay grow as (1 + n) / (10 + n) over the first updates n, so that the average
+    forgets the random start."""
     stop_step: PositiveInt | None = None
     """Stop here although `data.epochs` goes further (the schedule still spans all epochs)."""
     log_interval: PositiveInt = 10
@@ -304,6 +310,9 @@ class EvaluationConfig(Section):
     """Noise levels per sequence, stratified; the autoregressive likelihood needs none."""
     batch_size: PositiveInt = 32
     """Sequences per forward pass and rank."""
+    weights: Literal["ema", "raw", "both"] = "ema"
+    """What is evaluated while training where there is an average: `ema` the averaged weights, `raw`
+    the present ones, `both` also the present ones, as `validation_raw/...`, at twice the cost."""
 
 
 class TrackingConfig(Section):

@@ -54,13 +54,14 @@ class Hooks:
     def evaluate(self) -> None:
         """Measure the validation bound and log it."""
         started = time.perf_counter()
-        likelihood = self.session.evaluate()
         state = self.session.state
-        metrics = likelihood.metrics("validation") | {
+        metrics = {
             "train/epoch": self.session.train_stream.epoch_of(state.position),
             "train/tokens": float(state.tokens),
             "train/flops": state.flops,
         }
+        for prefix, likelihood in self.session.evaluate().items():
+            metrics |= likelihood.metrics(prefix)
         self.tracking.log(metrics, state.step)
         self.session.adapt()
         self._clock += time.perf_counter() - started  # speed is that of training

@@ -102,8 +102,22 @@ class Session:
             batch_size=self.config.train.global_batch_size,
         )
 
-    def evaluate(self) -> Likelihood:
-        """Exact bound of the validation text with the present weights."""
+    def evaluate(self) -> dict[str, Likelihood]:
+        """Exact bound of the validation text by prefix of its metrics.
+
+        `validation` is that of the averaged weights where there are any and the configuration does
+        not ask for the present ones; `validation_raw` that of the present ones beside it.
+        """
+        chosen = self.config.evaluation.weights
+        if self.engine.average is None or chosen == "raw":
+            return {"validation": self._likelihood()}
+        with self.engine.using_ema():
+            found = {"validation": self._likelihood()}
+        if chosen == "both":
+            found["validation_raw"] = self._likelihood()
+        return found
+
+    def _likelihood(self) -> Likelihood:
         return evaluate_likelihood(
             self.objective,
             self.validation,
@@ -242,4 +256,6 @@ def _engine_config(config: Config, topology: Topology) -> EngineConfig:
         clip_grad_norm=config.optimizer.clip_grad_norm,
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
     )

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.checkpoint.manifest import WEIGHTS, Manifest, read_manifest, verify_files
+from parallel.checkpoint.manifest import AVERAGES, WEIGHTS, Manifest, read_manifest, verify_files
 from parallel.checkpoint.save import key
 from parallel.engine import Engine
 from parallel.errors import CheckpointError
-from parallel.fragments import MOMENTS, Kind
+from parallel.fragments import EMA, Kind
 from parallel.layers import own_shape, partition_dim, whole_shape
 from parallel.topology import Topology
 
@@ -62,12 +62,23 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
     return _restore(engine, path)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Whole float32 weights by canonical name, hash checked; needs no process group."""
+def load_weights(path: Path, kind: Literal["weight", "ema"] = "weight") -> dict[str, Tensor]:
+    """Whole float32 weights by canonical name, hash checked; needs no process group.
+
+    Raises CheckpointError when the file is damaged, or holds no averaged weights where `kind` asks
+    for them.
+    """
     from safetensors.torch import load_file
 
-    verify_files(path, read_manifest(path), [WEIGHTS])
-    return load_file(path / WEIGHTS)
+    manifest = read_manifest(path)
+    if kind == EMA and not manifest.has_ema:
+        raise CheckpointError(
+            f"{path} holds no averaged weights: its run had train.ema_decay 0. Take the raw weights"
+        )
+    file = WEIGHTS if kind == "weight" else AVERAGES
+    verify_files(path, manifest, [file])
+    loaded = load_file(path / file)
+    return {name: loaded[key(name, kind)] for name in manifest.shapes}
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: Topology) -> None:
@@ -125,10 +136,11 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
 
     manifest = read_manifest(path)
     _check_same_model(engine.shapes, manifest.shapes, str(path))
-    kinds: tuple[Kind, ...] = ("weight",)
-    if manifest.optimizer_step:
-        kinds += MOMENTS
     engine.optimizer_step = manifest.optimizer_step
+    kinds: tuple[Kind, ...] = ("weight", *engine.kinds)
+    if engine.average is not None and not manifest.has_ema:
+        _warn(engine.topology.rank, f"{path} holds no averaged weights: the average begins here")
+        kinds = tuple(kind for kind in kinds if kind != EMA)
     by_file: dict[str, list[tuple[str, Kind]]] = {}
     for name in engine.parameters:
         for kind in kinds:
@@ -138,6 +150,8 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
             for name, kind in tensors:
                 index = _own_index(engine.parameters[name], engine.topology)
                 engine.write(name, kind, opened.get_slice(key(name, kind))[index])
+    if engine.average is not None and not manifest.has_ema:
+        engine.average.restart()
     return manifest.state
 
 

@@ -19,6 +19,7 @@ from parallel.errors import CheckpointError
 FORMAT = "epochal-checkpoint/1"
 NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
+AVERAGES = "ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Manifest:
     files: dict[str, FileEntry]
     state: dict[str, Any]
     """The caller's own state, among it the data cursor."""
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether it holds averaged weights."""
+        return AVERAGES in self.files
 
     def to_json(self) -> str:
         """Text of the file; equal manifests give equal text."""

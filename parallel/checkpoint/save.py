@@ -1,7 +1,8 @@
 """Saving: every rank writes its share of the tensors, and one rename makes the checkpoint exist.
 
 A checkpoint holds whole float32 tensors under canonical names, not the shards of a layout: the
-weights once, in one file that evaluation reads alone, and the Adam moments spread over the ranks.
+weights once, in one file that evaluation reads alone, averaged weights likewise, and the Adam
+moments spread over the ranks.
 Gathering costs one pass over the network per save; in return every layout and ZeRO stage reads what
 any other wrote, bit for bit, and no pickle is ever loaded. All ranks must see the same file system.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from parallel.checkpoint.manifest import (
+    AVERAGES,
     FORMAT,
     NAME,
     WEIGHTS,
@@ -30,7 +32,7 @@ from parallel.checkpoint.manifest import (
 from parallel.checkpoint.writer import TensorWriter
 from parallel.engine import Engine
 from parallel.errors import CheckpointError, SaveError
-from parallel.fragments import MOMENTS, Kind
+from parallel.fragments import EMA, MOMENTS, Kind
 
 
 def save_checkpoint(
@@ -86,18 +88,28 @@ class _Plan:
         """Every tensor, in the order in which all ranks gather them."""
         self.tensors: dict[str, str] = {}
         self.owner: dict[str, int] = {WEIGHTS: 0}
+        """Rank that writes each file."""
+        kinds = engine.kinds
+        moments = [kind for kind in MOMENTS if kind in kinds]
         load = [0] * engine.topology.world_size
-        load[0] = sum(_numel(shape) for shape in self.shapes.values())
+        whole = sum(_numel(shape) for shape in self.shapes.values())
+        load[0] = whole
+        if EMA in kinds:
+            self.owner[AVERAGES] = load.index(min(load))
+            load[self.owner[AVERAGES]] += whole
         for name, shape in self.shapes.items():
             self.order.append((name, "weight"))
             self.tensors[name] = WEIGHTS
-            if self.optimizer_step == 0:
+            if EMA in kinds:
+                self.order.append((name, EMA))
+                self.tensors[key(name, EMA)] = AVERAGES
+            if not moments:
                 continue
             owner = load.index(min(load))
-            load[owner] += len(MOMENTS) * _numel(shape)
+            load[owner] += len(moments) * _numel(shape)
             file = f"optimizer-{owner:05d}.safetensors"
             self.owner[file] = owner
-            for moment in MOMENTS:
+            for moment in moments:
                 self.order.append((name, moment))
                 self.tensors[key(name, moment)] = file
 

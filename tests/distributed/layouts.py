@@ -107,7 +107,7 @@ def clean_rows(step: int, rows: Tensor) -> CleanBatch:
 class Trainer:
     """One engine on this rank's part of the layout."""
 
-    def __init__(self, cut: Cut, task: Task) -> None:
+    def __init__(self, cut: Cut, task: Task, **changes: Any) -> None:
         init_distributed(timeout_minutes=2)
         self.topology = Topology.build(
             tensor_parallel_size=cut.tp,
@@ -137,6 +137,7 @@ class Trainer:
             micro_batch_size=self.per_rank // 2,
             num_microbatches=2,
             clip_grad_norm=0.5,
+            **changes,
         )
         self.start = {n: p.detach().clone() for n, p in module.named_parameters()}
         self.engine: Engine = build_engine(

@@ -1,0 +1,187 @@
+"""Averaged weights in every layout: against a float64 recursion, across layouts, through resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import run_ranks
+from layouts import TASKS, Cut, Trainer, as_dict
+
+DECAY, STEPS, SAVED = 0.9, 6, 3
+CUTS = [
+    Cut(dp=2, zero=2),
+    Cut(dp=2, zero=3),
+    Cut(tp=2),
+    Cut(pp=2, zero=1),
+    Cut(tp=2, dp=2, zero=1),
+]
+MORE = [
+    Cut(dp=2, zero=0),
+    Cut(dp=2, zero=1),
+    Cut(cp=2, zero=1),
+    Cut(tp=2, dp=2, zero=3),
+    Cut(pp=2, tp=2, zero=1),
+]
+
+
+def averages(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: trainer.engine.read(name, "ema").clone() for name in trainer.names()}
+
+
+def live(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What forward passes see on this rank, before ZeRO has any say."""
+    seen = {}
+    for name, p in trainer.engine.parameters.items():
+        held = p.ds_tensor if hasattr(p, "ds_tensor") else p
+        seen[name] = held.detach().clone()
+    return seen
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def run(cut: dict[str, Any], folder: Path | None = None, warmup: bool = True) -> dict[str, Any]:
+    """Train; the weights after every update, the averages, and what an evaluation with them sees.
+
+    Saves on the way, and once more in a fresh engine goes on from there.
+    """
+    from parallel.checkpoint import load_latest, save_checkpoint
+
+    changes = {"ema_decay": DECAY, "ema_warmup": warmup}
+    trainer = Trainer(Cut(**cut), TASKS["uniform"], **changes)
+    history, curve = [trainer.weights()], []
+    for step in range(STEPS):
+        curve += trainer.train(step, step + 1)
+        history.append(trainer.weights())
+        if folder is not None and step + 1 == SAVED:
+            save_checkpoint(trainer.engine, folder, SAVED, {})
+    before, raw = live(trainer), trainer.evaluate()
+    with trainer.engine.using_ema():
+        bound = trainer.evaluate()
+    restored = same(live(trainer), before) and trainer.evaluate() == raw
+    made = {
+        "history": history,
+        "ema": averages(trainer),
+        "bound": bound,
+        "raw": raw,
+        "dp_rank": trainer.topology.dp_rank,
+        "restored": restored and same(trainer.weights(), history[-1]),
+        "next": trainer.train(STEPS, STEPS + 1),
+    }
+    if folder is not None:
+        again = Trainer(Cut(**cut), TASKS["uniform"], **changes)
+        load_latest(again.engine, folder)
+        made["resumed"] = curve[SAVED:] == again.train(SAVED, STEPS)
+        made["resumed"] = made["resumed"] and same(averages(again), made["ema"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The run on one rank, and the folder of its checkpoint."""
+    folder = tmp_path_factory.mktemp("reference")
+    return run_ranks(1, run, as_dict(Cut()), folder)[0], folder
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_average_is_the_recursion_in_float64(warmup) -> None:
+    got = run_ranks(1, run, as_dict(Cut()), warmup=warmup)[0]
+    for name, ema in got["ema"].items():
+        want = got["history"][0][name].double()
+        for n, weights in enumerate(got["history"][1:], start=1):
+            d = min(DECAY, (1 + n) / (10 + n)) if warmup else DECAY
+            want = d * want + (1 - d) * weights[name].double()
+        assert torch.allclose(ema.double(), want, rtol=1e-6, atol=1e-8), name
+        assert not torch.equal(ema, got["history"][-1][name]), name
+
+
+@pytest.mark.parametrize(
+    "cut", [*CUTS, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE)], ids=str
+)
+def test_every_layout_keeps_the_same_average(reference, cut, tmp_path) -> None:
+    want, _ = reference
+    ranks = run_ranks(cut.ranks, run, as_dict(cut), tmp_path, timeout=300)
+    for got in ranks:
+        assert got["restored"], "weights after an evaluation are those before it, bit for bit"
+        assert got["resumed"], "a resumed run keeps the average of an uninterrupted one, bitwise"
+        size = len(got["bound"])
+        own = slice(got["dp_rank"] * size, (got["dp_rank"] + 1) * size)
+        assert got["bound"] == pytest.approx(want["bound"][own], rel=1e-5)
+        assert got["bound"] != pytest.approx(got["raw"], rel=1e-5), (
+            "the two must be distinguishable"
+        )
+        for name, ema in got["ema"].items():
+            moved = (want["ema"][name] - want["history"][0][name]).norm()
+            assert (ema - want["ema"][name]).norm() <= 1e-3 * moved, name
+    assert ranks[0]["next"][0] == pytest.approx(want["next"][0], rel=1e-5)
+
+
+def load(cut: dict[str, Any], folder: Path, decay: float) -> dict[str, Any]:
+    """Averages and weights right after loading, and the averages some steps later."""
+    from parallel.checkpoint import load_latest
+
+    trainer = Trainer(Cut(**cut), TASKS["uniform"], ema_decay=decay)
+    load_latest(trainer.engine, folder)
+    if not decay:
+        return {"kinds": trainer.engine.kinds}
+    loaded, weights = averages(trainer), trainer.weights()
+    trainer.train(SAVED, STEPS)
+    return {"loaded": loaded, "weights": weights, "end": averages(trainer)}
+
+
+@pytest.mark.parametrize(
+    "cut", [Cut(dp=2, zero=3), Cut(pp=2, zero=1), Cut(tp=2, dp=2, zero=1)], ids=str
+)
+def test_averages_move_to_another_layout_bit_for_bit(reference, cut) -> None:
+    from parallel.checkpoint import load_weights
+
+    want, folder = reference
+    saved = load_weights(folder / f"step-{SAVED:08d}", "ema")
+    for got in run_ranks(cut.ranks, load, as_dict(cut), folder, DECAY):
+        assert same(got["loaded"], saved)
+        for name, ema in got["end"].items():
+            moved = (want["ema"][name] - want["history"][0][name]).norm()
+            assert (ema - want["ema"][name]).norm() <= 1e-3 * moved, name
+
+
+def save_without(folder: Path) -> None:
+    from parallel.checkpoint import save_checkpoint
+
+    trainer = Trainer(Cut(), TASKS["uniform"])
+    trainer.train(0, SAVED)
+    save_checkpoint(trainer.engine, folder, SAVED, {})
+
+
+def test_averaging_can_begin_and_end_at_a_resume(reference, tmp_path) -> None:
+    from parallel.checkpoint import load_weights
+    from parallel.errors import CheckpointError
+
+    run_ranks(1, save_without, tmp_path)
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load_weights(tmp_path / f"step-{SAVED:08d}", "ema")
+    got = run_ranks(2, load, as_dict(Cut(dp=2, zero=2)), tmp_path, DECAY)[0]
+    assert same(got["loaded"], got["weights"])
+    assert not same(got["end"], got["loaded"])
+    _, folder = reference
+    assert run_ranks(1, load, as_dict(Cut()), folder, 0.0)[0]["kinds"] == ("exp_avg", "exp_avg_sq")
+
+
+def overflow(cut: dict[str, Any]) -> bool:
+    """A step whose gradient is not finite, after a good one; is everything as before?"""
+    trainer = Trainer(Cut(**cut), TASKS["masked"], ema_decay=DECAY)
+    trainer.train(0, 1)
+    before = averages(trainer)
+    result = trainer.engine.step(trainer.batches(1), float("nan"), 1e-3)  # type: ignore[arg-type]
+    assert not result.applied
+    after = averages(trainer)
+    trainer.train(1, 2)
+    return same(before, after) and not same(averages(trainer), before)
+
+
+@pytest.mark.parametrize("cut", [Cut(), Cut(dp=2, zero=1), Cut(dp=2, zero=3)], ids=str)
+def test_a_step_that_is_skipped_leaves_the_average(cut) -> None:
+    assert all(run_ranks(cut.ranks, overflow, as_dict(cut)))

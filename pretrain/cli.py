@@ -37,6 +37,19 @@ Checkpoint = Annotated[
 ]
 
 
+class WeightsKind(StrEnum):
+    """Which weights of a checkpoint."""
+
+    ema = "ema"
+    raw = "raw"
+
+
+Weights = Annotated[
+    WeightsKind | None,
+    typer.Option(help="Averaged or last weights; default: averaged ones where there are any."),
+]
+
+
 class Split(StrEnum):
     """Which pool of a run is evaluated."""
 
@@ -107,6 +120,7 @@ def train(
 def evaluate(
     run: Run,
     checkpoint: Checkpoint = None,
+    weights: Weights = None,
     draws: Annotated[
         int | None, typer.Option(help="Noise levels per sequence; default: the run's own.")
     ] = None,
@@ -123,7 +137,12 @@ def evaluate(
     from pretrain.evaluation.run import evaluate_run
 
     result = evaluate_run(
-        run, checkpoint=checkpoint, draws=draws, sequences=sequences, split=split.value
+        run,
+        checkpoint=checkpoint,
+        weights=None if weights is None else weights.value,
+        draws=draws,
+        sequences=sequences,
+        split=split.value,
     )
     if as_json:
         _print_json(result)
@@ -135,6 +154,7 @@ def evaluate(
 def sample(
     run: Run,
     checkpoint: Checkpoint = None,
+    weights: Weights = None,
     num: Annotated[int, typer.Option(help="How many samples.")] = 4,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; default: one a token. Diffusion only.")
@@ -156,6 +176,7 @@ def sample(
     samples = sample_run(
         run,
         checkpoint=checkpoint,
+        weights=None if weights is None else weights.value,
         num=num,
         steps=steps,
         temperature=temperature,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from parallel.checkpoint import assign_weights, latest_checkpoint, load_weights, read_manifest
@@ -16,6 +17,9 @@ from pretrain.errors import ConfigError
 from pretrain.model.module import ObjectiveModule
 from pretrain.objectives import build_objective
 
+Weights = Literal["ema", "raw"]
+"""Averaged weights, or those of the last step."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -27,13 +31,15 @@ class Restored:
     module: ObjectiveModule
     checkpoint: Path
     step: int
+    weights: Weights
+    """Which weights the module has."""
 
 
-def restore(run: Path, checkpoint: Path | None = None) -> Restored:
-    """The newest (or the given) checkpoint of `run`.
+def restore(run: Path, checkpoint: Path | None = None, weights: Weights | None = None) -> Restored:
+    """The newest (or the given) checkpoint of `run`; averaged weights where it holds them.
 
-    Raises ConfigError when the folder is no run or holds no checkpoint, CheckpointError when its
-    weights do not match their hash.
+    `weights` insists on one kind. Raises ConfigError when the folder is no run or holds no
+    checkpoint, CheckpointError when its weights do not match their hash or are not there.
     """
     from pretrain.session import build_model
 
@@ -48,6 +54,9 @@ def restore(run: Path, checkpoint: Path | None = None) -> Restored:
             f"{run} holds no checkpoint yet; train it with epochal train --config "
             f"{run / 'config.yaml'}"
         )
+    manifest = read_manifest(path)
+    chosen: Weights = weights or ("ema" if manifest.has_ema else "raw")
+    loaded = load_weights(path, "ema" if chosen == "ema" else "weight")
     runtime = init_distributed(config.parallel.timeout_minutes, config.run.device)
     topology = Topology.build()
     tokenizer = load_tokenizer(config.data.tokenizer)
@@ -55,6 +64,6 @@ def restore(run: Path, checkpoint: Path | None = None) -> Restored:
     # Which kernel trained the weights is no part of them, and may not exist on this machine.
     anywhere = replace_values(config, {"model.attention": "auto"})
     module = build_model(anywhere, topology, objective)
-    assign_weights(module, load_weights(path), topology)
+    assign_weights(module, loaded, topology)
     module.to(runtime.device).eval()
-    return Restored(config, runtime, tokenizer, module, path, read_manifest(path).step)
+    return Restored(config, runtime, tokenizer, module, path, manifest.step, chosen)

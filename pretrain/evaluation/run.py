@@ -12,13 +12,14 @@ from torch import Tensor
 from pretrain.batch import TrainBatch
 from pretrain.data import training_stream, validation_stream
 from pretrain.evaluation.likelihood import evaluate_likelihood
-from pretrain.evaluation.restore import restore
+from pretrain.evaluation.restore import Weights, restore
 
 
 def evaluate_run(
     run: Path,
     *,
     checkpoint: Path | None = None,
+    weights: Weights | None = None,
     draws: int | None = None,
     sequences: int | None = None,
     split: Literal["validation", "train"] = "validation",
@@ -27,7 +28,7 @@ def evaluate_run(
 
     The result is also appended to `RUN/evaluations.jsonl`.
     """
-    restored = restore(run, checkpoint)
+    restored = restore(run, checkpoint, weights)
     config, module = restored.config, restored.module
     changes = {"draws": draws, "sequences": sequences}
     settings = config.evaluation.model_copy(
@@ -46,6 +47,7 @@ def evaluate_run(
     result = {
         "run": str(run),
         "checkpoint": restored.checkpoint.name,
+        "weights": restored.weights,
         "step": restored.step,
         "objective": config.objective.name,
         "split": split,

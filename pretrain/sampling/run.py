@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.evaluation.restore import Restored, restore
+from pretrain.evaluation.restore import Restored, Weights, restore
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives.autoregressive import Autoregressive
 from pretrain.objectives.block import Block
@@ -30,6 +30,7 @@ def sample_run(
     run: Path,
     *,
     checkpoint: Path | None = None,
+    weights: Weights | None = None,
     num: int = 4,
     steps: int | None = None,
     temperature: float = 1.0,
@@ -44,7 +45,7 @@ def sample_run(
     Results are appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
     """
     _check(num, temperature, top_p, steps)
-    restored = restore(run, checkpoint)
+    restored = restore(run, checkpoint, weights)
     length = length or restored.config.data.seq_length
     given = restored.tokenizer.encode(prompt)
     if len(given) >= length:
@@ -57,6 +58,7 @@ def sample_run(
         "length": length,
         "prompt": prompt,
         "checkpoint": restored.checkpoint.name,
+        "weights": restored.weights,
         "run": str(run),
     }
     if restored.module.objective.name != "autoregressive":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from harness import run_ranks
 from layouts import TASKS, Cut, Trainer, as_dict
@@ -185,3 +186,24 @@ def overflow(cut: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("cut", [Cut(), Cut(dp=2, zero=1), Cut(dp=2, zero=3)], ids=str)
 def test_a_step_that_is_skipped_leaves_the_average(cut) -> None:
     assert all(run_ranks(cut.ranks, overflow, as_dict(cut)))
+
+
+def evaluate_both(run: Path) -> list[dict[str, Any]]:
+    """What `epochal evaluate` says by default, and for either kind of weights."""
+    from pretrain.evaluation.run import evaluate_run
+
+    return [evaluate_run(run, weights=weights) for weights in (None, "ema", "raw")]
+
+
+def test_training_reports_the_average_and_evaluate_repeats_it(pool, tmp_path) -> None:
+    more = ("train.ema_decay=0.9", "evaluation.weights=both", "train.eval_epochs=[]")
+    layout = ("parallel.data_parallel_size=2", "parallel.zero_stage=2")
+    codes = run_ranks(2, runs.train, pool, tmp_path, "train.stop_step=4", *more, *layout)
+    assert codes == [0, 0]
+    logged = runs.log(tmp_path)[4]
+    default, ema, raw = run_ranks(1, evaluate_both, tmp_path, launcher=False)[0]
+    assert default == ema
+    assert (ema["weights"], raw["weights"]) == ("ema", "raw")
+    assert ema["nats_per_token"] == pytest.approx(logged["validation/nats_per_token"], rel=1e-6)
+    assert raw["nats_per_token"] == pytest.approx(logged["validation_raw/nats_per_token"], rel=1e-6)
+    assert ema["nats_per_token"] != pytest.approx(raw["nats_per_token"], rel=1e-4)

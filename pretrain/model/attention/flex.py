@@ -35,8 +35,13 @@ def block_mask(rule: AttentionRule, batch_size: int, length: int, device: str) -
         return None
     build = _compiled(create_block_mask) if device == "cuda" else create_block_mask
     if rule.kind == "causal":
-        return build(_causal, None, None, length, length, device=device)
+        return build(causal, None, None, length, length, device=device)
     return build(reads(rule), batch_size, None, length, length, device=device)
+
+
+def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The rule of kind `causal` as such a function."""
+    return query >= key
 
 
 def reads(rule: AttentionRule) -> MaskFunction:
@@ -69,10 +74,6 @@ def obstacle(head_size: int, dropout: bool) -> str | None:
     if head_size < _SMALLEST_HEAD:
         return f"its heads are at least {_SMALLEST_HEAD} wide, not {head_size}"
     return None
-
-
-def _causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return query >= key
 
 
 @cache

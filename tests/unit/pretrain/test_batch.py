@@ -45,6 +45,25 @@ def test_a_cpu_batch_keeps_its_memory() -> None:
     assert len(addresses[0]) == 7
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_are_read_apart(causal: bool) -> None:
+    """Columns and bounds of the fast path, each against the sentence that defines it."""
+    segment = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0], [4, 4, 5, 5, 5, 5]])
+    valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [False] * 6])
+    rule = AttentionRule.from_documents(segment, valid, causal=causal)
+    mask = rule.mask()[:, 0]
+    for b in range(3):
+        for q in range(6):
+            for k in range(6):
+                whole = valid[b, q] and valid[b, k] and segment[b, q] == segment[b, k]
+                expected = q == k or bool(whole and (k < q or not causal))
+                assert bool(mask[b, q, k]) == expected, (b, q, k)
+    assert rule.documents is not None and rule.documents.causal == causal
+    # 3, 2 and 1 tokens; 4 and two that are not valid; six that are not.
+    assert rule.documents.starts.tolist() == [0, 3, 5, 6, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+    assert rule.documents.longest == 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_every_tensor_is_pinned_and_arrives_unchanged() -> None:

@@ -31,6 +31,8 @@ class EngineConfig:
     """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 2 and 3."""
+    whole_below: int = 100_000
+    """ZeRO 3 keeps parameters with fewer elements whole on every rank."""
 
 
 def adamw(param_groups: Sequence[dict[str, Any]], config: EngineConfig) -> torch.optim.AdamW:
@@ -62,6 +64,7 @@ def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]
             "stage": stage,
             "reduce_bucket_size": config.reduce_bucket_size,
             "allgather_bucket_size": config.reduce_bucket_size,
+            "stage3_param_persistence_threshold": config.whole_below,
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,

@@ -288,6 +288,11 @@ class TrainConfig(Section):
     ema_warmup: bool = True
     """Let the decay grow as (1 + n) / (10 + n) over the first updates n, so that the average
     forgets the random start."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass makes again instead of keeping it: `selective` norms, rotations and
+    activations (nothing dear), `full` whole layers (a third more operations, least memory)."""
+    recompute_layers: PositiveInt | None = None
+    """How many layers of each pipeline stage, from its first, `recompute` concerns; null all."""
     stop_step: PositiveInt | None = None
     """Stop here although `data.epochs` goes further (the schedule still spans all epochs)."""
     log_interval: PositiveInt = 10
@@ -299,6 +304,15 @@ class TrainConfig(Section):
     """Steps between checkpoints; 0 saves at the end and on preemption only."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
     """How many checkpoints stay; 0 keeps all."""
+
+    @model_validator(mode="after")
+    def _recompute_is_on(self) -> TrainConfig:
+        if self.recompute == "none" and self.recompute_layers is not None:
+            raise ValueError(
+                f"recompute_layers {self.recompute_layers} does nothing while recompute is none; "
+                "set recompute to selective or full, or leave recompute_layers empty"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -366,6 +380,11 @@ class Config(Section):
                 f"train.micro_batch_size {t.micro_batch_size} does not divide the {per_rank} "
                 f"sequences of a rank (global_batch_size {t.global_batch_size} over {dp} "
                 f"data-parallel ranks); allowed here: {_divisors(per_rank)}"
+            )
+        if t.recompute_layers is not None and t.recompute_layers > m.num_layers:
+            raise ValueError(
+                f"train.recompute_layers {t.recompute_layers} is more than model.num_layers "
+                f"{m.num_layers}; null concerns all layers"
             )
         if self.objective.independent_levels > 0 and m.time_conditioning:
             raise ValueError(

@@ -31,6 +31,7 @@ from pretrain.learning_rate import learning_rate
 from pretrain.model.attention import Call, describe_kernels
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
+from pretrain.model.recompute import Recompute
 from pretrain.model.transformer import Transformer
 from pretrain.model_size import parameter_count, stage_costs
 from pretrain.noise.key import NoiseKey
@@ -165,7 +166,8 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
         config.model, objective.space.padded_vocab_size, objective.head_share
     )
     stage = topology.stage(layers, last_cost=head)
-    model = Transformer(config.model, objective.space, parallel_config(topology), stage)
+    recompute = Recompute(config.train.recompute, config.train.recompute_layers)
+    model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
     initialize(model, config.run.seed)
     return ObjectiveModule(model, objective)
 

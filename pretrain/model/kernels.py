@@ -39,6 +39,12 @@ def swiglu(y: Tensor) -> Tensor:
     return out
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    out: Tensor = _SquaredReLU.apply(x)
+    return out
+
+
 class _RMSNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -98,3 +104,16 @@ class _SwiGLU(Function):
         gate, up = y.chunk(2, dim=-1)
         dgate = torch.ops.aten.silu_backward(g * up, gate)
         return torch.cat((dgate, F.silu(gate).mul_(g)), dim=-1)
+
+
+class _SquaredReLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (g,) = gradients
+        (x,) = ctx.saved_tensors
+        return F.relu(x).mul_(2.0).mul_(g)

@@ -8,6 +8,8 @@ matrix.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from megatron.core.model_parallel_config import ModelParallelConfig
@@ -18,7 +20,8 @@ from parallel.context import spread_attention
 from parallel.layers import sum_gradient
 from pretrain.config import ModelConfig
 from pretrain.model.attention import AttentionPlan, attend
-from pretrain.model.kernels import rms_norm, rotate, swiglu
+from pretrain.model.kernels import rms_norm, rotate, squared_relu, swiglu
+from pretrain.model.recompute import Keep
 
 
 def _no_init(weight: Tensor) -> Tensor:
@@ -80,8 +83,9 @@ def rotary_phases(positions: Tensor, head_size: int, base: float) -> tuple[Tenso
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, keep: Keep) -> None:
         super().__init__()
+        self.keep = keep
         tp = parallel.tensor_model_parallel_size
         self.head_size = config.head_size
         self.attend = spread_attention(attend)
@@ -104,39 +108,77 @@ class Attention(nn.Module):
         qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
         m = self.heads_per_group
         # Splits, not slices: the gradient of a slice is a zero-filled copy of the whole.
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k, v = qkv.split((m, 1, 1), dim=3)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=3)
-        else:
-            qk, v = qkv.split((m + 1, 1), dim=3)
-        q, k = rotate(qk, *phases).split((m, 1), dim=3)
-        y = self.attend(q.flatten(2, 3), k.squeeze(3), v.squeeze(3), plan)
-        out: Tensor = self.out(y.reshape(s, b, -1))[0]
+        *parts, v = qkv.split((m + 1, 1) if self.q_norm is None else (m, 1, 1), dim=3)
+        qk = self._positioned(phases, *parts)
+        q, k = qk.split((m, 1), dim=3)
+        q = q.flatten(2, 3)  # a copy where a group has several queries
+        with (
+            self.keep.instead_of(qk, self._positioned, phases, *parts),
+            self.keep.instead_of(q, self._queries, phases, *parts),
+        ):
+            y = self.attend(q, k.squeeze(3), v.squeeze(3), plan)
+        joined = _join_heads(y)
+        with self.keep.instead_of(joined, _join_heads, y):
+            out: Tensor = self.out(joined)[0]
         return out
+
+    def _positioned(self, phases: tuple[Tensor, Tensor], *parts: Tensor) -> Tensor:
+        """Queries and key of each group, normed if they are to be and rotated, [s, b, g, m + 1, d].
+
+        `parts` is both together, or queries and key apart if they have norms.
+        """
+        if self.q_norm is None or self.k_norm is None:
+            return rotate(parts[0], *phases)
+        return rotate(torch.cat((self.q_norm(parts[0]), self.k_norm(parts[1])), dim=3), *phases)
+
+    def _queries(self, phases: tuple[Tensor, Tensor], *parts: Tensor) -> Tensor:
+        """The queries among `_positioned`, [s, b, heads, d]."""
+        return self._positioned(phases, *parts)[:, :, :, :-1].flatten(2, 3)
+
+
+def _join_heads(y: Tensor) -> Tensor:
+    """[s, b, heads, d] -> [s, b, heads * d], contiguous."""
+    return y.reshape(*y.shape[:2], -1)
 
 
 class MLP(nn.Module):
     """Feed-forward part: SwiGLU, squared ReLU or GELU."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, keep: Keep) -> None:
         super().__init__()
-        self.activation = config.activation
-        gates = 2 if config.activation == "swiglu" else 1
-        self.up = column_linear(parallel, config.hidden_size, gates * config.ffn_size)
+        self.keep = keep
+        self.gated = config.activation == "swiglu"
+        self.activation = _ACTIVATIONS[config.activation]
+        width = (2 if self.gated else 1) * config.ffn_size
+        self.up = column_linear(parallel, config.hidden_size, width)
         self.down = row_linear(parallel, config.ffn_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, h] -> [s, b, h]."""
-        if self.activation == "swiglu":
+        if self.gated:
             # Gate and up rows interleave in storage; apart, they are read at full speed. Moving the
             # weight costs less than reading every activation with a stride.
-            apart = self.up.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
-            y = swiglu(self.up(x, weight=apart)[0])
-            out: Tensor = self.down(y)[0]
-            return out
-        y = self.up(x)[0]
-        if self.activation == "squared_relu":
-            y = F.relu(y).square()
+            apart = self._weight_apart()
+            with self.keep.instead_of(apart, self._weight_apart):
+                y = self.up(x, weight=apart)[0]
         else:
-            y = F.gelu(y, approximate="tanh")
-        return self.down(y)[0]
+            y = self.up(x)[0]
+        z = self.activation(y)
+        with self.keep.instead_of(z, self.activation, y):
+            out: Tensor = self.down(z)[0]
+        return out
+
+    def _weight_apart(self) -> Tensor:
+        """Weight of `up` with all rows of gates before all others."""
+        return self.up.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": swiglu,
+    "squared_relu": squared_relu,
+    "gelu": _gelu,
+}

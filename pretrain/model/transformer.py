@@ -6,12 +6,16 @@ pipeline can be cut between any two of them. No part knows which objective runs.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from parallel.context import gather_positions, own_positions
 from parallel.layers import gather_sequence
@@ -22,6 +26,7 @@ from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
+from pretrain.model.recompute import Keep, Mode, Recompute
 from pretrain.model.vocab import VocabChunk
 from pretrain.vocabulary import TokenSpace
 
@@ -29,13 +34,14 @@ from pretrain.vocabulary import TokenSpace
 class TransformerLayer(nn.Module):
     """Attention and MLP, each behind a norm and (if conditioned) a modulation."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, keep: Keep) -> None:
         super().__init__()
+        self.keep = keep
         partial = parallel.sequence_parallel
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
-        self.attention = Attention(config, parallel)
+        self.attention = Attention(config, parallel, keep)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
-        self.mlp = MLP(config, parallel)
+        self.mlp = MLP(config, parallel, keep)
         self.modulation = (
             Modulation(6, config.hidden_size, partial) if config.time_conditioning else None
         )
@@ -49,14 +55,32 @@ class TransformerLayer(nn.Module):
     ) -> Tensor:
         """[s, b, h] -> [s, b, h]; condition [b, c] or None."""
         if self.modulation is None:
-            x = x + self.attention(self.attention_norm(x), plan, phases)
-            return x + self.mlp(self.mlp_norm(x))
+            x = x + self._normed(x, self.attention_norm, (), self.attention, plan, phases)
+            return x + self._normed(x, self.mlp_norm, (), self.mlp)
         assert condition is not None, "a time-conditioned model needs a noise level"
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        h = modulate(self.attention_norm(x), shift1, scale1)
-        x = x + gate1 * self.attention(h, plan, phases)
-        h = modulate(self.mlp_norm(x), shift2, scale2)
-        return x + gate2 * self.mlp(h)
+        attended = self._normed(
+            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases
+        )
+        x = x + gate1 * attended
+        return x + gate2 * self._normed(x, self.mlp_norm, (shift2, scale2), self.mlp)
+
+    def _normed(
+        self, x: Tensor, norm: RMSNorm, modulation: tuple[Tensor, ...], part: nn.Module, *rest: Any
+    ) -> Tensor:
+        """`part` of normed and modulated x, of which only x need be kept."""
+
+        def prepare(x: Tensor, *modulation: Tensor) -> Tensor:
+            h = norm(x)
+            if modulation:
+                with self.keep.instead_of(h, norm, x):
+                    h = modulate(h, *modulation)
+            return h
+
+        h = prepare(x, *modulation)
+        with self.keep.instead_of(h, prepare, x, *modulation):
+            out: Tensor = part(h, *rest)
+        return out
 
 
 class Head(nn.Module):
@@ -118,9 +142,11 @@ class Transformer(nn.Module):
         space: TokenSpace,
         parallel: ModelParallelConfig,
         stage: Stage | None = None,
+        recompute: Recompute | None = None,
     ) -> None:
         super().__init__()
         self.config, self.space = config, space
+        self.recompute = Recompute() if recompute is None else recompute
         self.stage = whole_model(config.num_layers) if stage is None else stage
         if self.stage.first or (self.stage.last and config.tie_embeddings):
             self.embedding = TokenEmbedding(
@@ -133,7 +159,9 @@ class Transformer(nn.Module):
         if self.stage.first and config.time_conditioning:
             self.noise_embedding = NoiseEmbedding()
         self.layers = nn.ModuleList(
-            TransformerLayer(config, parallel) if i in self.stage.layers else nn.Identity()
+            TransformerLayer(config, parallel, Keep(self._mode(i) == "selective"))
+            if i in self.stage.layers
+            else nn.Identity()
             for i in range(config.num_layers)
         )
         if self.stage.last:
@@ -165,7 +193,12 @@ class Transformer(nn.Module):
         call = Call.like(x, self.config.head_size)
         plan = plan_attention(rule, self.config.attention, call, *ids.shape)
         for i in self.stage.layers:
-            x = self.layers[i](x, plan, phases, condition)
+            layer: Callable[..., Tensor] = self.layers[i]
+            if self._mode(i) == "full" and torch.is_grad_enabled():
+                layer = functools.partial(
+                    checkpoint, layer, use_reentrant=False, preserve_rng_state=False
+                )
+            x = layer(x, plan, phases, condition)
         if not self.stage.last:
             return (x, *rest)
         hidden: Tensor = self.head.hidden(x, condition)
@@ -183,6 +216,10 @@ class Transformer(nn.Module):
         if noise_level is None:  # families without a level still have the same parameters
             noise_level = torch.zeros(ids.shape[0], device=ids.device)
         return x, self.noise_embedding(noise_level)
+
+    def _mode(self, i: int) -> Mode:
+        """How much of layer i is kept."""
+        return self.recompute.of(i - self.stage.layers.start)
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:
         """Vocabulary outputs for hidden rows [n, h]."""

@@ -16,6 +16,7 @@ from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
+from pretrain.model.recompute import Recompute
 from pretrain.model.transformer import Transformer
 from pretrain.model_size import stage_costs
 from pretrain.noise.key import NoiseKey
@@ -50,6 +51,7 @@ class Cut:
     sp: bool = False
     zero: int = 0
     precision: str = "float32"
+    recompute: str = "none"
 
     @property
     def ranks(self) -> int:
@@ -58,7 +60,9 @@ class Cut:
     def __str__(self) -> str:
         axes = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp}
         parts = [f"{name}{size}" for name, size in axes.items() if size > 1]
-        return "-".join([*parts, *(["sp"] if self.sp else []), f"zero{self.zero}"])
+        further = [*(["sp"] if self.sp else []), f"zero{self.zero}"]
+        further += [] if self.recompute == "none" else [self.recompute]
+        return "-".join([*parts, *further])
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ class Trainer:
         model_config = ModelConfig(**{**MODEL, **task.model})
         layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)
         stage = self.topology.stage(layers, last_cost=head)
-        model = Transformer(model_config, SPACE, parallel_config(self.topology), stage)
+        recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
+        model = Transformer(model_config, SPACE, parallel_config(self.topology), stage, recompute)
         initialize(model, SEED)
         module = ObjectiveModule(model, self.objective)
         if task.model.get("time_conditioning"):
@@ -137,6 +142,7 @@ class Trainer:
             micro_batch_size=self.per_rank // 2,
             num_microbatches=2,
             clip_grad_norm=0.5,
+            whole_below=0,  # or ZeRO 3 would leave a model as small as this one whole
             **changes,
         )
         self.start = {n: p.detach().clone() for n, p in module.named_parameters()}

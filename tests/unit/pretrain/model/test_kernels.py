@@ -64,6 +64,12 @@ CASES = {
         lambda d: (3 * torch.randn(5, 2, 14, dtype=d),),
         (0,),
     ),
+    "squared_relu": (
+        kernels.squared_relu,
+        lambda x: F.relu(x).square(),
+        lambda d: (3 * torch.randn(5, 2, 14, dtype=d),),
+        (0,),
+    ),
 }
 
 

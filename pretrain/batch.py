@@ -173,6 +173,9 @@ class TrainBatch:
     None where every input is one token."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What else a family's loss needs, each aligned with `targets` in its first dimension."""
+    own: dict[str, Any] = field(default_factory=dict)
+    """What the network of an objective that brings one needs: tensors of any shape, attention
+    rules."""
 
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on `device`; a GPU copies it while the host goes on."""

@@ -169,7 +169,8 @@ class ObjectiveConfig(Section):
     schedule: Literal["linear", "cosine", "log_linear"] = "linear"
     """masked, uniform: share of clean tokens over time."""
     random_length: Fraction = 0.0
-    """masked, uniform, interpolating: share of sequences cut to a random length while training."""
+    """masked, uniform, interpolating, gaussian: share of sequences cut to a random length while
+    training."""
     ar_ratio: Fraction = 0.0
     """masked: share of sequences whose masks are moved to the end of the sequence."""
     noise: Literal["masked", "low_uniform", "balanced", "high_uniform", "uniform", "hybrid"] = (
@@ -208,6 +209,15 @@ class ObjectiveConfig(Section):
     """uniform: embeddings that a softened input is the sum of."""
     curriculum_interval: tuple[OpenFraction, OpenFraction] = (0.05, 0.95)
     """uniform: smallest and largest share of clean tokens (alpha) during the curriculum."""
+    embedding_size: PositiveInt = 16
+    """gaussian: dimensions of the embeddings that are noised."""
+    end_points: tuple[float, float] = (-3.0, 6.0)
+    """gaussian: log noise-to-signal ratio at t = 0 and t = 1 before training, which moves both."""
+    self_conditioning: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """gaussian: share of sequences that are told the estimate of a first pass while training;
+    0 turns self-conditioning off, also in evaluation and sampling."""
+    reconstruction_share: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    """gaussian: share of sequences that train the reconstruction at t = 0."""
 
     @model_validator(mode="after")
     def _intervals_are_ordered(self) -> ObjectiveConfig:
@@ -219,6 +229,10 @@ class ObjectiveConfig(Section):
             raise ValueError(
                 f"objective.curriculum_interval {self.curriculum_interval} must be [low, high] "
                 "with low < high"
+            )
+        if not self.end_points[0] < self.end_points[1]:
+            raise ValueError(
+                f"objective.end_points {self.end_points} must rise: little noise, then much"
             )
         return self
 
@@ -391,12 +405,28 @@ class Config(Section):
                 "objective.independent_levels gives each token a noise level of its own, "
                 "model.time_conditioning knows one a sequence; set one of them to 0 or false"
             )
+        if self.objective.name == "gaussian":
+            self._gaussian_fits()
         if t.precision == "bfloat16" and p.zero_stage == 0:
             raise ValueError(
                 "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's "
                 "stage 0 takes a wrong first step in bfloat16"
             )
         return self
+
+    def _gaussian_fits(self) -> None:
+        p = self.parallel
+        for name in ("pipeline_parallel_size", "context_parallel_size"):
+            if getattr(p, name) > 1:
+                raise ValueError(
+                    f"objective gaussian takes two passes through the whole model and needs "
+                    f"parallel.{name} 1, not {getattr(p, name)}; data and tensor parallelism work"
+                )
+        if not self.model.tie_embeddings:
+            raise ValueError(
+                "objective gaussian has embeddings of its own, so model.tie_embeddings false would "
+                "leave a matrix that nothing uses; set it to true"
+            )
 
     @property
     def world_size(self) -> int:

@@ -169,7 +169,7 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     recompute = Recompute(config.train.recompute, config.train.recompute_layers)
     model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
     initialize(model, config.run.seed)
-    return ObjectiveModule(model, objective)
+    return ObjectiveModule(model, objective, config.run.seed)
 
 
 def open_session(config: Config, runtime: Runtime) -> Session:
@@ -216,6 +216,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             causal=objective.causal,
             head_share=objective.head_share,
             positions_per_token=objective.positions_per_token,
+            extra_passes=objective.extra_passes,
         ),
         attention_kernel=describe_kernels(
             config.model.attention,
@@ -224,7 +225,8 @@ def open_session(config: Config, runtime: Runtime) -> Session:
                 runtime.device.type, getattr(torch, config.train.precision), config.model.head_size
             ),
         ),
-        num_parameters=parameter_count(config.model, space.padded_vocab_size),
+        num_parameters=parameter_count(config.model, space.padded_vocab_size)
+        + objective.own_parameters(config.model, space.padded_vocab_size),
         resumed_from=None,
     )
     loaded = load_latest(engine, session.checkpoints)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Likelihood:
     draws: int
     is_bound: bool
     """False where the objective's likelihood is exact (autoregressive)."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Parts of the bound in nats per token, where the objective tells them apart."""
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Numbers for tracking, under `prefix/`."""
@@ -56,7 +58,7 @@ class Likelihood:
         }
         if self.noise_error is not None:
             metrics[f"{prefix}/noise_error"] = self.noise_error
-        return metrics
+        return metrics | {f"{prefix}/{name}": value for name, value in self.parts.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -76,14 +78,16 @@ def evaluate_likelihood(
 ) -> Likelihood:
     """Bound of the first `settings.sequences` of `stream`.
 
-    `score` maps a bound batch to the bound of each of its rows, float64 [b]; each data-parallel
-    rank scores every dp_size-th batch.
+    `score` maps a bound batch to the bound of each of its sequences, float64 [b], or to the parts
+    of it that the objective names, [parts b]; every dp_size-th batch is scored by a data-parallel
+    rank.
     """
     sequences = min(settings.sequences or stream.total_positions, stream.total_positions)
     draws = 1 if objective.exact_likelihood else settings.draws
     config = objective.config.model_copy(update={"time_window": EVALUATION_WINDOW})
     paired = build_objective(config, objective.space)
-    bounds = torch.zeros(draws, sequences, dtype=torch.float64, device=device)
+    parts = len(objective.bound_parts) or 1
+    bounds = torch.zeros(draws, parts, sequences, dtype=torch.float64, device=device)
     starts = range(0, sequences, settings.batch_size)
     for number, start in enumerate(starts):
         if number % dp_size != dp_rank:
@@ -93,13 +97,18 @@ def evaluate_likelihood(
         for draw in range(draws):
             noise = NoiseKey(EVALUATION_SEED, clean.position, draw, stratum=(draw, draws))
             batch = paired.bound_batch(clean, noise).to(device)
-            bounds[draw, start : start + count] = score(batch)[:count]
+            bounds[draw, :, start : start + count] = score(batch).view(parts, -1)[:, :count]
     if dp_size > 1:  # every entry is non-zero on one rank only: the sum is exact
         dist.all_reduce(bounds, group=dp_group)
     tokens = np.array([stream.num_valid(i, i + 1) for i in range(sequences)])
-    return summarize(
-        bounds.cpu().numpy(), tokens, bytes_per_token(stream), not objective.exact_likelihood
+    likelihood = summarize(
+        bounds.sum(dim=1).cpu().numpy(),
+        tokens,
+        bytes_per_token(stream),
+        not objective.exact_likelihood,
     )
+    each = (bounds.mean(dim=0).sum(dim=1) / int(tokens.sum())).tolist()
+    return replace(likelihood, parts=dict(zip(objective.bound_parts, each, strict=False)))
 
 
 def summarize(

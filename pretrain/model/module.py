@@ -1,7 +1,8 @@
 """Transformer and objective as the engine sees them: a batch in, a sum of losses out.
 
 Every host of the engine calls this module the same way, so that neither knows the other's business:
-`module(batch)` is what is differentiated, `module(batch, exact=True)` the bound per sequence.
+`module(batch)` is what is differentiated, `module(batch, exact=True)` the bound per sequence. An
+objective may bring a network of its own (`own`), which then calls the transformer in its place.
 """
 
 from __future__ import annotations
@@ -18,24 +19,37 @@ from pretrain.objectives.base import Objective
 class ObjectiveModule(nn.Module):
     """The trained module; parameters carry the transformer's canonical names."""
 
-    def __init__(self, model: Transformer, objective: Objective) -> None:
+    def __init__(self, model: Transformer, objective: Objective, seed: int = 0) -> None:
+        """`seed` is that of the weights which the objective brings."""
         super().__init__()
         self.model = model
         self.objective = objective
+        self.own = objective.own_network(model, seed)
 
     @property
     def tied_parameters(self) -> tuple[str, ...]:
         """Names of parameters that the first and the last stage of a pipeline share."""
         return ("model.embedding.weight",) if self.model.config.tie_embeddings else ()
 
+    @property
+    def lr_scales(self) -> dict[str, float]:
+        """Parameters with a learning rate of their own, as factors of the run's; none decays."""
+        if self.own is None:
+            return {}
+        return {f"own.{name}": scale for name, scale in self.own.lr_scales.items()}
+
     def forward(
         self, batch: TrainBatch, exact: bool = False, carried: tuple[Tensor, ...] = ()
     ) -> Tensor | tuple[Tensor, ...]:
         """Sum of weighted token losses (0-d), or with `exact` the bound [b] in float64 nats.
 
+        An objective with `bound_parts` p gives [p b]: one part of all sequences after the other.
         A pipeline stage goes on from what the one before `carried` out; all but the last return
         what they carry out themselves.
         """
+        if self.own is not None:
+            terms: Tensor = self.own(self.model, batch, exact)
+            return terms
         hidden = self.model(
             batch.ids,
             batch.positions,

@@ -145,7 +145,7 @@ class Transformer(nn.Module):
         recompute: Recompute | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.space = config, space
+        self.config, self.space, self.parallel = config, space, parallel
         self.recompute = Recompute() if recompute is None else recompute
         self.stage = whole_model(config.num_layers) if stage is None else stage
         if self.stage.first or (self.stage.last and config.tie_embeddings):
@@ -180,10 +180,11 @@ class Transformer(nn.Module):
         """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
 
         With mix [b, s, k] ids are [b, s, k] and each input is a weighted sum of embeddings.
+        `carried` is what enters the first layer here; without it the first stage embeds ids.
         Between stages of a pipeline travels what is not last: `carried`, the hidden states
         [s, b, h] and, in a conditioned model, the condition [b, c].
         """
-        if self.stage.first:
+        if self.stage.first and not carried:
             carried = self._embed(ids, mix, noise_level)
         x, *rest = carried
         condition = rest[0] if rest else None

@@ -4,6 +4,7 @@ from pretrain.objectives import (  # noqa: F401  (importing registers them)
     autoregressive,
     block,
     esoteric,
+    gaussian,
     interpolating,
     masked,
     uniform,

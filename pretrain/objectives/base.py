@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config import ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
+    from pretrain.model.transformer import Transformer
     from pretrain.model.vocab import VocabChunk
 
 
@@ -37,6 +38,10 @@ class Objective(ABC):
     """Share of positions at which the head is evaluated, on average."""
     positions_per_token: float = 1.0
     """Positions that go through the layers for each token (2 for a pair of noisy and clean)."""
+    extra_passes: float = 0.0
+    """Forward passes without gradient beside the one of a training step (self-conditioning)."""
+    bound_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts that the bound is told apart into; () where it is one number."""
     settings: ClassVar[frozenset[str]] = frozenset()
     """Fields of ObjectiveConfig, beside name and time_window, that this family reads."""
 
@@ -79,6 +84,15 @@ class Objective(ABC):
         """
         batch = self.corrupt(clean, noise)
         return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
+
+    def own_network(self, model: Transformer, seed: int) -> Any:
+        """A module for weights that the objective brings, or None. It is called in the place of
+        the transformer, as `network(transformer, batch, exact)`, and names its `lr_scales`."""
+        return None
+
+    def own_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
+        """How many weights that network has, over all ranks."""
+        return 0
 
     adapts: bool = False
     """Whether measurements during training change how it trains; `state` is what they changed."""

@@ -38,9 +38,10 @@ def train_flops_per_token(
     causal: bool,
     head_share: float = 1.0,
     positions_per_token: float = 1.0,
+    extra_passes: float = 0.0,
 ) -> float:
-    """Forward and backward operations for one token."""
-    return 3.0 * forward_flops_per_token(
+    """Forward and backward operations for one token; `extra_passes` forward ones beside them."""
+    return (3.0 + extra_passes) * forward_flops_per_token(
         model,
         padded_vocab_size,
         seq_length,

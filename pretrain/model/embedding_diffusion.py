@@ -1,0 +1,219 @@
+"""What Gaussian diffusion puts around the transformer: noisy embeddings in, parts of a bound out.
+
+    z = alpha E[x] + sigma eps                    rows of E have unit norm
+    in   enter(z / sqrt(alpha^2 / d + sigma^2)) + remember(m sqrt(d)) + tell(sinusoids of gamma)
+    out  p = softmax(logits + (alpha / sigma^2) z . E_v),   m = sum_v p_v E_v
+
+The second summand of the softmax is log N(z; alpha E_v, sigma^2) up to a constant (the output
+prior), so that the transformer answers what the other tokens say. m is the estimate of E[x]; where
+sequences condition on themselves it comes from a first pass without gradient. Everything outside
+the transformer is float64, but for sums over the vocabulary, which are as precise as the logits.
+
+Tensor parallelism cuts E by rows; the rest here is replicated and computed alike on every rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    VocabParallelEmbedding,
+    scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+from parallel.layers import mark_tensor_parallel
+from pretrain.batch import AttentionRule, TrainBatch
+from pretrain.model.initialize import keyed_normal
+from pretrain.model.layers import _no_init
+from pretrain.model.transformer import Transformer
+from pretrain.model.vocab import VocabChunk
+from pretrain.model.vocab_expectation import VocabularyMean
+from pretrain.noise.learned import LearnedSchedule, Level
+
+FREQUENCIES = 32
+"""Sinusoids of gamma have frequencies from e^-5 to e^5."""
+LR_SCALE = 7.0
+"""Rate of embeddings and schedule, as a factor of the matrices' (1e-2 over 1.4e-3 in Plaid)."""
+
+
+class UnitEmbedding(VocabParallelEmbedding):
+    """Embeddings whose rows are normalised whenever they are read."""
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of ids [b, s] as [b, s, d], and this rank's part of all rows [v/tp, d]; float64."""
+        rows = F.normalize(super().forward(ids).double(), dim=-1)
+        # Both come from here, because ZeRO 3 holds the weight only while this method runs.
+        return rows, F.normalize(self.weight.double(), dim=-1)
+
+
+class EmbeddingDiffusion(nn.Module):
+    """Weights of the gaussian objective beside the transformer's, and its two passes."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        size: int,
+        end_points: tuple[float, float],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        hidden = model.config.hidden_size
+        self.size = size
+        self.embedding = UnitEmbedding(
+            model.space.padded_vocab_size, size, init_method=_no_init, config=model.parallel
+        )
+        self.schedule = LearnedSchedule(end_points)
+        self.enter = nn.Linear(size, hidden, bias=False)
+        self.remember = nn.Linear(size, hidden, bias=False)
+        self.tell = nn.Linear(2 * FREQUENCIES, hidden)
+        self._initialize(seed)
+
+    @property
+    def lr_scales(self) -> dict[str, float]:
+        """Parameters with a rate of their own, which do not decay."""
+        return {
+            name: LR_SCALE
+            for name, _ in self.named_parameters()
+            if name.startswith(("embedding.", "schedule."))
+        }
+
+    def forward(self, model: Transformer, batch: TrainBatch, exact: bool = False) -> Tensor:
+        """Sum of weighted terms (0-d), or with `exact` the parts of the bound, float64 [3 b].
+
+        Parts are reconstruction, diffusion and prior of b sequences, one after the other, from
+        2 b rows: the sequences at t = 0, then the same at their own t.
+        """
+        own, (b, s) = batch.own, batch.ids.shape
+        learns = ~own["conditioned"]
+        rows, table = self.embedding(batch.ids)
+        factor = torch.zeros_like(own["time"])
+        gamma, speed, last = (_keep(value, learns) for value in self.schedule(own["time"], factor))
+        level = Level(gamma[:, None, None])
+        e = _keep(rows, learns[:, None, None])
+        z = level.alpha * e + level.sigma * own["normal"]
+        memory = self._first_pass(model, batch, z, gamma, table)
+        chunk, query = self.ask(
+            model, batch.ids, batch.positions, batch.attention, z, gamma, memory
+        )
+        log_p, mean = mean_embedding(chunk, query, table, batch.targets, learns)
+        error = (e - mean.double().view_as(e)).square().sum(dim=-1)
+        squared_norm = e.square().sum(dim=-1)
+        parts = torch.stack(
+            (
+                -log_p.double().view(b, s),
+                0.5 * (speed * torch.exp(-gamma))[:, None] * error,
+                Level(last[:, None]).prior_kl(squared_norm, self.size),
+            )
+        )
+        parts = parts * batch.weight.double().view(b, s)
+        each = (parts * own["terms"].t()[..., None]).sum(dim=-1)  # [3, b]
+        if exact:
+            return each.view(3, 2, -1).sum(dim=1).flatten()
+        tokens = batch.weight.double().view(b, s).sum(dim=-1).clamp(min=1.0)
+        factor.copy_(2.0 * parts[1].detach().sum(dim=-1) / tokens)
+        return each.sum().float()
+
+    def ask(
+        self,
+        model: Transformer,
+        ids: Tensor,
+        positions: Tensor,
+        rule: AttentionRule,
+        z: Tensor,
+        gamma: Tensor,
+        memory: Tensor,
+    ) -> tuple[VocabChunk, Tensor]:
+        """The transformer's answer for z [b, s, d] at gamma [b], and queries [b * s, d] of the
+        output prior; `memory` [b, s, d] is an earlier estimate, 0 for none."""
+        level = Level(gamma[:, None, None])
+        scale = (level.alpha.square() / self.size + level.sigma.square()).rsqrt()
+        dtype = self.enter.weight.dtype
+        x = self.enter((z * scale).to(dtype)) + self.remember((memory * self.size**0.5).to(dtype))
+        x = (x + self.tell(_sinusoids(gamma).to(dtype))[:, None]).transpose(0, 1).contiguous()
+        if model.sequence_parallel:
+            x = scatter_to_sequence_parallel_region(x)
+        carried = (x,)
+        if model.config.time_conditioning:
+            noise_level = -level.alpha.log().flatten().float()
+            carried = (x, model.noise_embedding(noise_level))  # type: ignore[assignment]
+        hidden = model(ids, positions, rule, carried=carried)
+        chunk = model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
+        return chunk, (level.sharpness * z).flatten(0, 1)
+
+    def _first_pass(
+        self, model: Transformer, batch: TrainBatch, z: Tensor, gamma: Tensor, table: Tensor
+    ) -> Tensor:
+        """Estimates [b, s, d] of a pass without gradient where sequences condition on themselves,
+        0 elsewhere."""
+        memory = torch.zeros_like(z, requires_grad=False)
+        index = batch.own.get("first_pass")
+        if index is None:
+            return memory
+        rule, positions = batch.own["first_rule"], batch.positions
+        if len(positions) > 1:
+            positions = positions[index]
+        with torch.no_grad():
+            ids, part = batch.ids[index], z[index]
+            chunk, query = self.ask(model, ids, positions, rule, part, gamma[index], memory[index])
+            nobody = torch.zeros(len(index), dtype=torch.bool, device=z.device)
+            _, mean = mean_embedding(chunk, query, table, ids.flatten(), nobody)
+            conditioned = batch.own["conditioned"][index, None, None]
+            memory[index] = torch.where(conditioned, mean.double().view_as(part), 0.0)
+        return memory
+
+    @torch.no_grad()
+    def _initialize(self, seed: int) -> None:
+        """Keyed by (seed, name, element); what remembers and what tells the level start at zero."""
+        from megatron.core import parallel_state
+
+        def draw(name: str, rows: range, width: int) -> Tensor:
+            return keyed_normal(seed, f"own.{name}", rows, slice(None), width)
+
+        weight = self.embedding.weight
+        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
+        mine = range(first, first + len(weight))
+        std = self.size**-0.5
+        weight.copy_(std * draw("embedding.weight", mine, self.size))
+        mark_tensor_parallel(weight, 0)
+        for name in ("steepness", "offset", "height"):
+            parameter = getattr(self.schedule, name)
+            parameter.copy_(draw(f"schedule.{name}", range(1), len(parameter))[0])
+        rows = range(self.enter.weight.shape[0])
+        self.enter.weight.copy_(std * draw("enter.weight", rows, self.size))
+        for parameter in (self.remember.weight, self.tell.weight, self.tell.bias):
+            parameter.zero_()
+
+
+def mean_embedding(
+    chunk: VocabChunk, query: Tensor, table: Tensor, targets: Tensor, learns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log p(targets) [n] and the mean embedding [n, d] under the output prior.
+
+    `learns` [b] says in which sequences the table gets a gradient.
+    """
+    dtype = chunk.logits.dtype
+    each = learns.repeat_interleave(len(targets) // len(learns))
+    log_p, mean = VocabularyMean.apply(
+        chunk.logits, query.to(dtype), table.to(dtype), targets, each, chunk.first
+    )
+    return log_p, mean
+
+
+def _keep(value: Tensor, learns: Tensor) -> Tensor:
+    """`value` unchanged, its gradient only where `learns` is True."""
+    return torch.where(learns, value, value.detach())
+
+
+def _sinusoids(gamma: Tensor) -> Tensor:
+    """Features of gamma [b] as [b, 2 FREQUENCIES]."""
+    exponent = torch.linspace(-5.0, 5.0, FREQUENCIES, dtype=gamma.dtype, device=gamma.device)
+    phase = gamma[:, None] * exponent.exp()
+    return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+def parameter_count(hidden_size: int, padded_vocab_size: int, size: int) -> int:
+    """Weights of an `EmbeddingDiffusion` over all ranks."""
+    from pretrain.noise.learned import UNITS
+
+    return padded_vocab_size * size + 2 + 3 * UNITS + hidden_size * (2 * size + 2 * FREQUENCIES + 1)

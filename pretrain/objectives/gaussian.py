@@ -1,0 +1,162 @@
+"""Gaussian diffusion over learned embeddings (Plaid, arXiv 2305.18619).
+
+    forward   z_t = alpha_t E[x] + sigma_t eps,    gamma(t) = log(sigma_t^2 / alpha_t^2) is learned
+    bound     -log p(x) <=  -log p(x | z_0)                                    reconstruction
+                          + E_t 1/2 e^(-gamma) gamma' |E[x] - m(z_t, t)|^2     diffusion
+                          + KL(N(alpha_1 E[x], sigma_1^2) || N(0, 1))          prior
+    training  the bound; a sequence trains either its reconstruction or its diffusion at one t
+
+m = sum_v p_v E[v] is the mean under the network's own distribution of the token: one softmax serves
+both terms. The minimiser of the bound is the posterior p(x^l | z), the token's own noisy point
+included, unlike with uniform noise over ids. Where a sequence conditions on itself, m comes from a
+first pass and the second is told it; no gradient reaches embeddings or schedule there. The bound
+always uses two passes, unless `self_conditioning` is 0. The network is in
+`pretrain.model.embedding_diffusion`, the schedule in `pretrain.noise.learned`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.time import stratified_time
+from pretrain.objectives.base import (
+    Objective,
+    document_positions,
+    refuse_loss,
+    register,
+    sequence_rows,
+    shorten,
+    visible_attention,
+)
+from pretrain.vocabulary import TokenSpace
+
+if TYPE_CHECKING:
+    from pretrain.model.transformer import Transformer
+
+
+@register("gaussian")
+class Gaussian(Objective):
+    """Tokens as points that drift into Gaussian noise, all positions at once."""
+
+    bound_parts = ("reconstruction", "diffusion", "prior")
+    settings = frozenset(
+        {
+            "loss",
+            "random_length",
+            "embedding_size",
+            "end_points",
+            "self_conditioning",
+            "reconstruction_share",
+        }
+    )
+
+    def __init__(
+        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+    ) -> None:
+        super().__init__(config, space, static_rows)
+        refuse_loss(config, "elbo")
+        self.extra_passes = config.self_conditioning
+
+    def own_network(self, model: Transformer, seed: int) -> Any:
+        """Embeddings, schedule, and the ways into the transformer."""
+        from pretrain.model.embedding_diffusion import EmbeddingDiffusion
+
+        return EmbeddingDiffusion(model, self.config.embedding_size, self.config.end_points, seed)
+
+    def own_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
+        """As built."""
+        from pretrain.model.embedding_diffusion import parameter_count
+
+        return parameter_count(model.hidden_size, padded_vocab_size, self.config.embedding_size)
+
+    def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """One draw of eps and t; a share of the sequences goes to t = 0 instead.
+
+        Weights undo the share, so that the expectation is the bound.
+        """
+        clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
+        share, window = self.config.reconstruction_share, self.time_window
+        u = stratified_time(noise, window)
+        at_zero = u < share
+        time = torch.where(at_zero, 0.0, (u - share) / (1.0 - share))
+        never = torch.zeros_like(time)
+        terms = torch.stack(
+            (
+                torch.where(at_zero, 1.0 / share, never),
+                torch.where(at_zero, never, 1.0 / (1.0 - share)),
+                torch.ones_like(time),
+            ),
+            dim=1,
+        )
+        own = stratified_time(noise, window, "condition") < self.config.self_conditioning
+        return self._assemble(clean, self._normal(clean, noise, 0), time, terms, own)
+
+    def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
+        """Two rows a sequence: all of them at t = 0, then all of them at a time of their own."""
+        b = len(clean.tokens)
+        twice = replace(
+            clean,
+            tokens=clean.tokens.repeat(2, 1),
+            position=clean.position.repeat(2),
+            segment=clean.segment.repeat(2, 1),
+            valid=clean.valid.repeat(2, 1),
+        )
+        eps = torch.cat([self._normal(clean, noise, draw) for draw in range(2)])
+        t = stratified_time(noise, self.time_window)
+        time = torch.cat((torch.zeros_like(t), t))
+        terms = torch.zeros(2 * b, 3, dtype=torch.float64)
+        terms[:b, 0] = terms[b:, 1] = terms[:b, 2] = 1.0
+        own = torch.full((2 * b,), self.config.self_conditioning > 0)
+        batch = self._assemble(twice, eps, time, terms, own)
+        return replace(batch, weight=batch.weight.double())
+
+    def _normal(self, clean: CleanBatch, noise: NoiseKey, draw: int) -> Tensor:
+        """eps, float64 [b, s, d]; an element depends on its position and place alone."""
+        b, s = clean.tokens.shape
+        size = self.config.embedding_size
+        return noise.normal("gaussian", s * size, draw).view(b, s, size)
+
+    def _assemble(
+        self, clean: CleanBatch, eps: Tensor, time: Tensor, terms: Tensor, conditioned: Tensor
+    ) -> TrainBatch:
+        """Batch of the clean tokens; the network noises their embeddings.
+
+        time [b]; terms [b, 3] factors of the three parts of the bound; conditioned bool [b].
+        """
+        b, s = clean.tokens.shape
+        own: dict[str, Any] = {
+            "normal": eps,
+            "time": time,
+            "terms": terms,
+            "conditioned": conditioned,
+        }
+        if self.config.self_conditioning > 0:
+            index = conditioned.nonzero()[:, 0]
+            if not len(index):  # ZeRO 3 needs as many passes on every rank: one for nothing then
+                index = torch.zeros(1, dtype=torch.int64)
+            part = replace(
+                clean,
+                tokens=clean.tokens[index],
+                position=clean.position[index],
+                segment=clean.segment[index],
+                valid=clean.valid[index],
+            )
+            own |= {"first_pass": index, "first_rule": visible_attention(part)}
+        return TrainBatch(
+            ids=clean.tokens,
+            positions=document_positions(clean),
+            attention=visible_attention(clean),
+            noise_level=None,
+            rows=None,
+            targets=torch.where(clean.valid, clean.tokens, self.space.doc_id).flatten(),
+            weight=clean.valid.flatten().float(),
+            sequence=sequence_rows(b, s),
+            own=own,
+        )

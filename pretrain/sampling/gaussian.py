@@ -1,0 +1,101 @@
+"""Ancestral sampling of Gaussian diffusion on the grid t = 1, 1 - 1/T, ..., 0.
+
+    z_s ~ N((1 - c) alpha_s / alpha_t z_t + c alpha_s m,  c sigma_s^2),   c = 1 - e^(gamma_s - gamma_t)
+
+the posterior of z_s given z_t and E[x] = m (Plaid, arXiv 2305.18619). Each pass is told the estimate
+of the one before, and the last one, at t = 0, draws tokens from p(x | z_0). Prompt tokens are known
+throughout: there m is their embedding, so that their z is noised exactly as in training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pretrain.batch import AttentionRule
+from pretrain.noise.key import NoiseKey
+from pretrain.noise.learned import Level
+from pretrain.sampling.draw import gumbel_argmax, sharpen
+
+if TYPE_CHECKING:
+    from pretrain.model.embedding_diffusion import EmbeddingDiffusion
+    from pretrain.model.transformer import Transformer
+
+
+def reverse(z: Tensor, mean: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of q(z_s | z_t, E[x] = mean); gammas broadcast with z, float64."""
+    t, s = Level(gamma_t), Level(gamma_s)
+    c = -torch.expm1(gamma_s - gamma_t)
+    return z * (1.0 - c) * s.alpha / t.alpha + c * s.alpha * mean, c.sqrt() * s.sigma
+
+
+@torch.no_grad()
+def sample_gaussian(
+    model: Transformer,
+    own: EmbeddingDiffusion,
+    prompt: Tensor,
+    noise: NoiseKey,
+    *,
+    length: int,
+    steps: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    remember: bool = True,
+) -> tuple[Tensor, int]:
+    """Draw `length` tokens of which the first are `prompt` int64 [b, p] (p may be 0).
+
+    Temperature and nucleus act on the distribution of each token, in every pass. `remember` False
+    tells no pass the estimate before it. Returns tokens int64 [b, length] and forward passes.
+    """
+    b, given = prompt.shape
+    device, size = prompt.device, own.size
+    rows, table = own.embedding(prompt)
+    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=device)
+    gamma, _, _ = own.schedule(grid)
+    z = noise.normal("prior", length * size).view(b, length, size)
+    first = Level(gamma[0])
+    z[:, :given] = first.alpha * rows + first.sigma * z[:, :given]
+    memory = torch.zeros_like(z)
+    ids = torch.zeros(b, length, dtype=torch.int64, device=device)
+    ids[:, :given] = prompt
+    for step in range(steps + 1):
+        told = memory if remember else torch.zeros_like(memory)
+        logits = _answer(model, own, z, gamma[step].expand(b), told, table)
+        if step == steps:
+            break
+        mean = torch.empty_like(z)
+        for row in range(b):  # one row at a time: float64 over the vocabulary is large
+            mean[row] = sharpen(logits[row], temperature, top_p).softmax(dim=-1) @ table
+        mean[:, :given] = rows
+        center, spread = reverse(z, mean, gamma[step], gamma[step + 1])
+        eta = noise.normal("step", length * size, draw=step).view_as(z)
+        z, memory = center + spread * eta, mean
+    for place in range(given, length):
+        # Keyed by row and position: every site has its own stream of uniforms.
+        site = noise.at(noise.position * length + place)
+        scores = sharpen(logits[:, place], temperature, top_p)
+        uniform = site.fine_uniform("sample", scores.shape[-1])
+        ids[:, place] = gumbel_argmax(scores, uniform)
+    return ids, steps + 1
+
+
+def _answer(
+    model: Transformer,
+    own: EmbeddingDiffusion,
+    z: Tensor,
+    gamma: Tensor,
+    memory: Tensor,
+    table: Tensor,
+) -> Tensor:
+    """Logits [b, length, v] of the network with the output prior, in the network's precision."""
+    b, length, _ = z.shape
+    ids = torch.zeros(b, length, dtype=torch.int64, device=z.device)
+    positions = torch.arange(length, device=z.device)[None]
+    rule = AttentionRule("bidirectional")
+    chunk, query = own.ask(model, ids, positions, rule, z, gamma, memory)
+    logits = torch.addmm(
+        chunk.logits, query.to(chunk.logits.dtype), table.to(chunk.logits.dtype).t()
+    )
+    return logits.view(b, length, -1)

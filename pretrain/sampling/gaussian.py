@@ -1,10 +1,14 @@
 """Ancestral sampling of Gaussian diffusion on the grid t = 1, 1 - 1/T, ..., 0.
 
-    z_s ~ N((1 - c) alpha_s / alpha_t z_t + c alpha_s m,  c sigma_s^2),   c = 1 - e^(gamma_s - gamma_t)
+    z_s ~ N((1 - c) alpha_s / alpha_t z_t + c alpha_s m,  c sigma_s^2)
+    c = 1 - exp(gamma_s - gamma_t)
 
-the posterior of z_s given z_t and E[x] = m (Plaid, arXiv 2305.18619). Each pass is told the estimate
-of the one before, and the last one, at t = 0, draws tokens from p(x | z_0). Prompt tokens are known
-throughout: there m is their embedding, so that their z is noised exactly as in training.
+the posterior of z_s given z_t and E[x] = m (Plaid, arXiv 2305.18619). Each pass is told the
+estimate of the one before, and the last one, at t = 0, draws tokens from p(x | z_0).
+
+A prompt conditions by token guidance, m + sigma^2 / alpha d/dz sum_l log p(x^l | z) over its
+tokens. For one of them that is E[E[x] | z, x^l] exactly; more are taken as independent given z. At
+its own places m is the prompt's embedding, so that z is noised there as in training.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def reverse(z: Tensor, mean: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of q(z_s | z_t, E[x] = mean); gammas broadcast with z, float64."""
+    """Mean and deviation of q(z_s | z_t, E[x] = mean); gammas broadcast with z, all float64."""
     t, s = Level(gamma_t), Level(gamma_s)
     c = -torch.expm1(gamma_s - gamma_t)
     return z * (1.0 - c) * s.alpha / t.alpha + c * s.alpha * mean, c.sqrt() * s.sigma
@@ -50,34 +54,32 @@ def sample_gaussian(
     tells no pass the estimate before it. Returns tokens int64 [b, length] and forward passes.
     """
     b, given = prompt.shape
-    device, size = prompt.device, own.size
     rows, table = own.embedding(prompt)
-    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=device)
+    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=prompt.device)
     gamma, _, _ = own.schedule(grid)
-    z = noise.normal("prior", length * size).view(b, length, size)
+    z = noise.normal("prior", length * own.size).view(b, length, own.size)
     first = Level(gamma[0])
     z[:, :given] = first.alpha * rows + first.sigma * z[:, :given]
     memory = torch.zeros_like(z)
-    ids = torch.zeros(b, length, dtype=torch.int64, device=device)
-    ids[:, :given] = prompt
-    for step in range(steps + 1):
-        told = memory if remember else torch.zeros_like(memory)
-        logits = _answer(model, own, z, gamma[step].expand(b), told, table)
-        if step == steps:
-            break
+    for step in range(steps):
+        logits, guidance = _answer(model, own, z, gamma[step], memory, table, prompt)
         mean = torch.empty_like(z)
         for row in range(b):  # one row at a time: float64 over the vocabulary is large
             mean[row] = sharpen(logits[row], temperature, top_p).softmax(dim=-1) @ table
+        memory = mean if remember else memory
+        mean = mean + guidance
         mean[:, :given] = rows
         center, spread = reverse(z, mean, gamma[step], gamma[step + 1])
-        eta = noise.normal("step", length * size, draw=step).view_as(z)
-        z, memory = center + spread * eta, mean
+        eta = noise.normal("step", length * own.size, draw=step)
+        z = center + spread * eta.view_as(z)
+    logits, _ = _answer(model, own, z, gamma[steps], memory, table, prompt[:, :0])
+    ids = torch.empty(b, length, dtype=torch.int64, device=prompt.device)
+    ids[:, :given] = prompt
     for place in range(given, length):
         # Keyed by row and position: every site has its own stream of uniforms.
         site = noise.at(noise.position * length + place)
         scores = sharpen(logits[:, place], temperature, top_p)
-        uniform = site.fine_uniform("sample", scores.shape[-1])
-        ids[:, place] = gumbel_argmax(scores, uniform)
+        ids[:, place] = gumbel_argmax(scores, site.fine_uniform("sample", scores.shape[-1]))
     return ids, steps + 1
 
 
@@ -88,14 +90,22 @@ def _answer(
     gamma: Tensor,
     memory: Tensor,
     table: Tensor,
-) -> Tensor:
-    """Logits [b, length, v] of the network with the output prior, in the network's precision."""
+    prompt: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Logits [b, length, v] with the output prior, as precise as the network's, and what the prompt
+    adds to the mean embeddings [b, length, d]."""
     b, length, _ = z.shape
     ids = torch.zeros(b, length, dtype=torch.int64, device=z.device)
     positions = torch.arange(length, device=z.device)[None]
-    rule = AttentionRule("bidirectional")
-    chunk, query = own.ask(model, ids, positions, rule, z, gamma, memory)
-    logits = torch.addmm(
-        chunk.logits, query.to(chunk.logits.dtype), table.to(chunk.logits.dtype).t()
-    )
-    return logits.view(b, length, -1)
+    rule, given = AttentionRule("bidirectional"), prompt.shape[1]
+    with torch.set_grad_enabled(given > 0):
+        z = z.detach().requires_grad_(given > 0)
+        chunk, query = own.ask(model, ids, positions, rule, z, gamma.expand(b), memory)
+        dtype = chunk.logits.dtype
+        logits = torch.addmm(chunk.logits, query.to(dtype), table.to(dtype).t())
+        logits = logits.view(b, length, -1)
+        if not given:
+            return logits, torch.zeros_like(z)
+        known = logits[:, :given].log_softmax(dim=-1).gather(2, prompt[..., None])
+        (gradient,) = torch.autograd.grad(known.sum(), z)
+    return logits.detach(), gradient / Level(gamma).sharpness

@@ -15,9 +15,11 @@ from pretrain.noise.key import NoiseKey
 from pretrain.objectives.autoregressive import Autoregressive
 from pretrain.objectives.block import Block
 from pretrain.objectives.esoteric import Esoteric
+from pretrain.objectives.gaussian import Gaussian
 from pretrain.objectives.interpolating import Noised
 from pretrain.objectives.masked import Masked
 from pretrain.sampling.autoregressive import sample_autoregressive
+from pretrain.sampling.gaussian import sample_gaussian
 from pretrain.sampling.interpolating import sample_interpolating
 from pretrain.sampling.masked import sample_masked
 from pretrain.sampling.ordered import sample_block, sample_esoteric
@@ -116,6 +118,9 @@ def _run(
         blocks = -(-chosen["length"] // size)
         chosen = {**chosen, "steps": -(-chosen["steps"] // blocks)}
         return "block", sample_block(model, prompt, noise, block_size=size, **chosen)
+    if isinstance(objective, Gaussian):
+        own, remember = restored.module.own, objective.config.self_conditioning > 0
+        return "ancestral", sample_gaussian(model, own, prompt, noise, remember=remember, **chosen)
     if isinstance(objective, Esoteric):
         return "esoteric", sample_esoteric(model, prompt, noise, alpha0=objective.alpha0, **chosen)
     raise ConfigError(f"objective {objective.name!r} has no sampler")

@@ -366,7 +366,12 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
 
     def loss_of(rows, told):
         """Loss with these rows conditioned; `told` replaces what the first pass gives."""
-        own = {**batch.own, "conditioned": rows, "first_pass": torch.arange(16)}
+        own = {
+            **batch.own,
+            "conditioned": rows,
+            "first_pass": torch.arange(16),
+            "first_rule": batch.attention,
+        }
         kept = module.own._first_pass
         if told is not None:
             module.own._first_pass = lambda *arguments: told
@@ -378,7 +383,12 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
 
     every, none = torch.ones(16, dtype=torch.bool), torch.zeros(16, dtype=torch.bool)
     blank = torch.zeros(16, 3, 16, dtype=torch.float64)
-    own = {**batch.own, "conditioned": every, "first_pass": torch.arange(16)}
+    own = {
+        **batch.own,
+        "conditioned": every,
+        "first_pass": torch.arange(16),
+        "first_rule": batch.attention,
+    }
     rows, table = module.own.embedding(batch.ids)
     gamma = module.own.schedule(own["time"])[0]
     level = Level(gamma[:, None, None])

@@ -33,6 +33,16 @@ class Hooks:
         self._stop_position = session.stop_position
         self._eval_positions = self._evaluations()
 
+    def before_first_step(self) -> None:
+        """Make the evaluation that a signal put off; training may depend on what it measures."""
+        state = self.session.state
+        if not state.evaluation_due:
+            return
+        self.evaluate()
+        state.evaluation_due = False
+        if self.should_stop():
+            self.save(must=True)
+
     def after_step(self, result: StepResult, lr: float) -> None:
         """Everything that is due at the present state."""
         state, train = self.session.state, self.session.config.train
@@ -41,8 +51,10 @@ class Hooks:
         saving = stopping or _due(state.step, train.checkpoint_interval)
         if saving or _due(state.step, train.log_interval):
             self._log(result, lr)
-        # A preempted run has seconds: an evaluation that falls on this very step is left out.
-        if self.signal is None and (self._evaluation_due() or stopping):
+        due = self._evaluation_due() or state.position >= self._stop_position
+        # A preempted run has seconds: an evaluation of this very step is left to the next start.
+        state.evaluation_due = due and self.signal is not None
+        if due and self.signal is None:
             self.evaluate()
         if saving:
             self.save(must=stopping)

@@ -18,6 +18,8 @@ class TrainState:
     """Valid token positions processed, repeats counted."""
     flops: float = 0.0
     """Training operations spent, by `pretrain.scaling.flops`."""
+    evaluation_due: bool = False
+    """A signal came on a step that asks for an evaluation: the next start makes it first."""
 
     def advance(self, position: int, tokens: int, flops_per_token: float) -> None:
         """One step that ended at `position` and processed `tokens` valid tokens."""

@@ -33,6 +33,7 @@ def train(session: Session, hooks: Hooks) -> None:
     from pretrain.hooks import check_applied
 
     engine, state, objective = session.engine, session.state, session.objective
+    hooks.before_first_step()
     if hooks.should_stop():
         return
     with session.loader() as loader:

@@ -43,13 +43,23 @@ def overrides(pool: Path, run: Path, *more: str) -> list[str]:
     ]
 
 
-def train(pool: Path, run: Path, *more: str, kill_at: int | None = None, when: str = "") -> int:
+def train(
+    pool: Path,
+    run: Path,
+    *more: str,
+    kill_at: int | None = None,
+    when: str = "",
+    signal_at: int | None = None,
+) -> int:
     """Run the train loop on this rank; with `kill_at` die by SIGKILL at that step.
 
     `when` is "before" or "after" the step's hooks, or "saving" inside the writing of its
-    checkpoint.
+    checkpoint. With `signal_at` SIGTERM comes during that step.
     """
     from pretrain import hooks, train
+
+    if signal_at is not None:
+        _signal(hooks.Hooks, signal_at)
 
     if kill_at is not None:
         _die(hooks.Hooks, kill_at, when)
@@ -72,6 +82,17 @@ def _die(hooks: Any, step: int, when: str) -> None:
         original(self, *arguments)
         if self.session.state.step == step:
             kill()
+
+    hooks.after_step = after_step
+
+
+def _signal(hooks: Any, step: int) -> None:
+    original = hooks.after_step
+
+    def after_step(self: Any, *arguments: Any) -> None:
+        if self.session.state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *arguments)
 
     hooks.after_step = after_step
 

@@ -9,6 +9,8 @@ import runs
 import torch
 from harness import Died, run_ranks
 
+from pretrain.errors import EXIT_PREEMPTED
+
 STEPS = 15  # 2.5 epochs of 47 sequences in batches of 8, the last one partly empty
 OBJECTIVES = ["autoregressive", "masked"]
 
@@ -108,6 +110,29 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
+
+
+def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(
+    pool: Path, tmp_path: Path, reference
+):
+    """On the way, at the end, and with an objective whose training depends on what it measures."""
+    for objective, steps in (("masked", (6, STEPS)), ("block", (6,))):
+        more = (f"objective={objective}", "parallel.zero_stage=0")
+        run, want = tmp_path / objective, tmp_path / "undisturbed"
+        if objective == "block":
+            more = (*more, "objective.adapt_clip=true")
+            assert run_ranks(1, runs.train, pool, want, *more, launcher=False) == [0]
+        else:
+            want = reference(objective)
+        for step in steps:
+            code = run_ranks(1, runs.train, pool, run, *more, launcher=False, signal_at=step)
+            assert code == [EXIT_PREEMPTED]
+            assert "validation/nats_per_token" not in runs.log(run)[step]
+        assert run_ranks(1, runs.train, pool, run, *more, launcher=False) == [0]
+        assert runs.log(run) == runs.log(want)
+        ours, theirs = runs.checkpoint(run, STEPS), runs.checkpoint(want, STEPS)
+        assert ours.pop("state") == theirs.pop("state")
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -428,6 +428,13 @@ class Config(Section):
                 "leave a matrix that nothing uses; set it to true"
             )
 
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Config:
+        from pretrain.combinations import check_combinations
+
+        check_combinations(self)
+        return self
+
     @property
     def world_size(self) -> int:
         """Ranks that this configuration runs on."""

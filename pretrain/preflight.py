@@ -8,6 +8,7 @@ well under a second. Every rank may call it; it changes nothing.
 from __future__ import annotations
 
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     config = with_world_size(config, world_size)
     _check_objective(config)
     _check_layout(config)
+    _check_machine(config)
     _check_data(config)
     return _continue_run(config)
 
@@ -122,6 +124,31 @@ def _check_layout(config: Config) -> None:
         num_layers=m.num_layers,
         seq_length=config.data.seq_length,
     )
+
+
+def _check_machine(config: Config) -> None:
+    """Whether the machine has the GPU and the kernels that are asked for, where ranks run here."""
+    from pretrain.launch import has_gpu
+
+    if config.parallel.hostfile is not None:
+        return
+    wanted = config.model.attention
+    if config.run.device != "cpu" and not has_gpu():
+        if config.run.device == "cuda":
+            raise ConfigError(
+                "run.device=cuda, but this machine has no NVIDIA driver; set run.device to auto or "
+                "cpu, or start on a machine that has"
+            )
+        if wanted in ("flash", "flex"):
+            raise ConfigError(
+                f"model.attention={wanted} trains on NVIDIA GPUs only and this machine has none; "
+                "set model.attention to auto (SDPA on a CPU)"
+            )
+    if wanted == "flash" and find_spec("flash_attn") is None:
+        raise ConfigError(
+            "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "
+            "'epochal[gpu]'); set model.attention to auto to do without"
+        )
 
 
 def _check_data(config: Config) -> None:

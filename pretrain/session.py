@@ -193,6 +193,11 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     space = token_space(tokenizer, config.model)
     # Few distinct shapes keep the allocator calm and compiled graphs valid; a CPU needs neither.
     objective = build_objective(config.objective, space, static_rows=runtime.device.type == "cuda")
+    kernels = describe_kernels(
+        config.model.attention,
+        objective.attention_kinds(config.data.documents == "masked"),
+        Call(runtime.device.type, getattr(torch, config.train.precision), config.model.head_size),
+    )
     module = build_model(config, topology, objective)
     engine = build_engine(
         module.to(runtime.device),
@@ -218,13 +223,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             positions_per_token=objective.positions_per_token,
             extra_passes=objective.extra_passes,
         ),
-        attention_kernel=describe_kernels(
-            config.model.attention,
-            objective.attention_kinds(config.data.documents == "masked"),
-            Call(
-                runtime.device.type, getattr(torch, config.train.precision), config.model.head_size
-            ),
-        ),
+        attention_kernel=kernels,
         num_parameters=parameter_count(config.model, space.padded_vocab_size)
         + objective.own_parameters(config.model, space.padded_vocab_size),
         resumed_from=None,

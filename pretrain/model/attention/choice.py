@@ -67,7 +67,10 @@ def choose_kernel(wanted: Wanted, kind: AttentionKind, call: Call) -> Kernel:
     if wanted == "flex":
         problem = flex.obstacle(call.head_size, call.dropout)
         if problem is not None:
-            raise ConfigError(f"model.attention=flex: {problem}; model.attention=auto chooses")
+            raise ConfigError(
+                f"model.attention=flex cannot be used here: {problem}; set model.attention to "
+                "sdpa, flash or auto"
+            )
         return "flex"
     if wanted == "flash":
         problems = {kernel: _obstacle(kernel, call) for kernel in _candidates("causal")}

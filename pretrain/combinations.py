@@ -1,0 +1,55 @@
+"""Settings that are fine alone and cannot work together, refused while the configuration is read.
+
+Layouts have their own rules in `parallel.rules`; what depends on the machine is checked by
+`pretrain.preflight`. Free of torch, as the configuration is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+FLASH_HEADS, FLEX_HEADS = 256, 16
+"""Widest head of flash-attn, narrowest of FlexAttention."""
+
+
+def check_combinations(config: Config) -> None:
+    """Raise ValueError for the first combination that cannot work, saying what can."""
+    _check_attention(config)
+    _check_objective(config)
+
+
+def _check_attention(config: Config) -> None:
+    wanted, head = config.model.attention, config.model.head_size
+    if wanted in ("auto", "sdpa"):
+        return
+    named = f"model.attention={wanted}"
+    if config.run.device == "cpu":
+        why = "is for NVIDIA GPUs" if wanted == "flash" else "has no backward pass on a CPU"
+        raise ValueError(f"{named} {why}, but run.device is cpu; set model.attention to auto")
+    if wanted == "flash" and config.train.precision == "float32":
+        raise ValueError(
+            f"{named} computes in bfloat16 only, but train.precision is float32; set "
+            "train.precision to bfloat16, or model.attention to auto (SDPA in float32)"
+        )
+    if wanted == "flash" and (head > FLASH_HEADS or head % 8):
+        raise ValueError(
+            f"{named} needs heads of at most {FLASH_HEADS} that are a multiple of 8, not {head} "
+            f"(model.hidden_size over model.num_attention_heads); change their number, or set "
+            "model.attention to auto"
+        )
+    if wanted == "flex" and head < FLEX_HEADS:
+        raise ValueError(
+            f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "
+            "model.num_attention_heads); take fewer heads, or set model.attention to auto"
+        )
+
+
+def _check_objective(config: Config) -> None:
+    if config.objective.orders > 1 and config.data.documents == "masked":
+        raise ValueError(
+            f"objective.orders {config.objective.orders} reorders whole sequences and needs "
+            "data.documents=packed; documents kept apart have objective.orders=1"
+        )

@@ -7,7 +7,6 @@ sorted vector over ranks would do that), and the global batch size may change: n
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pretrain.noise.key import NoiseKey
@@ -20,12 +19,11 @@ def stratified_time(noise: NoiseKey, window: int, stream: str = "time") -> Tenso
     made independent of the layout). Where `noise` names a stratum, t is moved into it.
     """
     position = noise.position
-    index, within = position // window, position % window
+    # A batch lies in few windows: each is ordered once, so that memory goes with windows x n.
+    windows, index = (position // window).unique(return_inverse=True)
     # perm_w ranks n keyed words: a permutation without any state, the same on every device.
-    words = noise.at(index).words(f"{stream}/window", window)
-    mine = words.gather(1, within[:, None])
-    earlier = torch.arange(window, device=position.device)[None] < within[:, None]
-    rank = ((words < mine) | ((words == mine) & earlier)).sum(dim=1)
+    order = noise.at(windows).words(f"{stream}/window", window).argsort(dim=1, stable=True)
+    rank = order.argsort(dim=1)[index, position % window]
     u = noise.uniform(stream, 1)[:, 0]
     part, parts = noise.stratum
     return (part + (rank.double() + u) / window) / parts

@@ -90,6 +90,10 @@ TASKS = {
     "esoteric": Task({"name": "esoteric", "alpha0": 0.5}, {"tie_embeddings": False}, 1e-6),
     "orders": Task({"name": "autoregressive", "orders": 3, "hide": "queries"}),
 }
+WHOLE_TASKS = {
+    "gaussian": Task({"name": "gaussian", "reconstruction_share": 0.25}),
+}
+"""Objectives that need the whole model on every rank: neither pipeline nor context parallelism."""
 
 
 def clean_rows(step: int, rows: Tensor) -> CleanBatch:
@@ -179,7 +183,9 @@ class Trainer:
         own = torch.arange(GLOBAL_BATCH).view(self.topology.data_parallel_size, -1)
         clean = clean_rows(99, own[self.topology.dp_rank])
         noise = NoiseKey(SEED, clean.position)
-        return self.engine.evaluate(self.objective.bound_batch(clean, noise)).tolist()
+        bound = self.engine.evaluate(self.objective.bound_batch(clean, noise))
+        parts = max(1, len(self.objective.bound_parts))
+        return bound.view(parts, -1).sum(dim=0).tolist()
 
     def weights(self) -> dict[str, Tensor]:
         """Whole float32 weights, on every rank."""
@@ -200,7 +206,7 @@ def _shake_modulations(module: torch.nn.Module) -> None:
 
 def train_task(cut: dict[str, Any], task: str) -> dict[str, Any]:
     """A whole short run in a layout: curve, evaluation, start and end."""
-    trainer = Trainer(Cut(**cut), TASKS[task])
+    trainer = Trainer(Cut(**cut), {**TASKS, **WHOLE_TASKS}[task])
     start = trainer.weights()
     curve = trainer.train(0, STEPS)
     return {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks
-from layouts import TASKS, Cut, as_dict, train_task
+from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, train_task
 
 TWO_RANKS = [
     Cut(dp=2),
@@ -38,6 +38,14 @@ FURTHER = [
     Cut(cp=2, dp=2, zero=2),
     Cut(cp=2, tp=2, zero=1),
 ]
+WHOLE = [
+    Cut(dp=2, zero=2),
+    Cut(dp=2, zero=3),
+    Cut(tp=2),
+    Cut(tp=2, sp=True, zero=1, recompute="selective"),
+    Cut(tp=2, dp=2, zero=3, recompute="full"),
+]
+"""Layouts of objectives that need the whole model on every rank."""
 EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
 
@@ -74,6 +82,12 @@ def test_the_reference_learns_with_clipping_active(task) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("cut", TWO_RANKS, ids=str)
 def test_two_ranks_equal_one(cut, task) -> None:
+    check(cut, task)
+
+
+@pytest.mark.parametrize("task", WHOLE_TASKS)
+@pytest.mark.parametrize("cut", WHOLE, ids=str)
+def test_objectives_that_need_the_whole_model_equal_one_rank(cut, task) -> None:
     check(cut, task)
 
 

@@ -55,7 +55,7 @@ def test_every_layout_gives_the_one_rank_curve(
     assert_same_curve(tmp_path, undisturbed(objective))
 
 
-@pytest.mark.parametrize("objective", ["uniform", "block"])
+@pytest.mark.parametrize("objective", ["uniform", "block", "gaussian"])
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     pool: Path,
     tmp_path: Path,
@@ -78,7 +78,12 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
 
 @pytest.mark.parametrize(
     ("objective", "sampler"),
-    [("uniform", "ancestral"), ("block", "block"), ("esoteric_hybrid", "esoteric")],
+    [
+        ("uniform", "ancestral"),
+        ("block", "block"),
+        ("esoteric_hybrid", "esoteric"),
+        ("gaussian", "ancestral"),
+    ],
 )
 def test_a_finished_run_is_evaluated_and_sampled(
     undisturbed, pool: Path, objective: str, sampler: str

@@ -19,6 +19,7 @@ FAMILIES = [
     ("interpolating", {"noise": "hybrid", "loss": "dynamic"}, {}),
     ("block", {"block_size": 8}, {}),
     ("esoteric", {"alpha0": 0.5}, {}),
+    ("gaussian", {}, {}),
 ]
 
 

@@ -87,7 +87,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Cores, GPUs and the attention kernel that `model.attention=auto` will take."""
+    """Cores, GPUs and the attention kernels that `model.attention=auto` will take."""
     import torch
 
     yield Finding("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
@@ -100,11 +100,15 @@ def check_devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield Finding(f"gpu {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
-    try:
-        yield Finding("flash-attn", metadata.version("flash-attn"))
-    except metadata.PackageNotFoundError:
-        advice = "optional and faster on long sequences: pip install -e .[gpu]"
-        yield Finding("flash-attn", "not installed, attention runs on torch SDPA", "note", advice)
+    from pretrain.model.attention import Call, describe_kernels
+
+    kernels = describe_kernels(
+        "auto",
+        ("causal", "bidirectional", "documents", "columns"),
+        Call("cuda", torch.bfloat16, 128),
+    )
+    advice = "" if "flash-attn" in kernels else "flash-attn is optional: pip install -e .[gpu]"
+    yield Finding("attention", f"{kernels} (bfloat16, heads of 128)", "ok", advice)
 
 
 def check_disk() -> Iterator[Finding]:

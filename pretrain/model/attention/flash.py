@@ -24,7 +24,14 @@ _MODULES = {
     "flash_attn_2": "flash_attn",
     "torch_varlen": "torch.nn.attention.varlen",
 }
+_INSTALL = {"flash_attn_4": "epochal[flash4]", "flash_attn_2": "epochal[gpu]"}
 _LARGEST_HEAD = 256
+_NEEDED = {
+    "flash_attn_4": {"cu_seqlens_q", "max_seqlen_q", "causal", "deterministic"},
+    "flash_attn_2": {"cu_seqlens_q", "max_seqlen_q", "causal", "deterministic", "dropout_p"},
+    "torch_varlen": {"cu_seq_q", "max_q", "window_size", "enable_gqa"},
+}
+"""Arguments without which a version is too old."""
 
 
 def attend(
@@ -96,20 +103,23 @@ def _load(kernel: str) -> tuple[Callable[..., Any] | None, Callable[..., Any]] |
 
     Any error counts: an optional package that is broken may not stop a run that can do without.
     """
+    absent = f"it is not installed (pip install '{_INSTALL.get(kernel, 'torch')}')"
     try:
         module = importlib.import_module(_MODULES[kernel])
     except ModuleNotFoundError:
-        return "it is not installed (pip install 'epochal[gpu]')"
+        return absent
     except Exception as error:
         return f"it cannot be imported ({type(error).__name__}: {error})"
     if kernel == "torch_varlen":
-        variable = module.varlen_attn
-        if not {"window_size", "enable_gqa"} <= signature(variable).parameters.keys():
-            return f"it needs a newer torch than {torch.__version__}"
-        return None, variable
-    if not hasattr(module, "flash_attn_func"):  # the folder that version 4 alone leaves behind
-        return "it is not installed (pip install 'epochal[gpu]')"
-    return module.flash_attn_func, module.flash_attn_varlen_func
+        whole, variable = None, module.varlen_attn
+    elif hasattr(module, "flash_attn_func"):
+        whole, variable = module.flash_attn_func, module.flash_attn_varlen_func
+    else:  # version 4 alone leaves a folder flash_attn with nothing but itself
+        return absent
+    missing = _NEEDED[kernel] - signature(variable).parameters.keys()
+    if missing:
+        return f"its version is too old: it does not take {', '.join(sorted(missing))}"
+    return whole, variable
 
 
 def _whole(kernel: str) -> Callable[..., Any]:

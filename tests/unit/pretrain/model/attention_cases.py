@@ -11,7 +11,7 @@ from torch import Tensor
 from pretrain.batch import AttentionRule, CleanBatch
 from pretrain.config import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
-from pretrain.objectives import build_objective
+from pretrain.objectives import Objective, build_objective
 from pretrain.vocabulary import TokenSpace
 
 SPACE = TokenSpace(60, 64, 0, 1, 2, (0, 1, 3))
@@ -39,11 +39,15 @@ def clean_batch(documents: bool, cut: bool) -> CleanBatch:
     )
 
 
+def family(name: str, **fields: Any) -> Objective:
+    """An objective on the small vocabulary."""
+    return build_objective(ObjectiveConfig(name=name, time_window=ROWS, **fields), SPACE)
+
+
 def rule_of(name: str, documents: bool = False, cut: bool = False, **fields: Any) -> AttentionRule:
     """The rule of a training batch of objective `name`."""
     clean = clean_batch(documents, cut)
-    objective = build_objective(ObjectiveConfig(name=name, time_window=ROWS, **fields), SPACE)
-    return objective.corrupt(clean, NoiseKey(3, clean.position)).attention
+    return family(name, **fields).corrupt(clean, NoiseKey(3, clean.position)).attention
 
 
 def cases() -> dict[str, tuple[str, AttentionRule]]:

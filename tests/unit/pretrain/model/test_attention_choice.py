@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from attention_cases import clean_batch, family
 
 from pretrain.errors import ConfigError
 from pretrain.model.attention import Call, choose_kernel, describe_kernels, flash
+from pretrain.noise.key import NoiseKey
+from pretrain.objectives import objective_names
 
 KINDS = ("causal", "bidirectional", "documents", "columns")
 GPU = Call("cuda", torch.bfloat16, 64)
@@ -109,11 +113,44 @@ def test_a_broken_package_is_a_reason_and_not_a_crash(monkeypatch: pytest.Monkey
         flash._load.cache_clear()
 
 
+def test_a_version_that_lacks_an_argument_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = types.SimpleNamespace(
+        flash_attn_func=print,
+        flash_attn_varlen_func=lambda q, k, v, cu_seqlens_q, max_seqlen_q, causal: q,
+    )
+    monkeypatch.setattr(flash.importlib, "import_module", lambda name: old)
+    flash._load.cache_clear()
+    try:
+        said = flash._load("flash_attn_2")
+        assert said == "its version is too old: it does not take deterministic, dropout_p"
+    finally:
+        flash._load.cache_clear()
+
+
 def test_the_kernels_are_named_by_rule(machine: Any) -> None:
     machine(TWO)
     assert describe_kernels("auto", ("documents",), GPU) == "flash-attn"
     said = describe_kernels("auto", ("causal", "documents", "columns"), GPU)
     assert said == "flash-attn for causal and documents, FlexAttention for block masks"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [*((name, {}) for name in objective_names()), ("autoregressive", {"hide": "tokens"})],
+)
+@pytest.mark.parametrize("documents", [False, True])
+def test_objectives_tell_the_kinds_of_their_rules(
+    name: str, fields: dict[str, Any], documents: bool
+) -> None:
+    """What a run says about its kernels is about the rules that it then has."""
+    objective = family(name, **fields)
+    told = set(objective.attention_kinds(documents))
+    made = set()
+    for cut in (False, True):
+        clean = clean_batch(documents, cut)
+        for make in (objective.corrupt, objective.bound_batch):
+            made.add(make(clean, NoiseKey(3, clean.position)).attention.kind)
+    assert made == told
 
 
 def test_sdpa_names_the_backend_that_torch_takes() -> None:

@@ -169,7 +169,7 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     recompute = Recompute(config.train.recompute, config.train.recompute_layers)
     model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
     initialize(model, config.run.seed)
-    return ObjectiveModule(model, objective, config.run.seed)
+    return ObjectiveModule(model, objective, config.run.seed, config.train.loss_chunk)
 
 
 def open_session(config: Config, runtime: Runtime) -> Session:

@@ -7,24 +7,36 @@ objective may bring a network of its own (`own`), which then calls the transform
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from parallel.context import own_share, sum_over_context
 from pretrain.batch import TrainBatch
+from pretrain.model.chunked import each, total
 from pretrain.model.transformer import Transformer
+from pretrain.model.vocab import VocabChunk
 from pretrain.objectives.base import Objective
 
 
 class ObjectiveModule(nn.Module):
     """The trained module; parameters carry the transformer's canonical names."""
 
-    def __init__(self, model: Transformer, objective: Objective, seed: int = 0) -> None:
-        """`seed` is that of the weights which the objective brings."""
+    def __init__(
+        self,
+        model: Transformer,
+        objective: Objective,
+        seed: int = 0,
+        loss_chunk: int | None = None,
+    ) -> None:
+        """`seed` is that of the weights which the objective brings; `loss_chunk` rows are scored at
+        once, 0 all, None as many as memory suggests."""
         super().__init__()
         self.model = model
         self.objective = objective
         self.own = objective.own_network(model, seed)
+        self.loss_chunk = loss_chunk
 
     @property
     def tied_parameters(self) -> tuple[str, ...]:
@@ -48,8 +60,8 @@ class ObjectiveModule(nn.Module):
         what they carry out themselves.
         """
         if self.own is not None:
-            terms: Tensor = self.own(self.model, batch, exact)
-            return terms
+            scored: Tensor = self.own(self.model, batch, exact)
+            return scored
         hidden = self.model(
             batch.ids,
             batch.positions,
@@ -63,11 +75,17 @@ class ObjectiveModule(nn.Module):
         rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         if batch.rows is not None:
             rows = rows.index_select(0, batch.rows)
-        chunk = self.model.vocabulary(own_share(rows))
         targets, weight = own_share(batch.targets), own_share(batch.weight)
         extra = {name: own_share(values) for name, values in batch.extra.items()}
+        term = self.objective.token_bound if exact else self.objective.token_loss
+
+        def terms(chunk: VocabChunk, part: slice) -> Tensor:
+            loss = term(chunk, targets[part], {name: v[part] for name, v in extra.items()})
+            return (loss.double() if exact else loss) * weight[part]
+
+        score = partial(each if exact else total, terms=terms, chunk=self.loss_chunk)
+        scored = self.model.score(own_share(rows), score)
         if not exact:
-            return (self.objective.token_loss(chunk, targets, extra) * weight).sum()
-        bound = self.objective.token_bound(chunk, targets, extra).double()
-        total = torch.zeros(batch.ids.shape[0], dtype=torch.float64, device=bound.device)
-        return sum_over_context(total.index_add(0, own_share(batch.sequence), bound * weight))
+            return scored
+        bound = torch.zeros(batch.ids.shape[0], dtype=torch.float64, device=scored.device)
+        return sum_over_context(bound.index_add(0, own_share(batch.sequence), scored))

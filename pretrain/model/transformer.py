@@ -23,12 +23,16 @@ from parallel.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
 from pretrain.config import ModelConfig
 from pretrain.model.attention import AttentionPlan, Call, plan_attention
+from pretrain.model.chunked import Outputs
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
 from pretrain.model.recompute import Keep, Mode, Recompute
 from pretrain.model.vocab import VocabChunk
 from pretrain.vocabulary import TokenSpace
+
+Score = Callable[[Outputs, Tensor, Tensor], Tensor]
+"""(vocabulary outputs of rows and weight, rows [n, h], weight [v/tp, h]) -> scores."""
 
 
 class TransformerLayer(nn.Module):
@@ -120,10 +124,27 @@ class Head(nn.Module):
             x = modulate(x, *self.modulation(condition))
         return x
 
-    def forward(self, rows: Tensor, tied_weight: Tensor | None) -> VocabChunk:
-        """Vocabulary outputs of rows [n, h]."""
+    def forward(
+        self, rows: Tensor, tied: nn.Module | None, score: Score | None = None
+    ) -> VocabChunk | Tensor:
+        """Vocabulary outputs of rows [n, h], or what `score` makes of them.
+
+        `tied` is the embedding, if the weight is its. Everything that reads the weight happens
+        in here, because ZeRO 3 gathers it here, once.
+        """
+        weight: Tensor = (self.projection if tied is None else tied).weight  # type: ignore[assignment]
+        if score is None:
+            return self._outputs(rows, weight, self.projection)
+        # Called as a module, the projection would make ZeRO 3 drop the weight after every chunk.
+        return score(
+            functools.partial(self._outputs, project=self.projection.forward), rows, weight
+        )
+
+    def _outputs(self, rows: Tensor, weight: Tensor, project: Callable[..., Any]) -> VocabChunk:
+        """Float32 (or float64) outputs of rows [n, h]; excluded columns hold -inf."""
         # Three dimensions, because megatron-core's layer counts on [s, b, h].
-        logits = self.projection(rows[:, None], weight=tied_weight)[0][:, 0].float()
+        logits = project(rows[:, None], weight=weight)[0][:, 0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         with torch.no_grad():  # a column of probability zero has gradient zero either way
             logits.index_fill_(1, self.excluded, -torch.inf)
         return VocabChunk(logits)
@@ -192,7 +213,7 @@ class Transformer(nn.Module):
             own_positions(positions, 1), self.config.head_size, self.config.rope_base
         )
         call = Call.like(x, self.config.head_size)
-        plan = plan_attention(rule, self.config.attention, call, *ids.shape)
+        plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
         for i in self.stage.layers:
             layer: Callable[..., Tensor] = self.layers[i]
             if self._mode(i) == "full" and torch.is_grad_enabled():
@@ -224,9 +245,17 @@ class Transformer(nn.Module):
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:
         """Vocabulary outputs for hidden rows [n, h]."""
-        tied = self.embedding.weight if self.config.tie_embeddings else None
-        chunk: VocabChunk = self.head(rows, tied)
+        chunk: VocabChunk = self.head(rows, self._tied)
         return chunk
+
+    def score(self, rows: Tensor, score: Score) -> Tensor:
+        """What `score` makes of the vocabulary outputs of hidden rows [n, h]."""
+        result: Tensor = self.head(rows, self._tied, score)
+        return result
+
+    @property
+    def _tied(self) -> TokenEmbedding | None:
+        return self.embedding if self.config.tie_embeddings else None
 
 
 def _tensor_parallel_rank() -> int:

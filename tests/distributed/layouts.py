@@ -52,6 +52,8 @@ class Cut:
     zero: int = 0
     precision: str = "float32"
     recompute: str = "none"
+    chunk: int | None = None
+    """Rows of the head at once."""
 
     @property
     def ranks(self) -> int:
@@ -62,6 +64,7 @@ class Cut:
         parts = [f"{name}{size}" for name, size in axes.items() if size > 1]
         further = [*(["sp"] if self.sp else []), f"zero{self.zero}"]
         further += [] if self.recompute == "none" else [self.recompute]
+        further += [] if self.chunk is None else [f"chunk{self.chunk}"]
         return "-".join([*parts, *further])
 
 
@@ -138,7 +141,7 @@ class Trainer:
         recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
         model = Transformer(model_config, SPACE, parallel_config(self.topology), stage, recompute)
         initialize(model, SEED)
-        module = ObjectiveModule(model, self.objective)
+        module = ObjectiveModule(model, self.objective, loss_chunk=cut.chunk)
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.
             _shake_modulations(module)

@@ -16,20 +16,20 @@ from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, train_task
 
 TWO_RANKS = [
     Cut(dp=2),
-    Cut(tp=2),
+    Cut(tp=2, chunk=20),
     Cut(tp=2, sp=True),
-    Cut(pp=2, zero=1),
+    Cut(pp=2, zero=1, chunk=20),
     Cut(cp=2, zero=1),
 ]
 FURTHER = [
     *(Cut(dp=2, zero=z) for z in (1, 2)),
-    Cut(dp=2, zero=3, recompute="full"),
+    Cut(dp=2, zero=3, recompute="full", chunk=7),
     Cut(tp=2, zero=1),
     Cut(tp=2, sp=True, zero=1, recompute="selective"),
-    Cut(cp=2, zero=0, recompute="full"),
+    Cut(cp=2, zero=0, recompute="full", chunk=7),
     Cut(cp=2, zero=3, recompute="selective"),
     *(Cut(dp=4, zero=z) for z in (1, 2)),
-    *(Cut(tp=2, dp=2, zero=z) for z in (0, 1, 2, 3)),
+    *(Cut(tp=2, dp=2, zero=z, chunk=7) for z in (0, 1, 2, 3)),
     Cut(tp=2, dp=2, sp=True, zero=2),
     Cut(pp=2, tp=2, zero=1, recompute="selective"),
     Cut(pp=2, tp=2, sp=True, zero=1, recompute="full"),

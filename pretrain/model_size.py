@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pretrain.config import ModelConfig
 
-_CONDITION, _FREQUENCIES = 128, 256
+CONDITION, FREQUENCIES = 128, 256
+"""Sizes of the conditioning vector and of the sinusoids of a noise level."""
 
 
 def matrix_parameters(model: ModelConfig) -> int:
@@ -23,8 +24,8 @@ def parameter_count(model: ModelConfig, padded_vocab_size: int) -> int:
     embeddings = padded_vocab_size * h * (1 if model.tie_embeddings else 2)
     total = matrix_parameters(model) + norms + embeddings
     if model.time_conditioning:
-        c = _CONDITION
-        total += (_FREQUENCIES + 1) * c + (c + 1) * c
+        c = CONDITION
+        total += (FREQUENCIES + 1) * c + (c + 1) * c
         total += (c + 1) * h * (6 * model.num_layers + 2)
     return total
 

@@ -1,0 +1,48 @@
+"""One way to run a step: a layout and what else decides memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.planner.costs import Recompute
+from parallel.rules import Layout
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the planner varies."""
+
+    layout: Layout
+    zero_stage: int
+    micro_batch_size: int
+    """Sequences per rank and forward pass."""
+    num_microbatches: int
+    precision: str = "bfloat16"
+    recompute: Recompute = "none"
+    recompute_layers: int | None = None
+    """Layers of each stage that `recompute` concerns; None all."""
+    averages: int = 0
+    """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
+    reduce_bucket_size: int = 50_000_000
+    """Elements of a gradient reduction, as in `parallel.settings`."""
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a weight or activation in the forward pass."""
+        return 2 if self.precision == "bfloat16" else 4
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which ZeRO shards: data x context."""
+        return self.layout.data_parallel_size * self.layout.context_parallel_size
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step."""
+        return self.micro_batch_size * self.num_microbatches * self.layout.data_parallel_size
+
+    @property
+    def effective_stage(self) -> int:
+        """ZeRO stage that the engine really runs (`parallel.settings.effective_stage`)."""
+        alone = self.shards == 1 and self.layout.pipeline_parallel_size == 1
+        return 0 if alone and self.precision == "float32" else self.zero_stage

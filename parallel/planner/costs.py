@@ -1,0 +1,112 @@
+"""What the planner is told about a model: plain numbers for each of its parts.
+
+The planner knows nothing of transformers or objectives. Whoever does (`pretrain.plan`) says how
+many weights a part holds, what it keeps for the backward pass and how much it computes; here these
+numbers are only divided by the degrees of a layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Cut = Literal["tensor", "sequence", "whole"]
+"""What divides a tensor: tensor parallelism; sequence parallelism (where it is on); neither."""
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the whole model."""
+
+    elements: int
+    cut: bool
+    """Whether tensor-parallel ranks hold a slice each."""
+    group: int = 0
+    """Optimizer group; padding is counted for each."""
+
+    def held(self, tensor_parallel_size: int) -> int:
+        """Elements on one rank."""
+        return self.elements // tensor_parallel_size if self.cut else self.elements
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One tensor kept between forward and backward pass."""
+
+    elements: float
+    """For each position, or in all if `fixed`."""
+    cut: Cut = "whole"
+    size: int | None = None
+    """Bytes of an element; None means those of the compute precision."""
+    fixed: bool = False
+    """A copy of a weight: independent of the number of positions."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Embedding, one layer, or final norm and head."""
+
+    weights: tuple[Weight, ...]
+    saved: tuple[Saved, ...] = ()
+    """Without recomputation."""
+    kept: dict[Recompute, tuple[Saved, ...]] = field(default_factory=dict)
+    """What is left of `saved` under each kind of recomputation; `saved` where none is named."""
+    matrix_flops: float = 0.0
+    """Forward operations of matrix products for each position, over all tensor-parallel ranks."""
+    attention_flops: float = 0.0
+    """The same for attention products, which run at another rate."""
+    elementwise: float = 0.0
+    """Elements read and written outside of matrix products for each position."""
+    kernels: int = 0
+    """Kernels that the forward pass starts: small models wait for the host."""
+
+    def alive(self, recompute: Recompute) -> tuple[Saved, ...]:
+        """What stays until the backward pass."""
+        return self.kept.get(recompute, self.saved)
+
+    @property
+    def elements(self) -> int:
+        """Parameters of the whole part."""
+        return sum(weight.elements for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A model and the batch it is trained on."""
+
+    first: Part
+    """What the first stage adds: the embedding, and what conditions the layers."""
+    layer: Part
+    num_layers: int
+    last: Part
+    """What the last stage adds; its positions are the scored ones."""
+    final: tuple[Saved, ...]
+    """What the last stage keeps for each position, scored or not (its norm)."""
+    layer_workspace: tuple[Saved, ...]
+    """Gradients alive at once while a layer is differentiated, for each position."""
+    loss_workspace: tuple[Saved, ...]
+    """Tensors beside what `last` keeps while the loss is differentiated, for each scored one."""
+    tied: tuple[Weight, ...]
+    """Weights of `first` that the last stage of a pipeline holds too."""
+    hidden_size: int
+    """Elements that travel between layers for each position."""
+    key_value_size: int
+    """Elements of keys and values for each position (context parallelism sends them)."""
+    seq_length: int
+    positions_per_token: float
+    head_share: float
+    """Share of tokens whose logits are computed."""
+    flops_per_token: float
+    """Forward and backward operations that count as useful: the numerator of MFU."""
+    stage_costs: tuple[tuple[float, ...], float]
+    """Costs of layers and of the head by which the engine cuts a pipeline."""
+    cut_sizes: dict[str, int]
+    """Dimensions that tensor parallelism divides, by name."""
+    key_value_heads: int
+    """What tensor and context parallelism divide together."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        return self.first.elements + self.num_layers * self.layer.elements + self.last.elements

@@ -1,0 +1,97 @@
+"""A cluster in numbers: what one GPU holds and computes, and how fast GPUs talk to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from parallel.errors import LayoutError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Nodes of equal GPUs. Rates are per GPU unless they say otherwise; see `configs/machine/`."""
+
+    name: str
+    num_nodes: int
+    gpus_per_node: int
+    memory_gib: float
+    """Memory of a GPU as the driver reports it."""
+    bfloat16_tflops: float
+    """Dense matrix products; also the denominator of MFU in bfloat16."""
+    float32_tflops: float
+    """The same in float32 (TF32 off, as torch has it)."""
+    memory_bandwidth_gbs: float
+    """GB/s of the GPU's memory."""
+    nvlink_gbs: float
+    """GB/s that a GPU sends (and receives at the same time) inside a node."""
+    network_gbs: float
+    """GB/s that a whole node sends to other nodes."""
+    reserved_gib: float = 3.0
+    """Memory that no tensor can have: CUDA context, NCCL's buffers, fragments of the allocator."""
+    matrix_efficiency: float = 0.65
+    """Share of the dense rate that large matrix products reach."""
+    attention_efficiency: float = 0.40
+    """The same for attention kernels, forward and backward together."""
+    memory_efficiency: float = 0.75
+    """Share of the memory bandwidth that elementwise kernels reach."""
+    network_efficiency: float = 0.70
+    """Share of a link that collectives of megabytes reach."""
+    latency_us: float = 20.0
+    """Time of a collective of no size."""
+    launch_us: float = 6.0
+    """Time in which the host starts a kernel: below it the GPU waits."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return self.num_nodes * self.gpus_per_node
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory of a GPU that tensors can have."""
+        return (self.memory_gib - self.reserved_gib) * GIB
+
+    def flops(self, precision: str) -> float:
+        """Dense operations per second of one GPU."""
+        return 1e12 * (self.bfloat16_tflops if precision == "bfloat16" else self.float32_tflops)
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any], source: str) -> Machine:
+        """The machine that a YAML file describes; raises LayoutError naming `source` and the key."""
+        known = {field.name: field for field in fields(Machine)}
+        for key in values:
+            if key not in known:
+                raise LayoutError(f"{source}: unknown key {key!r}; known: {', '.join(known)}")
+        needed = [name for name, field in known.items() if not _has_default(field)]
+        missing = [name for name in needed if name not in values]
+        if missing:
+            raise LayoutError(f"{source}: no value for {', '.join(missing)}")
+        for key, value in values.items():
+            if key == "name":
+                continue
+            whole = key in ("num_nodes", "gpus_per_node")
+            good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not good or value < (1 if whole else 0):
+                kind = "a whole number from 1" if whole else "a number from 0"
+                raise LayoutError(f"{source}: {key} is {value!r}; it must be {kind}")
+            if key.endswith("_efficiency") and not 0 < value <= 1:
+                raise LayoutError(f"{source}: {key} is {value!r}; it must lie in (0, 1]")
+            if value == 0 and key not in ("reserved_gib", "latency_us", "launch_us"):
+                raise LayoutError(f"{source}: {key} is 0; it must be larger")
+        machine = Machine(**{**values, "name": str(values["name"])})
+        if machine.reserved_gib >= machine.memory_gib:
+            raise LayoutError(
+                f"{source}: reserved_gib {machine.reserved_gib} leaves nothing of memory_gib "
+                f"{machine.memory_gib}"
+            )
+        return machine
+
+
+def _has_default(field: Any) -> bool:
+    from dataclasses import MISSING
+
+    return field.default is not MISSING

@@ -1,0 +1,133 @@
+"""Memory of every rank: state, activations and what is alive beside them at the worst moment.
+
+The worst moment is taken to be the start of a backward pass: all activations of the micro-batches
+in flight, the gradients accumulated so far, and the gradient of the logits or of one layer. All
+ranks of a stage need the same; the stage that needs most decides whether a layout fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from parallel.planner.candidate import Candidate
+from parallel.planner.costs import ModelCost, Saved, Weight
+from parallel.planner.state import StateBytes, state_bytes
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on each rank of one pipeline stage."""
+
+    state: StateBytes
+    activations: float
+    """Kept for the backward pass, over all micro-batches in flight."""
+    activations_without_recompute: float
+    logits: float
+    """Logits and their gradient."""
+    workspace: float
+    """Gradients and recomputed activations of one layer."""
+
+    @property
+    def total(self) -> float:
+        """All of it at the worst moment."""
+        state = self.state
+        held = state.parameters + state.optimizer + state.averages + state.gradients
+        return held + self.passing
+
+    @property
+    def passing(self) -> float:
+        """What is not held through the whole step: the larger of backward pass and update."""
+        beside = max(self.logits, self.workspace) + self.state.gathered
+        return max(self.activations + beside, self.state.update)
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """What one stage holds of the model."""
+
+    model: ModelCost
+    first: bool
+    last: bool
+    num_layers: int
+
+    def weights(self) -> Iterable[Weight]:
+        """Every parameter, a tied one once."""
+        if self.first:
+            yield from self.model.first.weights
+        for _ in range(self.num_layers):
+            yield from self.model.layer.weights
+        if self.last:
+            yield from self.model.last.weights
+            if not self.first:
+                yield from self.model.tied
+
+    def kept(self, candidate: Candidate) -> float:
+        """Bytes that the forward pass of one micro-batch leaves for its backward pass."""
+        positions = layer_positions(self.model, candidate)
+        concerned = self.num_layers
+        if candidate.recompute_layers is not None:
+            concerned = min(concerned, candidate.recompute_layers)
+        layer = self.model.layer
+        total = concerned * saved_bytes(layer.alive(candidate.recompute), positions, candidate)
+        total += (self.num_layers - concerned) * saved_bytes(layer.saved, positions, candidate)
+        if self.first:
+            total += saved_bytes(self.model.first.saved, positions, candidate)
+        if self.last:
+            total += saved_bytes(self.model.final, positions, candidate)
+            total += saved_bytes(self.model.last.saved, scored_rows(self.model, candidate), candidate)
+        return total
+
+    def logits(self, candidate: Candidate) -> float:
+        """Bytes beside the activations when the loss is differentiated."""
+        if not self.last:
+            return 0.0
+        rows = scored_rows(self.model, candidate)
+        return saved_bytes(self.model.loss_workspace, rows, candidate)
+
+    def workspace(self, candidate: Candidate) -> float:
+        """Bytes beside the activations when a layer is differentiated."""
+        positions = layer_positions(self.model, candidate)
+        layer = self.model.layer
+        whole = saved_bytes(layer.saved, positions, candidate)
+        again = whole - saved_bytes(layer.alive(candidate.recompute), positions, candidate)
+        return again + saved_bytes(self.model.layer_workspace, positions, candidate)
+
+
+def layer_positions(model: ModelCost, candidate: Candidate) -> float:
+    """Positions that one rank takes through a layer for a micro-batch (tensor ranks share them)."""
+    cp = candidate.layout.context_parallel_size
+    length = model.seq_length * model.positions_per_token
+    return candidate.micro_batch_size * length / cp
+
+
+def scored_rows(model: ModelCost, candidate: Candidate) -> float:
+    """Positions whose logits one rank computes."""
+    cp = candidate.layout.context_parallel_size
+    return candidate.micro_batch_size * model.seq_length * model.head_share / cp
+
+
+def saved_bytes(saved: Iterable[Saved], positions: float, candidate: Candidate) -> float:
+    """Bytes on one rank of tensors over `positions`."""
+    layout, total = candidate.layout, 0.0
+    for tensor in saved:
+        count = tensor.elements * (1.0 if tensor.fixed else positions)
+        if tensor.cut == "tensor" or (tensor.cut == "sequence" and layout.sequence_parallel):
+            count /= layout.tensor_parallel_size
+        total += count * (tensor.size or candidate.compute_bytes)
+    return total
+
+
+def stage_memory(
+    model: ModelCost, candidate: Candidate, stage: StageParts, behind: int
+) -> MemoryPlan:
+    """Memory of a rank of `stage`; `behind` is the number of stages after it."""
+    in_flight = min(candidate.num_microbatches, behind + 1)
+    whole = replace(candidate, recompute="none", recompute_layers=None)
+    return MemoryPlan(
+        state=state_bytes(stage.weights(), candidate),
+        activations=in_flight * stage.kept(candidate),
+        activations_without_recompute=in_flight * stage.kept(whole),
+        logits=stage.logits(candidate),
+        workspace=stage.workspace(candidate),
+    )

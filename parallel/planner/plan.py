@@ -1,0 +1,201 @@
+"""A whole estimate for one way to run a step, and the search for the best ones.
+
+Every candidate goes through `parallel.rules`, so that nothing is recommended that would be refused
+at launch. Those that do not fit are kept with the memory they lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from parallel.errors import LayoutError
+from parallel.planner.candidate import Candidate
+from parallel.planner.costs import ModelCost
+from parallel.planner.machine import Machine
+from parallel.planner.memory import MemoryPlan, StageParts, stage_memory
+from parallel.planner.timing import StepTime, step_time
+from parallel.rules import check_layout
+from parallel.stages import split_layers
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory and time of one candidate on a machine."""
+
+    candidate: Candidate
+    machine: Machine
+    memory: MemoryPlan
+    """Of the stage that needs most."""
+    stage: int
+    """Which stage that is."""
+    layers: tuple[int, ...]
+    """Layers of every stage."""
+    time: StepTime
+    tokens_per_step: int
+    flops_per_token: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank has the memory."""
+        return self.memory.total <= self.machine.usable_bytes
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all GPUs."""
+        return self.tokens_per_step / self.time.total
+
+    @property
+    def tokens_per_day(self) -> float:
+        """Over all GPUs."""
+        return self.tokens_per_second * SECONDS_PER_DAY
+
+    @property
+    def mfu(self) -> float:
+        """Useful operations over those of the dense rate (model FLOPs utilisation)."""
+        gpus = self.candidate.layout.world_size
+        peak = self.machine.flops(self.candidate.precision) * gpus
+        return self.flops_per_token * self.tokens_per_second / peak
+
+    def days(self, tokens: float) -> float:
+        """Days to train on `tokens`."""
+        return tokens / self.tokens_per_day
+
+    def gpu_hours(self, tokens: float) -> float:
+        """GPU-hours to train on `tokens`."""
+        return 24 * self.days(tokens) * self.candidate.layout.world_size
+
+
+def stages_of(model: ModelCost, candidate: Candidate) -> list[StageParts]:
+    """The stages that the engine would cut."""
+    pp = candidate.layout.pipeline_parallel_size
+    layers, head = model.stage_costs
+    cuts = _cuts(layers, pp, head)
+    return [StageParts(model, i == 0, i == pp - 1, len(cut)) for i, cut in enumerate(cuts)]
+
+
+def estimate_stages(model: ModelCost, candidate: Candidate) -> list[MemoryPlan]:
+    """Memory of a rank of every stage."""
+    stages = stages_of(model, candidate)
+    behind = len(stages) - 1
+    return [
+        stage_memory(model, candidate, stage, behind - i) for i, stage in enumerate(stages)
+    ]
+
+
+def estimate(model: ModelCost, candidate: Candidate, machine: Machine) -> Plan:
+    """Memory and time of a candidate, which must be legal."""
+    stages = stages_of(model, candidate)
+    memories = estimate_stages(model, candidate)
+    worst = max(range(len(stages)), key=lambda i: memories[i].total)
+    return Plan(
+        candidate=candidate,
+        machine=machine,
+        memory=memories[worst],
+        stage=worst,
+        layers=tuple(stage.num_layers for stage in stages),
+        time=step_time(model, candidate, machine, stages),
+        tokens_per_step=candidate.global_batch_size * model.seq_length,
+        flops_per_token=model.flops_per_token,
+    )
+
+
+@lru_cache(maxsize=256)
+def _cuts(layers: tuple[float, ...], stages: int, head: float) -> tuple[range, ...]:
+    return tuple(split_layers(layers, stages, last_cost=head))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the search may vary."""
+
+    num_gpus: int
+    global_batch_size: int
+    precision: str
+    averages: int = 0
+    largest_micro_batch: int = 64
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found."""
+
+    fitting: tuple[Plan, ...]
+    """Best first."""
+    too_large: tuple[Plan, ...]
+    """Those that lack memory, least first."""
+    refused: dict[str, int]
+    """Reasons of `parallel.rules`, and how many degrees each concerns."""
+
+
+def search(model: ModelCost, machine: Machine, space: Space) -> Search:
+    """Every legal layout on these GPUs, estimated and ranked by time."""
+    refused: dict[str, int] = {}
+    plans = [
+        estimate(model, candidate, machine)
+        for candidate in _candidates(model, machine, space, refused)
+    ]
+    fitting = sorted((p for p in plans if p.fits), key=lambda p: (p.time.total, p.memory.total))
+    too_large = sorted((p for p in plans if not p.fits), key=lambda p: p.memory.total)
+    return Search(tuple(fitting), tuple(too_large), refused)
+
+
+def _candidates(
+    model: ModelCost, machine: Machine, space: Space, refused: dict[str, int]
+) -> Iterator[Candidate]:
+    for tp, pp, cp in _degrees(model, machine, space):
+        for zero in (0, 1, 2, 3):
+            sequence = tp > 1 and cp == 1
+            try:
+                layout = check_layout(
+                    world_size=space.num_gpus,
+                    tensor_parallel_size=tp,
+                    pipeline_parallel_size=pp,
+                    context_parallel_size=cp,
+                    sequence_parallel=sequence,
+                    zero_stage=zero,
+                    precision=space.precision,
+                    sizes=model.cut_sizes,
+                    num_query_groups=model.key_value_heads,
+                    num_layers=model.num_layers,
+                    seq_length=model.seq_length,
+                )
+            except LayoutError as error:
+                refused[str(error)] = refused.get(str(error), 0) + 1
+                continue
+            if space.global_batch_size % layout.data_parallel_size:
+                reason = (
+                    f"{layout.data_parallel_size} data-parallel ranks do not divide "
+                    f"train.global_batch_size {space.global_batch_size}"
+                )
+                refused[reason] = refused.get(reason, 0) + 1
+                continue
+            per_rank = space.global_batch_size // layout.data_parallel_size
+            for micro in divisors(per_rank, space.largest_micro_batch):
+                for recompute in ("none", "selective", "full"):
+                    yield Candidate(
+                        layout=layout,
+                        zero_stage=zero,
+                        micro_batch_size=micro,
+                        num_microbatches=per_rank // micro,
+                        precision=space.precision,
+                        recompute=recompute,  # type: ignore[arg-type]
+                        averages=space.averages,
+                    )
+
+
+def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple[int, int, int]]:
+    """Degrees whose product divides the GPUs; tensor parallelism stays inside a node."""
+    gpus = space.num_gpus
+    for tp in divisors(gpus, machine.gpus_per_node):
+        for pp in divisors(gpus // tp, model.num_layers):
+            for cp in divisors(gpus // tp // pp, machine.gpus_per_node // tp):
+                yield tp, pp, cp
+
+
+def divisors(n: int, largest: int) -> list[int]:
+    """Divisors of n up to `largest`, ascending."""
+    return [d for d in range(1, min(n, largest) + 1) if n % d == 0]

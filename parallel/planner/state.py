@@ -1,0 +1,119 @@
+"""Bytes of parameters, optimizer and gradients on a rank: exactly what DeepSpeed allocates.
+
+Each function mirrors one of its optimizers as `parallel.settings` configures it: none (stage 0 in
+float32), BF16_Optimizer (stage 1 in bfloat16), the optimizer of stages 1 and 2, that of stage 3.
+`tests/distributed/test_planner.py` compares them with the tensors of real engines, to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from parallel.planner.candidate import Candidate
+from parallel.planner.costs import Weight
+
+_MASTER, _MOMENTS, _STEP = 4, 8, 4
+"""Bytes of a float32 weight, of both Adam moments, and of the step that Adam counts per tensor."""
+_ALIGNMENT = 2
+"""Elements to which DeepSpeed aligns the share of each rank."""
+PERSISTENT = 100_000
+"""Largest parameter that stage 3 keeps whole on every rank."""
+LIVE = 1_000_000_000
+"""Elements that stage 3 keeps gathered at most."""
+PREFETCH = 50_000_000
+"""Elements that stage 3 gathers ahead."""
+ALL_REDUCE = 500_000_000
+"""Elements that BF16_Optimizer copies into one message."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one rank."""
+
+    parameters: int
+    """Weights in the compute precision (at stage 0 they are the only copy)."""
+    optimizer: int
+    """Float32 master weights where they exist, and both moments."""
+    averages: int
+    """Float32 averages of the weights (EMA)."""
+    gradients: int
+    """What backward passes accumulate until the step."""
+    gathered: int
+    """Buckets of stages 1 to 3 and weights gathered by stage 3, beside the activations."""
+    update: int
+    """Buffers of the reduction and the update after the last backward pass."""
+
+
+def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
+    """Bytes for the weights of a pipeline stage (given with the sizes of the whole model)."""
+    tp = candidate.layout.tensor_parallel_size
+    groups: dict[int, list[int]] = {}
+    for weight in weights:
+        groups.setdefault(weight.group, []).append(weight.held(tp))
+    sizes = list(groups.values())
+    if candidate.effective_stage == 0:
+        return _stage_0(sizes, candidate)
+    if candidate.effective_stage == 3:
+        return _stage_3(sizes, candidate)
+    return _flat(sizes, candidate)
+
+
+def _stage_0(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+    """Plain float32 tensors."""
+    sizes = [size for group in groups for size in group]
+    total = sum(sizes)
+    return StateBytes(
+        parameters=4 * total,
+        optimizer=_MOMENTS * total + _STEP * len(sizes),
+        averages=4 * total * candidate.averages,
+        gradients=4 * total,
+        gathered=0,
+        update=4 * min(total, ALL_REDUCE) if candidate.shards > 1 else 0,
+    )
+
+
+def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+    """Stages 1 and 2: weights flattened group by group, padded to a multiple of the ranks."""
+    shards, size = candidate.shards, candidate.compute_bytes
+    multiple = _ALIGNMENT * shards
+    padded = [-(-sum(group) // multiple) * multiple for group in groups]
+    total, share = sum(padded), sum(padded) // shards
+    bucket = candidate.reduce_bucket_size
+    if candidate.zero_stage == 1 and candidate.precision == "bfloat16":
+        # bfloat16 gradients stay beside the float32 ones that they are added to.
+        gradients, gathered = (2 + 4) * total, 0
+        update = 4 * min(total, ALL_REDUCE) if shards > 1 else 0
+    elif candidate.zero_stage == 1:
+        gradients, gathered, update = size * total, size * bucket, 4 * share
+    else:
+        # What is larger than the bucket is reduced on its own; both once more in float32.
+        largest = max(size for group in groups for size in group)
+        gradients, update = 4 * share, 4 * share
+        gathered = size * bucket + (size + 4) * max(bucket, largest)
+    return StateBytes(
+        parameters=size * total,
+        optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
+        averages=4 * share * candidate.averages,
+        gradients=gradients,
+        gathered=gathered,
+        update=update,
+    )
+
+
+def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+    """Every tensor in equal pieces; small ones whole as well."""
+    shards, size = candidate.shards, candidate.compute_bytes
+    share = sum(-(-n // shards) for group in groups for n in group)
+    small = sum(n for group in groups for n in group if n <= PERSISTENT)
+    large = sum(n for group in groups for n in group) - small
+    if shards == 1:  # a piece is the tensor itself
+        small = large = 0
+    return StateBytes(
+        parameters=size * (share + small),
+        optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
+        averages=4 * share * candidate.averages,
+        gradients=4 * share,
+        gathered=4 * candidate.reduce_bucket_size + size * min(large, LIVE + PREFETCH),
+        update=0,
+    )

@@ -1,0 +1,184 @@
+"""The transformer in the planner's numbers: weights, saved tensors and operations of its parts.
+
+Everything here repeats what `pretrain.model` does, as arithmetic. Tests compare it with the real
+thing: weights with `parameter_count` and with engines to the byte, saved tensors with what
+autograd really keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.planner.costs import ModelCost, Part, Recompute, Saved, Weight
+from pretrain.config import Config, ModelConfig
+from pretrain.model_size import CONDITION, FREQUENCIES, stage_costs
+from pretrain.scaling.flops import train_flops_per_token
+
+_DECAYED, _KEPT = 0, 1
+"""The optimizer groups of `pretrain.optimizer`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveCost:
+    """What the planner must know of an objective."""
+
+    causal: bool
+    columns: bool
+    """Whether attention follows columns instead of a fast path."""
+    positions_per_token: float
+    head_share: float
+    vocabulary_passes: int
+    """Float32 tensors of the size of the logits that the loss keeps, the logits included."""
+
+
+def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
+    """The numbers of a configuration; the layout and the micro-batch are not among them."""
+    m, length = config.model, config.data.seq_length
+    layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
+    d, groups = m.head_size, m.query_groups
+    return ModelCost(
+        first=_first(m, padded_vocab_size, config.optimizer.decay_embeddings),
+        layer=_layer(m, length * objective.positions_per_token, objective),
+        num_layers=m.num_layers,
+        last=_last(m, padded_vocab_size, objective),
+        final=_final(m),
+        layer_workspace=_layer_workspace(m),
+        loss_workspace=(
+            Saved(padded_vocab_size, "tensor", 4),
+            Saved(padded_vocab_size, "tensor"),
+        ),
+        tied=_embedding(m, padded_vocab_size, config.optimizer.decay_embeddings)
+        if m.tie_embeddings
+        else (),
+        hidden_size=m.hidden_size,
+        key_value_size=2 * groups * d,
+        seq_length=length,
+        positions_per_token=objective.positions_per_token,
+        head_share=objective.head_share,
+        flops_per_token=train_flops_per_token(
+            m,
+            padded_vocab_size,
+            length,
+            causal=objective.causal,
+            head_share=objective.head_share,
+            positions_per_token=objective.positions_per_token,
+        ),
+        stage_costs=(tuple(layer), head),
+        cut_sizes={
+            "model.num_attention_heads": m.num_attention_heads,
+            "model.ffn_hidden_size": m.ffn_size,
+            "model.vocab_multiple": m.vocab_multiple,
+        },
+        key_value_heads=groups,
+    )
+
+
+def _embedding(m: ModelConfig, vocabulary: int, decayed: bool) -> tuple[Weight, ...]:
+    return (Weight(vocabulary * m.hidden_size, True, _DECAYED if decayed else _KEPT),)
+
+
+def _linear(inputs: int, outputs: int) -> tuple[Weight, Weight]:
+    """A replicated linear layer with bias."""
+    return Weight(inputs * outputs, False, _DECAYED), Weight(outputs, False, _KEPT)
+
+
+def _first(m: ModelConfig, vocabulary: int, decayed: bool) -> Part:
+    weights = _embedding(m, vocabulary, decayed)
+    if m.time_conditioning:
+        weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
+    return Part(weights, saved=(Saved(1, "whole", 8),), elementwise=3 * m.hidden_size, kernels=6)
+
+
+def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
+    h, d, f = m.hidden_size, m.head_size, m.ffn_size
+    width = m.num_attention_heads * d
+    qkv = (m.num_attention_heads + 2 * m.query_groups) * d
+    up = (2 if m.activation == "swiglu" else 1) * f
+    weights = [Weight(h, False, _KEPT)] * 2
+    weights += [Weight(h * qkv, True), Weight(width * h, True), Weight(h * up, True)]
+    weights += [Weight(f * h, True)]
+    if m.qk_norm:
+        weights += [Weight(d, False, _KEPT)] * 2
+    if m.time_conditioning:
+        weights += _linear(CONDITION, 6 * h)
+    saved, kept = _layer_saved(m, length, objective)
+    readable = (length + 1) / 2 if objective.causal and not objective.columns else length
+    return Part(
+        weights=tuple(weights),
+        saved=saved,
+        kept=kept,
+        matrix_flops=2.0 * (h * qkv + width * h + h * up + f * h),
+        attention_flops=4.0 * width * readable,
+        # Norms, residual sums and what stands between matrices, each read and written once.
+        elementwise=10 * h + 4 * qkv + 2 * up + f + (12 * h if m.time_conditioning else 0),
+        kernels=30 + (8 if m.qk_norm else 0) + (14 if m.time_conditioning else 0),
+    )
+
+
+def _layer_saved(
+    m: ModelConfig, length: float, objective: ObjectiveCost
+) -> tuple[tuple[Saved, ...], dict[Recompute, tuple[Saved, ...]]]:
+    """What a layer keeps in all, and under each kind of recomputation."""
+    h, d, f = m.hidden_size, m.head_size, m.ffn_size
+    heads, groups = m.num_attention_heads, m.query_groups
+    width = heads * d
+    up = (2 if m.activation == "swiglu" else 1) * f
+    stay = [
+        Saved(2 * h, "sequence"),  # the residual stream in front of both norms
+        Saved(2, "sequence", 4),  # their inverse norms
+        Saved((heads + 2 * groups) * d, "tensor"),  # queries, keys and values
+        Saved(width, "tensor"),  # what attention returns
+        Saved(heads, "tensor", 4),  # its log-sum-exp
+        Saved(up, "tensor"),
+    ]
+    again = [
+        Saved(2 * h, "sequence"),  # normed inputs of both parts
+        Saved((heads + groups) * d, "tensor"),  # rotated queries and keys
+        Saved(f, "tensor"),  # the activation
+    ]
+    if heads > groups:
+        again.append(Saved(width, "tensor"))  # queries, grouped by key in between
+    if m.qk_norm:
+        again.append(Saved(heads + groups, "tensor", 4))
+    if m.activation == "swiglu":
+        again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows apart
+    if objective.columns:
+        stay.append(Saved(length, "whole"))  # the mask as attention reads it
+    if m.time_conditioning:
+        stay.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
+        again.append(Saved(2 * h, "sequence"))  # normed, before the modulation
+    return (*stay, *again), {"selective": tuple(stay), "full": (Saved(h, "sequence"),)}
+
+
+def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
+    """While the MLP is differentiated: gradients of its output, its activation and its inside."""
+    inside = (3 if m.activation == "swiglu" else 2) * m.ffn_size
+    return (Saved(2 * m.hidden_size, "whole"), Saved(inside, "tensor"))
+
+
+def _last(m: ModelConfig, vocabulary: int, objective: ObjectiveCost) -> Part:
+    h = m.hidden_size
+    weights = [Weight(h, False, _KEPT)]
+    if m.time_conditioning:
+        weights += _linear(CONDITION, 2 * h)
+    if not m.tie_embeddings:
+        weights.append(Weight(vocabulary * h, True))
+    return Part(
+        weights=tuple(weights),
+        saved=(
+            Saved(h, "whole"),
+            Saved(vocabulary * objective.vocabulary_passes, "tensor", 4),
+            Saved(4, "whole", 8),
+        ),
+        matrix_flops=2.0 * h * vocabulary,
+        elementwise=6 * h + 8 * vocabulary,
+        kernels=20,
+    )
+
+
+def _final(m: ModelConfig) -> tuple[Saved, ...]:
+    """The last norm, and the whole sequence gathered from its slices."""
+    kept = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
+    if m.time_conditioning:
+        kept.append(Saved(m.hidden_size, "sequence"))
+    return tuple(kept)

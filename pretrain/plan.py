@@ -1,0 +1,201 @@
+"""`epochal plan`: what a configuration costs on a machine, and which layouts would be best.
+
+A `Config` becomes numbers here (`pretrain.model_cost`); everything after that is arithmetic in
+`parallel.planner`. Objectives are built and asked, not repeated: what they declare (causal, share
+of scored positions) and the attention rule of a batch of eight tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from parallel.planner.candidate import Candidate
+from parallel.planner.costs import ModelCost
+from parallel.planner.machine import Machine
+from parallel.planner.plan import Plan, Search, Space, estimate, search
+from parallel.rules import check_layout
+from pretrain.compose import CONFIG_ROOT
+from pretrain.config import Config
+from pretrain.errors import ConfigError
+from pretrain.model_cost import ObjectiveCost, model_cost
+from pretrain.suggest import closest
+
+MACHINES = CONFIG_ROOT / "machine"
+ASSUMED_VOCABULARY = 32_000
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The answer: the given layout and better ones."""
+
+    config: Config
+    machine: Machine
+    model: ModelCost
+    vocab_size: int
+    vocabulary_assumed: bool
+    """No tokenizer was there to count."""
+    given: Plan
+    found: Search
+    tokens: float | None
+    """Target of the training run."""
+    price: float | None
+    """Per GPU-hour."""
+
+
+def plan(
+    config: Config,
+    *,
+    machine: str = "h100x8",
+    num_gpus: int | None = None,
+    tokens: float | None = None,
+    price: float | None = None,
+    vocab_size: int | None = None,
+) -> Planned:
+    """Estimate the configuration's own layout and search for the best ones on the machine.
+
+    Raises ConfigError and LayoutError for anything that cannot be planned; touches no device.
+    """
+    there = sized(load_machine(machine), num_gpus)
+    for option, value in (("--tokens", tokens), ("--price-per-gpu-hour", price)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{option} is {value:g}; it must be larger than 0")
+    size, assumed = vocabulary(config, vocab_size)
+    model = model_cost(config, config.model.padded_vocab_size(size), objective_cost(config, size))
+    space = Space(
+        num_gpus=there.num_gpus,
+        global_batch_size=config.train.global_batch_size,
+        precision=config.train.precision,
+    )
+    return Planned(
+        config=config,
+        machine=there,
+        model=model,
+        vocab_size=size,
+        vocabulary_assumed=assumed,
+        given=estimate(model, given_candidate(config, model, there.num_gpus), there),
+        found=search(model, there, space),
+        tokens=tokens,
+        price=price,
+    )
+
+
+def load_machine(name: str) -> Machine:
+    """A packaged machine, or the one that a YAML file describes."""
+    import yaml
+
+    known = sorted(path.stem for path in MACHINES.glob("*.yaml"))
+    path = MACHINES / f"{name}.yaml" if name in known else Path(name)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        hint = closest(name, known)
+        raise ConfigError(
+            f"unknown machine {name!r}; "
+            + (f"did you mean {hint}? " if hint else "")
+            + f"known: {', '.join(known)}, or a YAML file like {MACHINES / 'h100x8.yaml'}"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a mapping; see {MACHINES / 'h100x8.yaml'}")
+    return Machine.from_mapping(values, str(path))
+
+
+def sized(machine: Machine, num_gpus: int | None) -> Machine:
+    """The machine with another number of GPUs: part of a node, or whole nodes."""
+    if num_gpus is None:
+        return machine
+    node = machine.gpus_per_node
+    if num_gpus < 1 or (num_gpus > node and num_gpus % node):
+        raise ConfigError(
+            f"--gpus is {num_gpus}; machine {machine.name} has nodes of {node}: take 1 to {node} "
+            f"or a multiple of {node}"
+        )
+    return replace(machine, num_nodes=-(-num_gpus // node), gpus_per_node=min(node, num_gpus))
+
+
+def vocabulary(config: Config, given: int | None) -> tuple[int, bool]:
+    """Ids of the tokenizer, and whether they had to be assumed because no tokenizer is there."""
+    if given is not None:
+        if given < 8:
+            raise ConfigError(f"--vocab-size is {given}; it must be 8 or more")
+        return given, False
+    path = config.data.tokenizer
+    if not path.exists():
+        return ASSUMED_VOCABULARY, True
+    from data_pipeline.tokenizer import load_tokenizer
+
+    return load_tokenizer(path).vocab_size, False
+
+
+def objective_cost(config: Config, vocab_size: int) -> ObjectiveCost:
+    """What the configuration's objective declares, and how its attention works."""
+    import torch
+
+    from pretrain.batch import CleanBatch
+    from pretrain.noise.key import NoiseKey
+    from pretrain.objectives import build_objective
+    from pretrain.vocabulary import TokenSpace
+
+    space = TokenSpace(vocab_size, config.model.padded_vocab_size(vocab_size), 0, 1, 2, (0, 1, 3))
+    objective = build_objective(config.objective.model_copy(update={"time_window": 2}), space)
+    positions = torch.arange(2)
+    segment = torch.zeros(2, 8, dtype=torch.int32)
+    if config.data.documents == "masked":
+        segment[:, 4:] = 1
+    clean = CleanBatch(
+        tokens=torch.full((2, 8), 4),
+        position=positions,
+        segment=segment,
+        valid=torch.ones(2, 8, dtype=torch.bool),
+        all_valid=True,
+        one_segment=config.data.documents == "packed",
+    )
+    batch = objective.corrupt(clean, NoiseKey(0, positions))
+    return ObjectiveCost(
+        causal=objective.causal,
+        columns=batch.attention.kind == "columns",
+        positions_per_token=objective.positions_per_token,
+        head_share=objective.head_share,
+        vocabulary_passes=1,
+    )
+
+
+def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidate:
+    """The configuration's own layout on these GPUs; raises LayoutError where it is illegal."""
+    p, t = config.parallel, config.train
+    layout = check_layout(
+        world_size=num_gpus,
+        tensor_parallel_size=p.tensor_parallel_size,
+        pipeline_parallel_size=p.pipeline_parallel_size,
+        context_parallel_size=p.context_parallel_size,
+        data_parallel_size=p.data_parallel_size,
+        sequence_parallel=p.sequence_parallel,
+        zero_stage=p.zero_stage,
+        precision=t.precision,
+        sizes=model.cut_sizes,
+        num_query_groups=model.key_value_heads,
+        num_layers=model.num_layers,
+        seq_length=config.data.seq_length,
+    )
+    dp = layout.data_parallel_size
+    if t.global_batch_size % dp:
+        raise ConfigError(
+            f"train.global_batch_size {t.global_batch_size} is not divisible by the {dp} "
+            f"data-parallel ranks of {num_gpus} GPUs; change one of them"
+        )
+    per_rank = t.global_batch_size // dp
+    micro = t.micro_batch_size or per_rank
+    if per_rank % micro:
+        raise ConfigError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
+            f"(train.global_batch_size {t.global_batch_size} over {dp} data-parallel ranks)"
+        )
+    return Candidate(
+        layout=layout,
+        zero_stage=p.zero_stage,
+        micro_batch_size=micro,
+        num_microbatches=per_rank // micro,
+        precision=t.precision,
+    )

@@ -16,6 +16,7 @@ import typer
 
 from pretrain import __version__
 from pretrain.cli_data import app as data_app
+from pretrain.cli_plan import plan
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -208,6 +209,9 @@ def demo(
     raise typer.Exit(run_demo(folder, fast))
 
 
+app.command()(plan)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, devices, disk, process groups.
@@ -245,14 +249,14 @@ def _show_plan(config: Config, as_json: bool) -> None:
 
     from pretrain.launch import plan_launch
 
-    plan = plan_launch(config)
+    launch = plan_launch(config)
     values = config.model_dump(mode="json")
     if as_json:
-        _print_json({"command": plan.command, "environment": plan.environment, "config": values})
+        _print_json({"command": launch.command, "environment": launch.environment, "config": values})
         return
     print(yaml.safe_dump(values, sort_keys=False), end="")
     print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")
-    print(f"# {plan}")
+    print(f"# {launch}")
 
 
 def _prepare(config: Config, as_json: bool) -> None:

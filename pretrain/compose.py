@@ -29,6 +29,8 @@ CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 """The packaged groups; installed wheels carry them beside this package."""
 OPTIONAL_GROUPS = ("study", "runs")
 """Groups that need not be chosen; their options set values of several sections."""
+NOT_GROUPS = ("machine",)
+"""Folders of `configs/` that say nothing about a run."""
 
 
 def compose(overrides: list[str], config_file: Path | None = None) -> Config:
@@ -99,7 +101,7 @@ def groups() -> dict[str, list[str]]:
     return {
         folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
         for folder in sorted(CONFIG_ROOT.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
+        if folder.is_dir() and folder.name not in NOT_GROUPS and any(folder.glob("*.yaml"))
     }
 
 

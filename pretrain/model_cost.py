@@ -23,12 +23,11 @@ class ObjectiveCost:
     """What the planner must know of an objective."""
 
     causal: bool
-    columns: bool
-    """Whether attention follows columns instead of a fast path."""
+    """Whether attention is causal and its kernel leaves out what nobody reads."""
+    dense_mask: bool
+    """Whether attention reads a mask of pairs, which every layer keeps."""
     positions_per_token: float
     head_share: float
-    vocabulary_passes: int
-    """Float32 tensors of the size of the logits that the loss keeps, the logits included."""
 
 
 def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
@@ -40,7 +39,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         first=_first(m, padded_vocab_size, config.optimizer.decay_embeddings),
         layer=_layer(m, length * objective.positions_per_token, objective),
         num_layers=m.num_layers,
-        last=_last(m, padded_vocab_size, objective),
+        last=_last(m, padded_vocab_size),
         final=_final(m),
         layer_workspace=_layer_workspace(m),
         loss_workspace=(
@@ -70,6 +69,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
             "model.vocab_multiple": m.vocab_multiple,
         },
         key_value_heads=groups,
+        vocabulary_elements=padded_vocab_size * m.hidden_size * (1 if m.tie_embeddings else 2),
     )
 
 
@@ -102,7 +102,7 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
     if m.time_conditioning:
         weights += _linear(CONDITION, 6 * h)
     saved, kept = _layer_saved(m, length, objective)
-    readable = (length + 1) / 2 if objective.causal and not objective.columns else length
+    readable = (length + 1) / 2 if objective.causal else length
     return Part(
         weights=tuple(weights),
         saved=saved,
@@ -121,28 +121,29 @@ def _layer_saved(
     """What a layer keeps in all, and under each kind of recomputation."""
     h, d, f = m.hidden_size, m.head_size, m.ffn_size
     heads, groups = m.num_attention_heads, m.query_groups
-    width = heads * d
+    width, qkv = heads * d, (heads + 2 * groups) * d
     up = (2 if m.activation == "swiglu" else 1) * f
     stay = [
         Saved(2 * h, "sequence"),  # the residual stream in front of both norms
         Saved(2, "sequence", 4),  # their inverse norms
-        Saved((heads + 2 * groups) * d, "tensor"),  # queries, keys and values
+        Saved(qkv, "tensor", under="any" if m.qk_norm else "alone"),  # queries, keys and values
+        Saved(qkv + width, "tensor", under="context"),  # exchanged, and what comes back
         Saved(width, "tensor"),  # what attention returns
         Saved(heads, "tensor", 4),  # its log-sum-exp
         Saved(up, "tensor"),
     ]
     again = [
         Saved(2 * h, "sequence"),  # normed inputs of both parts
-        Saved((heads + groups) * d, "tensor"),  # rotated queries and keys
+        Saved((heads + groups) * d, "tensor", under="alone"),  # rotated queries and keys
         Saved(f, "tensor"),  # the activation
     ]
-    if heads > groups:
-        again.append(Saved(width, "tensor"))  # queries, grouped by key in between
+    if heads > groups > 1:
+        again.append(Saved(width, "tensor", under="alone"))  # queries, taken out of their groups
     if m.qk_norm:
         again.append(Saved(heads + groups, "tensor", 4))
     if m.activation == "swiglu":
         again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows apart
-    if objective.columns:
+    if objective.dense_mask:
         stay.append(Saved(length, "whole"))  # the mask as attention reads it
     if m.time_conditioning:
         stay.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
@@ -156,7 +157,7 @@ def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
     return (Saved(2 * m.hidden_size, "whole"), Saved(inside, "tensor"))
 
 
-def _last(m: ModelConfig, vocabulary: int, objective: ObjectiveCost) -> Part:
+def _last(m: ModelConfig, vocabulary: int) -> Part:
     h = m.hidden_size
     weights = [Weight(h, False, _KEPT)]
     if m.time_conditioning:
@@ -167,7 +168,7 @@ def _last(m: ModelConfig, vocabulary: int, objective: ObjectiveCost) -> Part:
         weights=tuple(weights),
         saved=(
             Saved(h, "whole"),
-            Saved(vocabulary * objective.vocabulary_passes, "tensor", 4),
+            Saved(vocabulary, "tensor", 4),
             Saved(4, "whole", 8),
         ),
         matrix_flops=2.0 * h * vocabulary,

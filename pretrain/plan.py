@@ -1,8 +1,8 @@
 """`epochal plan`: what a configuration costs on a machine, and which layouts would be best.
 
 A `Config` becomes numbers here (`pretrain.model_cost`); everything after that is arithmetic in
-`parallel.planner`. Objectives are built and asked, not repeated: what they declare (causal, share
-of scored positions) and the attention rule of a batch of eight tokens.
+`parallel.planner`. Objectives are built and asked for what they declare (share of scored positions,
+kind of attention), so that a new family is planned without a line here.
 """
 
 from __future__ import annotations
@@ -129,36 +129,20 @@ def vocabulary(config: Config, given: int | None) -> tuple[int, bool]:
     return load_tokenizer(path).vocab_size, False
 
 
-def objective_cost(config: Config, vocab_size: int) -> ObjectiveCost:
+def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> ObjectiveCost:
     """What the configuration's objective declares, and how its attention works."""
-    import torch
-
-    from pretrain.batch import CleanBatch
-    from pretrain.noise.key import NoiseKey
     from pretrain.objectives import build_objective
     from pretrain.vocabulary import TokenSpace
 
     space = TokenSpace(vocab_size, config.model.padded_vocab_size(vocab_size), 0, 1, 2, (0, 1, 3))
     objective = build_objective(config.objective.model_copy(update={"time_window": 2}), space)
-    positions = torch.arange(2)
-    segment = torch.zeros(2, 8, dtype=torch.int32)
-    if config.data.documents == "masked":
-        segment[:, 4:] = 1
-    clean = CleanBatch(
-        tokens=torch.full((2, 8), 4),
-        position=positions,
-        segment=segment,
-        valid=torch.ones(2, 8, dtype=torch.bool),
-        all_valid=True,
-        one_segment=config.data.documents == "packed",
-    )
-    batch = objective.corrupt(clean, NoiseKey(0, positions))
+    kind = objective.attention_kinds(config.data.documents == "masked")[0]
+    fast = kind in ("causal", "bidirectional")
     return ObjectiveCost(
-        causal=objective.causal,
-        columns=batch.attention.kind == "columns",
+        causal=objective.causal and kind != "columns",
+        dense_mask=not fast and (config.model.attention == "sdpa" or not on_gpu),
         positions_per_token=objective.positions_per_token,
         head_share=objective.head_share,
-        vocabulary_passes=1,
     )
 
 

@@ -41,6 +41,8 @@ class Saved:
     """Bytes of an element; None means those of the compute precision."""
     fixed: bool = False
     """A copy of a weight: independent of the number of positions."""
+    under: Literal["any", "context", "alone"] = "any"
+    """Whether it is kept only with, or only without, context parallelism."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ class ModelCost:
     """Dimensions that tensor parallelism divides, by name."""
     key_value_heads: int
     """What tensor and context parallelism divide together."""
+
+    vocabulary_elements: int
+    """Parameters of embedding and head matrices."""
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters without embedding and head matrices."""
+        return self.parameters - self.vocabulary_elements
 
     @property
     def parameters(self) -> int:

@@ -110,7 +110,10 @@ def scored_rows(model: ModelCost, candidate: Candidate) -> float:
 def saved_bytes(saved: Iterable[Saved], positions: float, candidate: Candidate) -> float:
     """Bytes on one rank of tensors over `positions`."""
     layout, total = candidate.layout, 0.0
+    other = "alone" if layout.context_parallel_size > 1 else "context"
     for tensor in saved:
+        if tensor.under == other:
+            continue
         count = tensor.elements * (1.0 if tensor.fixed else positions)
         if tensor.cut == "tensor" or (tensor.cut == "sequence" and layout.sequence_parallel):
             count /= layout.tensor_parallel_size

@@ -7,6 +7,7 @@ at launch. Those that do not fit are kept with the memory they lack.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from parallel.planner.costs import ModelCost
 from parallel.planner.machine import Machine
 from parallel.planner.memory import MemoryPlan, StageParts, stage_memory
 from parallel.planner.timing import StepTime, step_time
-from parallel.rules import check_layout
+from parallel.rules import Layout, check_layout, check_rules
 from parallel.stages import split_layers
 
 SECONDS_PER_DAY = 86_400
@@ -128,7 +129,7 @@ class Search:
     too_large: tuple[Plan, ...]
     """Those that lack memory, least first."""
     refused: dict[str, int]
-    """Reasons of `parallel.rules`, and how many degrees each concerns."""
+    """Why degrees are illegal for this model, and how many layouts each reason concerns."""
 
 
 def search(model: ModelCost, machine: Machine, space: Space) -> Search:
@@ -147,15 +148,14 @@ def _candidates(
     model: ModelCost, machine: Machine, space: Space, refused: dict[str, int]
 ) -> Iterator[Candidate]:
     for tp, pp, cp in _degrees(model, machine, space):
-        for zero in (0, 1, 2, 3):
-            sequence = tp > 1 and cp == 1
+        for zero in _legal_stages(tp, pp, cp, space.precision):
             try:
                 layout = check_layout(
                     world_size=space.num_gpus,
                     tensor_parallel_size=tp,
                     pipeline_parallel_size=pp,
                     context_parallel_size=cp,
-                    sequence_parallel=sequence,
+                    sequence_parallel=tp > 1 and cp == 1,
                     zero_stage=zero,
                     precision=space.precision,
                     sizes=model.cut_sizes,
@@ -194,6 +194,16 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
         for pp in divisors(gpus // tp, model.num_layers):
             for cp in divisors(gpus // tp // pp, machine.gpus_per_node // tp):
                 yield tp, pp, cp
+
+
+def _legal_stages(tp: int, pp: int, cp: int, precision: str) -> list[int]:
+    """ZeRO stages that the general rules allow; their refusals tell nothing about the model."""
+    legal = []
+    for zero in (0, 1, 2, 3):
+        with suppress(LayoutError):
+            check_rules(Layout(tp, pp, cp), zero, precision)
+            legal.append(zero)
+    return legal
 
 
 def divisors(n: int, largest: int) -> list[int]:

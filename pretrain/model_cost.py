@@ -167,7 +167,7 @@ def _last(m: ModelConfig, vocabulary: int) -> Part:
     return Part(
         weights=tuple(weights),
         saved=(
-            Saved(h, "whole"),
+            Saved(h, "whole", gathered=True),
             Saved(vocabulary, "tensor", 4),
             Saved(4, "whole", 8),
         ),

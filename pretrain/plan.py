@@ -66,6 +66,7 @@ def plan(
         num_gpus=there.num_gpus,
         global_batch_size=config.train.global_batch_size,
         precision=config.train.precision,
+        averages=1 if config.train.ema_decay > 0 else 0,
     )
     return Planned(
         config=config,
@@ -182,4 +183,7 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         micro_batch_size=micro,
         num_microbatches=per_rank // micro,
         precision=t.precision,
+        recompute=t.recompute,
+        recompute_layers=t.recompute_layers,
+        averages=1 if t.ema_decay > 0 else 0,
     )

@@ -25,6 +25,8 @@ class Candidate:
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
     reduce_bucket_size: int = 50_000_000
     """Elements of a gradient reduction, as in `parallel.settings`."""
+    whole_below: int = 100_000
+    """Stage 3 keeps smaller parameters whole on every rank, as in `parallel.settings`."""
 
     @property
     def compute_bytes(self) -> int:

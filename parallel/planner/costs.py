@@ -41,6 +41,8 @@ class Saved:
     """Bytes of an element; None means those of the compute precision."""
     fixed: bool = False
     """A copy of a weight: independent of the number of positions."""
+    gathered: bool = False
+    """Kept for whole sequences, although context parallelism cuts them."""
     under: Literal["any", "context", "alone"] = "any"
     """Whether it is kept only with, or only without, context parallelism."""
 

@@ -115,6 +115,8 @@ def saved_bytes(saved: Iterable[Saved], positions: float, candidate: Candidate) 
         if tensor.under == other:
             continue
         count = tensor.elements * (1.0 if tensor.fixed else positions)
+        if tensor.gathered:
+            count *= layout.context_parallel_size
         if tensor.cut == "tensor" or (tensor.cut == "sequence" and layout.sequence_parallel):
             count /= layout.tensor_parallel_size
         total += count * (tensor.size or candidate.compute_bytes)

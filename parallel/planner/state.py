@@ -17,8 +17,6 @@ _MASTER, _MOMENTS, _STEP = 4, 8, 4
 """Bytes of a float32 weight, of both Adam moments, and of the step that Adam counts per tensor."""
 _ALIGNMENT = 2
 """Elements to which DeepSpeed aligns the share of each rank."""
-PERSISTENT = 100_000
-"""Largest parameter that stage 3 keeps whole on every rank."""
 LIVE = 1_000_000_000
 """Elements that stage 3 keeps gathered at most."""
 PREFETCH = 50_000_000
@@ -105,7 +103,7 @@ def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     """Every tensor in equal pieces; small ones whole as well."""
     shards, size = candidate.shards, candidate.compute_bytes
     share = sum(-(-n // shards) for group in groups for n in group)
-    small = sum(n for group in groups for n in group if n <= PERSISTENT)
+    small = sum(n for group in groups for n in group if n <= candidate.whole_below)
     large = sum(n for group in groups for n in group) - small
     if shards == 1:  # a piece is the tensor itself
         small = large = 0

@@ -16,8 +16,10 @@ from parallel.planner.plan import estimate_stages
 from parallel.rules import Layout
 from parallel.runtime import init_distributed
 from parallel.topology import Topology
-from pretrain.batch import CleanBatch
+from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config import Config
+from pretrain.model.module import ObjectiveModule
+from pretrain.model.recompute import Keep
 from pretrain.model_cost import model_cost
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
@@ -26,8 +28,8 @@ from pretrain.session import build_model
 from pretrain.vocabulary import TokenSpace
 
 
-def numbers(task: str) -> tuple[Config, ModelCost]:
-    """Configuration and costs of a task of `layouts`."""
+def numbers(task: str) -> ModelCost:
+    """Costs of a task of `layouts`."""
     config = Config.model_validate(
         {
             "data": {"train": "a", "validation": "b", "tokenizer": "c", "seq_length": LENGTH},
@@ -37,7 +39,7 @@ def numbers(task: str) -> tuple[Config, ModelCost]:
         }
     )
     objective = objective_cost(config, SPACE.vocab_size, on_gpu=False)
-    return config, model_cost(config, SPACE.padded_vocab_size, objective)
+    return model_cost(config, SPACE.padded_vocab_size, objective)
 
 
 def candidate(cut: Cut, micro_batch_size: int = 1, count: int = 2) -> Candidate:
@@ -48,6 +50,8 @@ def candidate(cut: Cut, micro_batch_size: int = 1, count: int = 2) -> Candidate:
         micro_batch_size=micro_batch_size,
         num_microbatches=count,
         precision=cut.precision,
+        recompute=cut.recompute,  # type: ignore[arg-type]
+        whole_below=0,  # as `layouts` has it
     )
 
 
@@ -61,25 +65,29 @@ def unique_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(storages.values())
 
 
-def held_and_planned(cut: dict[str, Any], task: str) -> dict[str, tuple[int, int]]:
-    """Bytes of parameters and optimizer on this rank after a step: (real, planned)."""
-    trainer = Trainer(Cut(**cut), TASKS[task])
+def held_and_planned(cases: list[tuple[Cut, str, bool]]) -> list[dict[str, tuple[int, int]]]:
+    """For each (layout, task, EMA): bytes on this rank after a step by kind, (real, planned)."""
+    return [_held_and_planned(*case) for case in cases]
+
+
+def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, int]]:
+    trainer = Trainer(cut, TASKS[task], **({"ema_decay": 0.9} if ema else {}))
     trainer.train(0, 1)
     engine, stage = trainer.engine, trainer.topology.pp_rank
     parameters = list(engine.module.parameters())
     weights = [p.data for p in parameters] + [getattr(p, "ds_tensor", None) for p in parameters]
     at_weights = {t.untyped_storage().data_ptr() for t in weights if t is not None}
-    optimizer = [v for state in engine.optimizer.state.values() for v in state.values()]
+    states = [v for state in engine.optimizer.state.values() for v in state.values()]
     masters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    if hasattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat"):
-        masters += engine.deepspeed.optimizer.fp32_partitioned_groups_flat
+    # Stage 3 shows its master weights to AdamW only while it steps.
+    masters += getattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])
     masters = [p for p in masters if p.untyped_storage().data_ptr() not in at_weights]
-    tensors = [v for v in [*optimizer, *masters] if isinstance(v, Tensor)]
-    _, model = numbers(task)
-    planned = estimate_stages(model, candidate(Cut(**cut)))[stage].state
+    tensors = [v for v in [*states, *masters] if isinstance(v, Tensor)]
+    plan = replace(candidate(cut), averages=int(ema))
+    planned = estimate_stages(numbers(task), plan)[stage].state
     return {
         "parameters": (unique_bytes(weights), planned.parameters),
-        "optimizer": (unique_bytes(tensors), planned.optimizer),
+        "optimizer": (unique_bytes(tensors), planned.optimizer + planned.averages),
     }
 
 
@@ -106,7 +114,7 @@ class Case:
                 | {"seq_length": self.length},
                 "model": {**SHAPE, **self.model},
                 "objective": {"name": self.objective, "time_window": self.batch_size},
-                "train": {"global_batch_size": self.batch_size},
+                "train": {"global_batch_size": self.batch_size, "recompute": self.cut.recompute},
             }
         )
 
@@ -121,16 +129,14 @@ SHAPE = {
 VOCABULARY = TokenSpace(250, 256, 0, 1, 2, (0, 1, 3))
 
 
-def saved_and_planned(cases: list[Case]) -> list[tuple[int, float]]:
-    """Bytes that the forward pass of each case keeps for backward on this rank, and as planned.
-
-    Parameters are not counted; a storage is counted once, whoever keeps it.
-    """
+def saved_and_planned(cases: list[Case]) -> list[tuple[int, int, float]]:
+    """Bytes that the forward pass of each case keeps for backward on this rank, parameters apart:
+    by autograd, by the allocator, by the planner."""
     init_distributed(timeout_minutes=2)
     return [_saved_and_planned(case) for case in cases]
 
 
-def _saved_and_planned(case: Case) -> tuple[int, float]:
+def _saved_and_planned(case: Case) -> tuple[int, int, float]:
     config, cut = case.config, case.cut
     topology = Topology.build(
         tensor_parallel_size=cut.tp,
@@ -155,20 +161,52 @@ def _saved_and_planned(case: Case) -> tuple[int, float]:
     if not topology.is_first_stage:
         h = config.model.hidden_size
         carried["carried"] = (torch.zeros(case.length, case.batch_size, h, requires_grad=True),)
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(batch, **carried)
-    kept = [t for t in kept if t.untyped_storage().data_ptr() not in own]
+    saved, taken = forward_bytes(module, batch, carried)
     share = len(batch.targets) / clean.tokens.numel()  # of this batch, not on average
     cost = replace(
         objective_cost(config, VOCABULARY.vocab_size, on_gpu=False), head_share=share
     )
     model = model_cost(config, VOCABULARY.padded_vocab_size, cost)
     planned = estimate_stages(model, candidate(cut, case.batch_size, 1))[topology.pp_rank]
-    return unique_bytes(kept), planned.activations
+    return saved, taken, planned.activations
+
+
+def forward_bytes(
+    module: ObjectiveModule, batch: TrainBatch, carried: dict[str, Any]
+) -> tuple[int, int]:
+    """Bytes that a forward pass keeps: as autograd says it, and as the allocator sees it.
+
+    Autograd is asked by hooks for what it saves, parameters apart, each storage counted once; what
+    `Keep` saves in place of a tensor is counted for it. The allocator counts everything that is
+    taken and not given back, on several ranks also the buffers of messages under way.
+    """
+    module(batch, **carried)  # buffers that stay, like those of gathers
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        out = module(batch, **carried)
+    taken = sum(event.nbytes() for event in profile.profiler.kineto_results.events())
+    sent = 0 if isinstance(out, Tensor) else out[0].nbytes
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept.append(tensor)
+        return tensor
+
+    def pack(self: Keep, tensor: Tensor) -> Any:
+        packed = original(self, tensor)
+        inputs = [packed] if isinstance(packed, Tensor) else packed.recipe.inputs
+        for x in inputs:
+            if isinstance(x, Tensor):
+                keep(x)
+        return packed
+
+    original, Keep._pack = Keep._pack, pack  # type: ignore[method-assign]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            module(batch, **carried)
+    finally:
+        Keep._pack = original  # type: ignore[method-assign]
+    return unique_bytes(kept), taken - sent

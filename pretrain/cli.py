@@ -252,7 +252,9 @@ def _show_plan(config: Config, as_json: bool) -> None:
     launch = plan_launch(config)
     values = config.model_dump(mode="json")
     if as_json:
-        _print_json({"command": launch.command, "environment": launch.environment, "config": values})
+        _print_json(
+            {"command": launch.command, "environment": launch.environment, "config": values}
+        )
         return
     print(yaml.safe_dump(values, sort_keys=False), end="")
     print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")

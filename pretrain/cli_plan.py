@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """Memory, step time and cost of a layout before anything runs, and the best layouts.
 
-    `epochal plan model=1.7b objective=masked train.precision=bfloat16 --machine h100x64 --tokens 1T`
+    `epochal plan model=1.7b train.precision=bfloat16 --machine h100x64 --tokens 1T`
     """
     from pretrain.compose import compose
     from pretrain.errors import ConfigError

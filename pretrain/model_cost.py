@@ -14,7 +14,7 @@ from pretrain.config import Config, ModelConfig
 from pretrain.model_size import CONDITION, FREQUENCIES, stage_costs
 from pretrain.scaling.flops import train_flops_per_token
 
-_DECAYED, _KEPT = 0, 1
+_DECAYED, _KEPT, _OWN = 0, 1, 2
 """The optimizer groups of `pretrain.optimizer`."""
 
 
@@ -28,6 +28,10 @@ class ObjectiveCost:
     """Whether attention reads a mask of pairs, which every layer keeps."""
     positions_per_token: float
     head_share: float
+    extra_passes: float = 0.0
+    """Forward passes without gradient beside that of a step."""
+    own_parameters: int = 0
+    """Weights that the objective brings."""
 
 
 def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
@@ -36,7 +40,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
     layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
     d, groups = m.head_size, m.query_groups
     return ModelCost(
-        first=_first(m, padded_vocab_size, config.optimizer.decay_embeddings),
+        first=_first(m, padded_vocab_size, config.optimizer.decay_embeddings, objective),
         layer=_layer(m, length * objective.positions_per_token, objective),
         num_layers=m.num_layers,
         last=_last(m, padded_vocab_size),
@@ -61,7 +65,10 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
             causal=objective.causal,
             head_share=objective.head_share,
             positions_per_token=objective.positions_per_token,
+            extra_passes=objective.extra_passes,
         ),
+        extra_passes=objective.extra_passes,
+        one_stage=objective.extra_passes > 0 or objective.own_parameters > 0,
         stage_costs=(tuple(layer), head),
         cut_sizes={
             "model.num_attention_heads": m.num_attention_heads,
@@ -82,8 +89,10 @@ def _linear(inputs: int, outputs: int) -> tuple[Weight, Weight]:
     return Weight(inputs * outputs, False, _DECAYED), Weight(outputs, False, _KEPT)
 
 
-def _first(m: ModelConfig, vocabulary: int, decayed: bool) -> Part:
+def _first(m: ModelConfig, vocabulary: int, decayed: bool, objective: ObjectiveCost) -> Part:
     weights = _embedding(m, vocabulary, decayed)
+    if objective.own_parameters:
+        weights += (Weight(objective.own_parameters, False, _OWN),)
     if m.time_conditioning:
         weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
     return Part(weights, saved=(Saved(1, "whole", 8),), elementwise=3 * m.hidden_size, kernels=6)

@@ -61,7 +61,7 @@ def plan(
         if value is not None and not value > 0:
             raise ConfigError(f"{option} is {value:g}; it must be larger than 0")
     size, assumed = vocabulary(config, vocab_size)
-    model = model_cost(config, config.model.padded_vocab_size(size), objective_cost(config, size))
+    model = costs(config, size)
     space = Space(
         num_gpus=there.num_gpus,
         global_batch_size=config.train.global_batch_size,
@@ -79,6 +79,12 @@ def plan(
         tokens=tokens,
         price=price,
     )
+
+
+def costs(config: Config, vocab_size: int) -> ModelCost:
+    """The configuration in the planner's numbers."""
+    padded = config.model.padded_vocab_size(vocab_size)
+    return model_cost(config, padded, objective_cost(config, vocab_size))
 
 
 def load_machine(name: str) -> Machine:
@@ -144,6 +150,8 @@ def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> Obje
         dense_mask=not fast and (config.model.attention == "sdpa" or not on_gpu),
         positions_per_token=objective.positions_per_token,
         head_share=objective.head_share,
+        extra_passes=objective.extra_passes,
+        own_parameters=objective.own_parameters(config.model, space.padded_vocab_size),
     )
 
 

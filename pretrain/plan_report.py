@@ -202,7 +202,16 @@ def _bill(plan: Plan, planned: Planned) -> tuple[str, str, str]:
 
 
 def _best(planned: Planned, top: int) -> Section:
-    header = ("layout", "ZeRO", "micro-batch", "recompute", "GiB", "step", "MFU", "bubble")
+    header: tuple[str, ...] = (
+        "layout",
+        "ZeRO",
+        "micro-batch",
+        "recompute",
+        "GiB",
+        "step",
+        "MFU",
+        "bubble",
+    )
     if planned.tokens is not None:
         header = (*header, "days")
     rows: Rows = [header]

@@ -110,6 +110,10 @@ class ModelCost:
     key_value_heads: int
     """What tensor and context parallelism divide together."""
 
+    extra_passes: float
+    """Forward passes without gradient beside that of a step."""
+    one_stage: bool
+    """Whether pipeline and context parallelism are refused."""
     vocabulary_elements: int
     """Parameters of embedding and head matrices."""
 

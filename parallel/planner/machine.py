@@ -61,7 +61,7 @@ class Machine:
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any], source: str) -> Machine:
-        """The machine that a YAML file describes; raises LayoutError naming `source` and the key."""
+        """The machine of a YAML file; raises LayoutError naming `source` and the key."""
         known = {field.name: field for field in fields(Machine)}
         for key in values:
             if key not in known:

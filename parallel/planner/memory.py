@@ -75,7 +75,9 @@ class StageParts:
             total += saved_bytes(self.model.first.saved, positions, candidate)
         if self.last:
             total += saved_bytes(self.model.final, positions, candidate)
-            total += saved_bytes(self.model.last.saved, scored_rows(self.model, candidate), candidate)
+            total += saved_bytes(
+                self.model.last.saved, scored_rows(self.model, candidate), candidate
+            )
         return total
 
     def logits(self, candidate: Candidate) -> float:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from parallel.errors import LayoutError
 from parallel.planner.candidate import Candidate
-from parallel.planner.costs import ModelCost
+from parallel.planner.costs import ModelCost, Recompute
 from parallel.planner.machine import Machine
 from parallel.planner.memory import MemoryPlan, StageParts, stage_memory
 from parallel.planner.timing import StepTime, step_time
@@ -21,6 +21,7 @@ from parallel.rules import Layout, check_layout, check_rules
 from parallel.stages import split_layers
 
 SECONDS_PER_DAY = 86_400
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def estimate_stages(model: ModelCost, candidate: Candidate) -> list[MemoryPlan]:
     """Memory of a rank of every stage."""
     stages = stages_of(model, candidate)
     behind = len(stages) - 1
-    return [
-        stage_memory(model, candidate, stage, behind - i) for i, stage in enumerate(stages)
-    ]
+    return [stage_memory(model, candidate, stage, behind - i) for i, stage in enumerate(stages)]
 
 
 def estimate(model: ModelCost, candidate: Candidate, machine: Machine) -> Plan:
@@ -175,14 +174,14 @@ def _candidates(
                 continue
             per_rank = space.global_batch_size // layout.data_parallel_size
             for micro in divisors(per_rank, space.largest_micro_batch):
-                for recompute in ("none", "selective", "full"):
+                for recompute in RECOMPUTE:
                     yield Candidate(
                         layout=layout,
                         zero_stage=zero,
                         micro_batch_size=micro,
                         num_microbatches=per_rank // micro,
                         precision=space.precision,
-                        recompute=recompute,  # type: ignore[arg-type]
+                        recompute=recompute,
                         averages=space.averages,
                     )
 
@@ -191,8 +190,9 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
     """Degrees whose product divides the GPUs; tensor parallelism stays inside a node."""
     gpus = space.num_gpus
     for tp in divisors(gpus, machine.gpus_per_node):
-        for pp in divisors(gpus // tp, model.num_layers):
-            for cp in divisors(gpus // tp // pp, machine.gpus_per_node // tp):
+        for pp in divisors(gpus // tp, 1 if model.one_stage else model.num_layers):
+            largest = 1 if model.one_stage or pp > 1 else machine.gpus_per_node // tp
+            for cp in divisors(gpus // tp // pp, largest):
                 yield tp, pp, cp
 
 

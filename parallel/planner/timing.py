@@ -81,9 +81,9 @@ def step_time(
         )
     slowest = max(passes, key=lambda p: sum(p[:4]))
     ends = sum(sum(p[:4]) for p in passes) - sum(slowest[:4])
-    elements = [_held(stage, tp) for stage in stages]
-    data = data_messages(candidate, max(elements))
-    share = max(elements) / (candidate.shards if candidate.effective_stage else 1)
+    elements, tensors = max(_held(stage, tp) for stage in stages)
+    data = data_messages(candidate, elements, tensors)
+    share = elements / (candidate.shards if candidate.effective_stage else 1)
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
     return StepTime(
         compute=count * slowest[0],
@@ -111,12 +111,13 @@ def stage_seconds(
     again = recomputed_layers(candidate, stage) * layer
     if candidate.recompute == "selective":
         again = stage.num_layers * _elementwise(model.layer, positions, candidate, machine)
-    total = 3 * stage.num_layers * layer + again
+    passes = 3 + model.extra_passes  # forward, twice that backward, and those without gradient
+    total = passes * stage.num_layers * layer + again
     if stage.first:
-        total += 3 * part_seconds(model.first, positions, candidate, machine)
+        total += passes * part_seconds(model.first, positions, candidate, machine)
     if stage.last:
         rows = scored_rows(model, candidate)
-        total += 3 * part_seconds(model.last, rows, candidate, machine)
+        total += passes * part_seconds(model.last, rows, candidate, machine)
     return total
 
 
@@ -140,8 +141,10 @@ def _elementwise(part: Part, positions: float, candidate: Candidate, machine: Ma
     return moved / candidate.layout.tensor_parallel_size / rate
 
 
-def _held(stage: StageParts, tp: int) -> int:
-    return sum(weight.held(tp) for weight in stage.weights())
+def _held(stage: StageParts, tp: int) -> tuple[int, int]:
+    """Elements and tensors of a rank."""
+    held = [weight.held(tp) for weight in stage.weights()]
+    return sum(held), len(held)
 
 
 def _dp(candidate: Candidate) -> int:

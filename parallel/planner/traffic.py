@@ -78,8 +78,8 @@ def pipeline_messages(model: ModelCost, candidate: Candidate) -> Messages:
     return Messages(2 * layer_positions(model, candidate) * size, 2)
 
 
-def data_messages(candidate: Candidate, elements: int) -> Messages:
-    """Gradients and weights of `elements` parameters of a rank, one optimizer step."""
+def data_messages(candidate: Candidate, elements: int, tensors: int) -> Messages:
+    """Gradients and weights of `elements` parameters in `tensors`, one optimizer step of a rank."""
     shards, stage = candidate.shards, candidate.effective_stage
     if shards == 1:
         return Messages()
@@ -92,8 +92,8 @@ def data_messages(candidate: Candidate, elements: int) -> Messages:
     count = candidate.num_microbatches
     if stage == 2:  # DeepSpeed all-reduces buckets in every backward pass
         return Messages(2 * 4 * ring, messages) * count + Messages(size * ring, messages)
-    # Stage 3: weights for both passes, gradients scattered.
-    gathers = Messages(size * ring, messages) * 2
+    # Stage 3: every tensor for both passes, gradients scattered.
+    gathers = Messages(size * ring, tensors) * 2
     return (gathers + Messages(4 * ring, messages)) * count
 
 

@@ -91,13 +91,16 @@ def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, in
     }
 
 
+ONE_RANK = Cut()
+
+
 @dataclass(frozen=True)
 class Case:
     """A forward pass whose saved tensors are counted."""
 
     objective: str = "autoregressive"
     model: dict[str, Any] = field(default_factory=dict)
-    cut: Cut = Cut()
+    cut: Cut = ONE_RANK
     batch_size: int = 4
     length: int = 64
 
@@ -163,9 +166,7 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
         carried["carried"] = (torch.zeros(case.length, case.batch_size, h, requires_grad=True),)
     saved, taken = forward_bytes(module, batch, carried)
     share = len(batch.targets) / clean.tokens.numel()  # of this batch, not on average
-    cost = replace(
-        objective_cost(config, VOCABULARY.vocab_size, on_gpu=False), head_share=share
-    )
+    cost = replace(objective_cost(config, VOCABULARY.vocab_size, on_gpu=False), head_share=share)
     model = model_cost(config, VOCABULARY.padded_vocab_size, cost)
     planned = estimate_stages(model, candidate(cut, case.batch_size, 1))[topology.pp_rank]
     return saved, taken, planned.activations

@@ -1,0 +1,71 @@
+"""The table of packaged models: sizes, operations and a layout for one and for eight nodes.
+
+`epochal plan --models` prints it; `docs/planning.md` holds the printed table, and a test compares
+the two. Layouts are the planner's best for bfloat16 at 2,048 tokens, 0.5 M tokens a step up to 1 B
+parameters and 2.1 M above, a vocabulary of 32,000, on H100 with 80 GB; what fits these fits H200.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parallel.planner.machine import GIB
+from pretrain.compose import groups, validate
+from pretrain.config import Config
+from pretrain.plan import MACHINES, Planned, costs, plan
+
+VOCABULARY, LENGTH = 32_000, 2048
+HEADER = (
+    "| model | parameters | without embeddings | GFLOP a token: AR | masked | "
+    "8 H100 | 64 H100 |\n|---|---:|---:|---:|---:|---|---|"
+)
+
+
+def ladder_table() -> str:
+    """Markdown rows of all packaged models, smallest first."""
+    rows = sorted(_row(name) for name in groups()["model"])
+    return "\n".join([HEADER, *(text for _, text in rows)])
+
+
+def ladder_config(name: str, objective: str = "autoregressive") -> Config:
+    """The configuration under which a packaged model is planned."""
+    import yaml
+
+    shape = yaml.safe_load((MACHINES.parent / "model" / f"{name}.yaml").read_text())
+    values: dict[str, Any] = {
+        "data": {"train": "-", "validation": "-", "tokenizer": "-", "seq_length": LENGTH},
+        "model": shape,
+        "objective": {"name": objective},
+        "train": {"precision": "bfloat16", "global_batch_size": 1024},
+    }
+    return validate(values)
+
+
+def _row(name: str) -> tuple[int, str]:
+    config = ladder_config(name)
+    node = plan(config, machine="h100x8", vocab_size=VOCABULARY)
+    masked = costs(ladder_config(name, "masked"), VOCABULARY)
+    size = node.model.parameters
+    cells = [
+        f"`{name}`",
+        f"{size / 1e6:,.1f} M",
+        f"{node.model.non_embedding_parameters / 1e6:,.2f} M",
+        f"{node.model.flops_per_token / 1e9:.3g}",
+        f"{masked.flops_per_token / 1e9:.3g}",
+        _layout(node),
+        _layout(plan(config, machine="h100x64", vocab_size=VOCABULARY)),
+    ]
+    return node.model.non_embedding_parameters, f"| {' | '.join(cells)} |"
+
+
+def _layout(planned: Planned) -> str:
+    """The best layout in words, its memory and MFU."""
+    if not planned.found.fitting:
+        return "none fits"
+    best = planned.found.fitting[0]
+    c = best.candidate
+    again = "" if c.recompute == "none" else f", {c.recompute}"
+    return (
+        f"{c.layout}, ZeRO {c.zero_stage}, {c.micro_batch_size} x {c.num_microbatches}{again}: "
+        f"{best.memory.total / GIB:.0f} GiB, {100 * best.mfu:.0f} %"
+    )

@@ -202,16 +202,8 @@ def _bill(plan: Plan, planned: Planned) -> tuple[str, str, str]:
 
 
 def _best(planned: Planned, top: int) -> Section:
-    header: tuple[str, ...] = (
-        "layout",
-        "ZeRO",
-        "micro-batch",
-        "recompute",
-        "GiB",
-        "step",
-        "MFU",
-        "bubble",
-    )
+    header: tuple[str, ...] = ("layout", "ZeRO", "micro-batch", "recompute")
+    header = (*header, "GiB", "step", "MFU", "bubble")
     if planned.tokens is not None:
         header = (*header, "days")
     rows: Rows = [header]

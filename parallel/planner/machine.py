@@ -30,7 +30,7 @@ class Machine:
     """GB/s that a GPU sends (and receives at the same time) inside a node."""
     network_gbs: float
     """GB/s that a whole node sends to other nodes."""
-    reserved_gib: float = 3.0
+    reserved_gib: float = 5.0
     """Memory that no tensor can have: CUDA context, NCCL's buffers, fragments of the allocator."""
     matrix_efficiency: float = 0.65
     """Share of the dense rate that large matrix products reach."""

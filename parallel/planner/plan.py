@@ -6,6 +6,7 @@ at launch. Those that do not fit are kept with the memory they lack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,7 +139,11 @@ def search(model: ModelCost, machine: Machine, space: Space) -> Search:
         estimate(model, candidate, machine)
         for candidate in _candidates(model, machine, space, refused)
     ]
-    fitting = sorted((p for p in plans if p.fits), key=lambda p: (p.time.total, p.memory.total))
+    # Times that differ by less than a percent are equal: then the one with more memory to spare.
+    fitting = sorted(
+        (p for p in plans if p.fits),
+        key=lambda p: (round(100 * math.log(p.time.total)), p.memory.total),
+    )
     too_large = sorted((p for p in plans if not p.fits), key=lambda p: p.memory.total)
     return Search(tuple(fitting), tuple(too_large), refused)
 

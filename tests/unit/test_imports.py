@@ -94,7 +94,8 @@ def test_help_of_every_command_needs_nothing_heavy() -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom pretrain.cli import app\n"
         "for command in [[], ['train'], ['evaluate'], ['sample'], ['demo'], ['doctor'],\n"
-        "                ['data'], ['data', 'prepare'], ['data', 'verify'], ['data', 'inspect'], ['plan']]:\n"
+        "                ['data'], ['data', 'prepare'], ['data', 'verify'], ['data', 'inspect'],\n"
+        "                ['plan']]:\n"
         "    done = CliRunner().invoke(app, [*command, '--help'])\n"
         "    assert done.exit_code == 0 and 'Usage' in done.output, (command, done.output)\n"
         "print(*sorted({m.split('.')[0] for m in sys.modules}))"

@@ -1,8 +1,8 @@
 """The table of packaged models: sizes, operations and a layout for one and for eight nodes.
 
 `epochal plan --models` prints it; `docs/planning.md` holds the printed table, and a test compares
-the two. Layouts are the planner's best for an autoregressive run in bfloat16 with 1,024 sequences of
-2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB; what fits these fits H200.
+the two. Layouts are the planner's best for an autoregressive run in bfloat16 with 1,024 sequences
+of 2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB; what fits these fits H200.
 """
 
 from __future__ import annotations

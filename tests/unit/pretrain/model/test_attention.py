@@ -14,12 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import LENGTH, ROWS, cases, inputs, readable, reference
+from attention_cases import (
+    LENGTH,
+    ROWS,
+    cases,
+    clean_batch,
+    family,
+    inputs,
+    readable,
+    reference,
+)
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pretrain.batch import AttentionRule, TrainBatch
 from pretrain.errors import ConfigError
 from pretrain.model.attention import AttentionPlan, Call, attend, flash, flex, plan_attention
+from pretrain.noise.key import NoiseKey
 
 CASES = cases()
 HEADS = [(4, 4), (6, 2), (4, 1)]
@@ -84,6 +95,22 @@ def test_flex(name: str) -> None:
         out = attend(q, k, v, plan)
     expected = reference(q.double(), k.double(), v.double(), readable(rule, ROWS, length))
     assert relative(out, expected) <= 1e-6
+
+
+def test_a_new_batch_compiles_nothing_again() -> None:
+    """Each batch brings a rule of its own; only the columns differ, and they are inputs."""
+    masks, kernels = CompileCounterWithBackend("eager"), CompileCounterWithBackend("eager")
+    build = torch.compile(flex.create_block_mask, backend=masks)
+    run = torch.compile(flex.flex_attention, backend=kernels)
+    hidden = family("autoregressive", hide="queries")
+    clean = clean_batch(True, False)
+    q, k, v = (torch.zeros(ROWS, 2, LENGTH, 16) for _ in range(3))
+    with torch.no_grad():
+        for seed in range(3):
+            rule = hidden.corrupt(clean, NoiseKey(seed, clean.position)).attention
+            mask = build(flex.reads(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
+            run(q, k, v, block_mask=mask)
+    assert (masks.frame_count, kernels.frame_count) == (1, 1)
 
 
 @pytest.mark.slow

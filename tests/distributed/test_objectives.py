@@ -55,6 +55,24 @@ def test_every_layout_gives_the_one_rank_curve(
     assert_same_curve(tmp_path, undisturbed(objective))
 
 
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    [
+        ("autoregressive", ["parallel.context_parallel_size=2"]),
+        ("masked", ["parallel.pipeline_parallel_size=2"]),
+    ],
+)
+def test_documents_kept_apart_give_one_curve_too(
+    pool: Path, tmp_path: Path, objective: str, layout: list[str]
+):
+    """Their bounds are whole on every context rank and on every stage."""
+    more = (f"objective={objective}", "data.documents=masked")
+    alone, cut = tmp_path / "alone", tmp_path / "cut"
+    assert run_ranks(1, runs.train, pool, alone, *more, launcher=False) == [0]
+    assert run_ranks(2, runs.train, pool, cut, *more, "parallel.zero_stage=1", *layout) == [0, 0]
+    assert_same_curve(cut, alone)
+
+
 @pytest.mark.parametrize("objective", ["uniform", "block", "gaussian"])
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     pool: Path,

@@ -8,7 +8,7 @@ every layout without a pipeline, `PipelineEngine` the others; both are DeepSpeed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from parallel import fragments
 from parallel.average import WeightAverage
-from parallel.fragments import EMA, MOMENTS, Kind
+from parallel.fragments import EMA, MOMENTS, TEACHER, Kind
 from parallel.layers import mark_parallel_layers, whole_shape
 from parallel.rules import check_rules
 from parallel.settings import EngineConfig, adamw
@@ -55,6 +55,9 @@ class Engine(ABC):
     """Whole shape of every parameter of the model, on every rank alike."""
     average: WeightAverage | None = None
     """The averaged weights, where the configuration asks for them."""
+    teacher: Mapping[str, nn.Parameter] | None = None
+    """A frozen copy of the model, cut as `parameters` is and under the same names, that belongs
+    into checkpoints; set it before anything is saved or loaded."""
 
     def __init__(
         self,
@@ -89,17 +92,27 @@ class Engine(ABC):
 
     def read(self, name: str, kind: Kind) -> Tensor:
         """Whole float32 tensor of a parameter or one of its moments; a collective of all ranks."""
-        return fragments.read_full(self.parameters[name], kind, self.optimizer, self.topology)
+        parameter, kind = self._stored(name, kind)
+        return fragments.read_full(parameter, kind, self.optimizer, self.topology)
 
     def write(self, name: str, kind: Kind, own: Tensor) -> None:
         """Set this tensor-parallel rank's slice of a parameter or moment, on every rank alike."""
-        fragments.write_slice(self.parameters[name], kind, own, self.optimizer)
+        parameter, kind = self._stored(name, kind)
+        fragments.write_slice(parameter, kind, own, self.optimizer)
+
+    def _stored(self, name: str, kind: Kind) -> tuple[nn.Parameter, Kind]:
+        """The parameter that a tensor belongs to, and what it is of it."""
+        if kind != TEACHER:
+            return self.parameters[name], kind
+        assert self.teacher is not None, "there is no teacher"
+        return self.teacher[name], "weight"
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """What there is of every parameter now, beside its weight."""
         moments = MOMENTS if self.optimizer_step else ()
-        return (*moments, EMA) if self.average is not None else moments
+        averages = () if self.average is None else (EMA,)
+        return (*moments, *averages, *(() if self.teacher is None else (TEACHER,)))
 
     def using_ema(self) -> AbstractContextManager[None]:
         """While inside, forward passes use the averaged weights; without any it does nothing."""

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from parallel.layers import partition_dim
 from parallel.topology import Topology
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema"]
+Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema", "teacher"]
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 EMA: Kind = "ema"
 """The averaged weights (`parallel.average`): to the optimizer one more moment, which it ignores."""
+TEACHER: Kind = "teacher"
+"""Weights of a frozen copy of the model, which the engine carries without training it."""
 
 
 def read_full(

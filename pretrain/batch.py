@@ -171,6 +171,8 @@ class TrainBatch:
     mix: Tensor | None = None
     """Weights of the embeddings that an input is the sum of, float32 [b, s', k] (first stage);
     None where every input is one token."""
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    """What a teacher reads in place of it: `ids` [b, s'] and `noise_level` [b]; empty without."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What else a family's loss needs, each aligned with `targets` in its first dimension."""
     own: dict[str, Any] = field(default_factory=dict)

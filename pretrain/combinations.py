@@ -53,3 +53,26 @@ def _check_objective(config: Config) -> None:
             f"objective.orders {config.objective.orders} reorders whole sequences and needs "
             "data.documents=packed; documents kept apart have objective.orders=1"
         )
+    if config.objective.name == "distillation":
+        _check_distillation(config)
+
+
+def _check_distillation(config: Config) -> None:
+    for name, largest in (
+        ("pipeline_parallel_size", 1),
+        ("context_parallel_size", 1),
+        ("zero_stage", 2),
+    ):
+        given = getattr(config.parallel, name)
+        if given > largest:
+            raise ValueError(
+                f"objective distillation has a second model, of which every rank holds what it "
+                f"holds of the first, and needs parallel.{name} {largest} or less, not {given}"
+            )
+    rounds, batch = config.objective.round_sequences, config.train.global_batch_size
+    if rounds == 0 or rounds % batch:
+        raise ValueError(
+            f"objective.round_sequences is {rounds}; a round of distillation is a positive number "
+            f"of steps of train.global_batch_size {batch} sequences; published are 10,000 steps, "
+            f"here {10_000 * batch}"
+        )

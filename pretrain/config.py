@@ -218,18 +218,29 @@ class ObjectiveConfig(Section):
     0 turns self-conditioning off, also in evaluation and sampling."""
     reconstruction_share: Annotated[float, Field(gt=0, lt=1)] = 0.125
     """gaussian: share of sequences that train the reconstruction at t = 0."""
+    round_sequences: Annotated[int, Field(ge=0)] = 0
+    """distillation: sequences of a round, after which the student becomes the teacher; a multiple
+    of the global batch."""
+    first_gap: Annotated[float, Field(gt=0, le=1)] = 1 / 512
+    """distillation: difference of time between student and teacher in the first round; it doubles
+    every round."""
+    gap_interval: tuple[OpenFraction, OpenFraction] = (0.006, 0.9987)
+    """distillation: smallest and largest share of clean tokens (alpha); time is even in the
+    log-SNR of the Gaussian between them."""
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """distillation: KL(student || teacher), or KL(teacher || student)."""
 
     @model_validator(mode="after")
     def _intervals_are_ordered(self) -> ObjectiveConfig:
         low, high = self.clip
         if not (low <= high and high > 0):
             raise ValueError(f"objective.clip {self.clip} must be [low, high] with low <= high > 0")
-        low, high = self.curriculum_interval
-        if low >= high:
-            raise ValueError(
-                f"objective.curriculum_interval {self.curriculum_interval} must be [low, high] "
-                "with low < high"
-            )
+        for name in ("curriculum_interval", "gap_interval"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(
+                    f"objective.{name} {(low, high)} must be [low, high] with low < high"
+                )
         if not self.end_points[0] < self.end_points[1]:
             raise ValueError(
                 f"objective.end_points {self.end_points} must rise: little noise, then much"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from pretrain.model.attention import Call, describe_kernels
 from pretrain.model.initialize import initialize
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Recompute
+from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
 from pretrain.model_size import parameter_count, stage_costs
 from pretrain.noise.key import NoiseKey
@@ -103,6 +105,12 @@ class Session:
             batch_size=self.config.train.global_batch_size,
         )
 
+    def renew_teacher(self) -> None:
+        """Where a round of distillation begins, make the present weights the teacher."""
+        if self.objective.teacher and self.objective.begins_round(self.state.position):
+            module: Any = self.engine.module
+            module.teacher.renew(module.model)
+
     def evaluate(self) -> dict[str, Likelihood]:
         """Exact bound of the validation text by prefix of its metrics.
 
@@ -172,6 +180,15 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     return ObjectiveModule(model, objective, config.run.seed, config.train.loss_chunk)
 
 
+def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:
+    """Give the objective the frozen copy of the model that it learns from, if it does."""
+    if module.objective.teacher:
+        space, parallel = module.objective.space, parallel_config(engine.topology)
+        module.teacher = Teacher(Transformer(config.model, space, parallel).to(device))
+        module.teacher.renew(module.model)
+        engine.teacher = module.teacher.parameters
+
+
 def open_session(config: Config, runtime: Runtime) -> Session:
     """Build everything and, where the run folder holds a checkpoint, restore it.
 
@@ -205,6 +222,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         _engine_config(config, topology),
         topology,
     )
+    add_teacher(config, engine, module, runtime.device)
     session = Session(
         config=config,
         runtime=runtime,

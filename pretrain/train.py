@@ -38,6 +38,7 @@ def train(session: Session, hooks: Hooks) -> None:
         return
     with session.loader() as loader:
         for clean in loader:
+            session.renew_teacher()
             batches = [
                 objective.corrupt(batch, session.noise(batch.position)).to(session.runtime.device)
                 for batch in map(clean_batch, clean.micro_batches)

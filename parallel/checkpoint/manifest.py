@@ -20,6 +20,7 @@ FORMAT = "epochal-checkpoint/1"
 NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 AVERAGES = "ema.safetensors"
+TEACHER_WEIGHTS = "teacher.safetensors"
 
 
 @dataclass(frozen=True)

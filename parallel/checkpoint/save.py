@@ -1,8 +1,8 @@
 """Saving: every rank writes its share of the tensors, and one rename makes the checkpoint exist.
 
 A checkpoint holds whole float32 tensors under canonical names, not the shards of a layout: the
-weights once, in one file that evaluation reads alone, averaged weights likewise, and the Adam
-moments spread over the ranks.
+weights once, in one file that evaluation reads alone, averaged weights and those of a teacher
+likewise, and the Adam moments spread over the ranks.
 Gathering costs one pass over the network per save; in return every layout and ZeRO stage reads what
 any other wrote, bit for bit, and no pickle is ever loaded. All ranks must see the same file system.
 """
@@ -22,6 +22,7 @@ from parallel.checkpoint.manifest import (
     AVERAGES,
     FORMAT,
     NAME,
+    TEACHER_WEIGHTS,
     WEIGHTS,
     FileEntry,
     Manifest,
@@ -32,7 +33,10 @@ from parallel.checkpoint.manifest import (
 from parallel.checkpoint.writer import TensorWriter
 from parallel.engine import Engine
 from parallel.errors import CheckpointError, SaveError
-from parallel.fragments import EMA, MOMENTS, Kind
+from parallel.fragments import EMA, MOMENTS, TEACHER, Kind
+
+COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
+"""Further weights of the whole model, each in a file of its own."""
 
 
 def save_checkpoint(
@@ -94,15 +98,16 @@ class _Plan:
         load = [0] * engine.topology.world_size
         whole = sum(_numel(shape) for shape in self.shapes.values())
         load[0] = whole
-        if EMA in kinds:
-            self.owner[AVERAGES] = load.index(min(load))
-            load[self.owner[AVERAGES]] += whole
+        copies = {kind: file for kind, file in COPIES.items() if kind in kinds}
+        for file in copies.values():
+            self.owner[file] = load.index(min(load))
+            load[self.owner[file]] += whole
         for name, shape in self.shapes.items():
             self.order.append((name, "weight"))
             self.tensors[name] = WEIGHTS
-            if EMA in kinds:
-                self.order.append((name, EMA))
-                self.tensors[key(name, EMA)] = AVERAGES
+            for kind, file in copies.items():
+                self.order.append((name, kind))
+                self.tensors[key(name, kind)] = file
             if not moments:
                 continue
             owner = load.index(min(load))

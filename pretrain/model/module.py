@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from parallel.context import own_share, sum_over_context
 from pretrain.batch import TrainBatch
 from pretrain.model.chunked import each, total
+from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
 from pretrain.objectives.base import Objective
@@ -37,6 +38,8 @@ class ObjectiveModule(nn.Module):
         self.objective = objective
         self.own = objective.own_network(model, seed)
         self.loss_chunk = loss_chunk
+        self.teacher: Teacher | None = None
+        """What a distilling objective learns from while training."""
 
     @property
     def tied_parameters(self) -> tuple[str, ...]:
@@ -78,8 +81,12 @@ class ObjectiveModule(nn.Module):
         targets, weight = own_share(batch.targets), own_share(batch.weight)
         extra = {name: own_share(values) for name, values in batch.extra.items()}
         term = self.objective.token_bound if exact else self.objective.token_loss
+        teacher = None if exact else self.teacher
+        read = None if teacher is None else teacher.read(batch)
 
         def terms(chunk: VocabChunk, part: slice) -> Tensor:
+            if teacher is not None and read is not None:
+                return self.objective.teacher_loss(chunk, teacher.answer(read[part])) * weight[part]
             loss = term(chunk, targets[part], {name: v[part] for name, v in extra.items()})
             return (loss.double() if exact else loss) * weight[part]
 

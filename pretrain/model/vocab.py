@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from megatron.core.tensor_parallel.utils import VocabUtility
 from torch import Tensor
 
+from pretrain.model.vocab_divergence import Divergence
 from pretrain.model.vocab_functions import Log1pSum, LogProbability
 
 
@@ -69,3 +70,8 @@ class VocabChunk:
         """
         log_p, total = Log1pSum.apply(self.logits, ids, rho.to(self.logits.dtype), self.first)
         return log_p, total
+
+    def divergence_from(self, other: VocabChunk, reverse: bool) -> Tensor:
+        """KL(self || other) [n] with `reverse`, else KL(other || self); `other` is a constant."""
+        divergence: Tensor = Divergence.apply(self.logits, other.logits, reverse)
+        return divergence

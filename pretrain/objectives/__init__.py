@@ -3,6 +3,7 @@
 from pretrain.objectives import (  # noqa: F401  (importing registers them)
     autoregressive,
     block,
+    distillation,
     esoteric,
     gaussian,
     interpolating,

@@ -39,9 +39,12 @@ class Objective(ABC):
     positions_per_token: float = 1.0
     """Positions that go through the layers for each token (2 for a pair of noisy and clean)."""
     extra_passes: float = 0.0
-    """Forward passes without gradient beside the one of a training step (self-conditioning)."""
+    """Forward passes without gradient beside the one of a training step (self-conditioning, a
+    teacher)."""
     bound_parts: ClassVar[tuple[str, ...]] = ()
     """Names of the parts that the bound is told apart into; () where it is one number."""
+    teacher: ClassVar[bool] = False
+    """Whether it learns from a frozen copy of the model: then `begins_round` and `teacher_loss`."""
     settings: ClassVar[frozenset[str]] = frozenset()
     """Fields of ObjectiveConfig, beside name and time_window, that this family reads."""
 
@@ -122,6 +125,14 @@ class Objective(ABC):
     def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
         """Training loss of each target before weighting, float32 [n]."""
         return chunk.cross_entropy(targets)
+
+    def begins_round(self, position: int) -> bool:
+        """Whether a step that begins at `position` of the run needs a new teacher first."""
+        raise AssertionError(f"{self.name} has no teacher")
+
+    def teacher_loss(self, chunk: VocabChunk, taught: VocabChunk) -> Tensor:
+        """Training loss of each position given what the teacher answers there, float32 [n]."""
+        raise AssertionError(f"{self.name} has no teacher")
 
     def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
         """Term of the exact bound of each target before weighting [n]. Default: the loss."""

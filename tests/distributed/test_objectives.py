@@ -10,7 +10,17 @@ import torch
 from harness import Died, run_ranks
 from test_training import STEPS, assert_same_curve
 
+SETTINGS = {
+    "duo": ["objective.curriculum_sequences=60", "objective.curriculum_temperature=[0.3,0.05]"],
+    "distillation": ["objective.round_sequences=40", "objective.first_gap=0.25"],
+}
+"""What makes a curriculum end, and rounds begin, within the 117 sequences of a run."""
 TENSOR = ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]
+
+
+def chosen(objective: str, *more: str) -> tuple[str, ...]:
+    """Overrides that pick an objective."""
+    return (f"objective={objective}", *SETTINGS.get(objective, ()), *more)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +31,7 @@ def undisturbed(pool: Path, tmp_path_factory: pytest.TempPathFactory):
     def get(objective: str) -> Path:
         if objective not in made:
             made[objective] = tmp_path_factory.mktemp(objective)
-            more = (f"objective={objective}", "parallel.zero_stage=0")
+            more = chosen(objective, "parallel.zero_stage=0")
             assert run_ranks(1, runs.train, pool, made[objective], *more, launcher=False) == [0]
         return made[objective]
 
@@ -31,8 +41,10 @@ def undisturbed(pool: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize(
     ("objective", "ranks", "layout"),
     [
-        ("uniform", 2, ["parallel.zero_stage=1"]),
-        ("uniform", 4, TENSOR),
+        ("duo", 2, ["parallel.zero_stage=1"]),
+        ("duo", 4, TENSOR),
+        ("distillation", 2, ["parallel.zero_stage=2", "train.micro_batch_size=2"]),
+        ("distillation", 4, [*TENSOR, "parallel.sequence_parallel=true"]),
         ("gidd", 2, TENSOR),
         ("block", 4, TENSOR),
         ("esoteric_hybrid", 2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
@@ -50,7 +62,7 @@ def test_every_layout_gives_the_one_rank_curve(
     ranks: int,
     layout: list[str],
 ):
-    more = (f"objective={objective}", *layout)
+    more = chosen(objective, *layout)
     assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
     assert_same_curve(tmp_path, undisturbed(objective))
 
@@ -73,16 +85,16 @@ def test_documents_kept_apart_give_one_curve_too(
     assert_same_curve(cut, alone)
 
 
-@pytest.mark.parametrize("objective", ["uniform", "block", "gaussian"])
+@pytest.mark.parametrize("objective", ["duo", "block", "gaussian", "distillation"])
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     pool: Path,
     tmp_path: Path,
     undisturbed,
     objective: str,
 ):
-    more = (f"objective={objective}", "parallel.zero_stage=0")
+    more = chosen(objective, "parallel.zero_stage=0")
     died = run_ranks(
-        1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=6, when="after"
+        1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=11, when="after"
     )
     assert died == [Died(-9)]
     assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
@@ -97,7 +109,8 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
-        ("uniform", "ancestral"),
+        ("duo", "ancestral"),
+        ("distillation", "ancestral"),
         ("block", "block"),
         ("esoteric_hybrid", "esoteric"),
         ("gaussian", "ancestral"),

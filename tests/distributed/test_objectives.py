@@ -11,7 +11,12 @@ from harness import Died, run_ranks
 from test_training import STEPS, assert_same_curve
 
 SETTINGS = {
-    "duo": ["objective.curriculum_sequences=60", "objective.curriculum_temperature=[0.3,0.05]"],
+    # At eps 1e-8 Adam steps on the rounding of tiny gradients: norms differ by 3e-5 after 13 steps.
+    "duo": [
+        "objective.curriculum_sequences=60",
+        "objective.curriculum_temperature=[0.3,0.05]",
+        "optimizer.eps=1e-6",
+    ],
     "distillation": ["objective.round_sequences=40", "objective.first_gap=0.25"],
 }
 """What makes a curriculum end, and rounds begin, within the 117 sequences of a run."""

@@ -81,12 +81,11 @@ class ObjectiveModule(nn.Module):
         targets, weight = own_share(batch.targets), own_share(batch.weight)
         extra = {name: own_share(values) for name, values in batch.extra.items()}
         term = self.objective.token_bound if exact else self.objective.token_loss
-        teacher = None if exact else self.teacher
-        read = None if teacher is None else teacher.read(batch)
+        taught = None if exact or self.teacher is None else self.teacher.read(batch)
 
         def terms(chunk: VocabChunk, part: slice) -> Tensor:
-            if teacher is not None and read is not None:
-                return self.objective.teacher_loss(chunk, teacher.answer(read[part])) * weight[part]
+            if taught is not None:
+                return self.objective.teacher_loss(chunk, taught(part)) * weight[part]
             loss = term(chunk, targets[part], {name: v[part] for name, v in extra.items()})
             return (loss.double() if exact else loss) * weight[part]
 

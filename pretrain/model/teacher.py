@@ -7,8 +7,10 @@ under ZeRO 1 and 2 all of its tensor-parallel slice, in the precision that the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parallel.layers import mark_parallel_layers
 from pretrain.batch import TrainBatch
@@ -37,14 +39,14 @@ class Teacher:
         return {f"model.{name}": p for name, p in self.model.named_parameters()}
 
     @torch.no_grad()
-    def read(self, batch: TrainBatch) -> Tensor:
-        """Hidden rows [b * s, h] for what `batch.teacher` holds."""
+    def read(self, batch: TrainBatch) -> Callable[[slice], VocabChunk]:
+        """Read what `batch.teacher` holds; gives vocabulary outputs of flat positions [b * s]."""
         given = batch.teacher
         hidden = self.model(given["ids"], batch.positions, batch.attention, given["noise_level"])
-        rows: Tensor = hidden.transpose(0, 1).flatten(0, 1)
-        return rows
+        rows = hidden.transpose(0, 1).flatten(0, 1)
 
-    @torch.no_grad()
-    def answer(self, rows: Tensor) -> VocabChunk:
-        """Vocabulary outputs of hidden rows [n, h]."""
-        return self.model.vocabulary(rows)
+        @torch.no_grad()
+        def answer(part: slice) -> VocabChunk:
+            return self.model.vocabulary(rows[part])
+
+        return answer

@@ -1,7 +1,7 @@
 """Core attention behind one interface: the rule says who reads whom, a kernel computes it.
 
-    plan = plan_attention(rule, wanted, where)      once a batch, outside the layers
-    y = attend(q, k, v, plan, dropout_p)            in every layer
+    plan = plan_attention(rule, wanted, call, b, s)     once a batch, outside the layers
+    y = attend(q, k, v, plan, dropout_p)                in every layer
 
 A plan names the kernel (`choice`) and holds whatever it needs to know of the whole batch: a dense
 mask (`sdpa`), nothing or the bounds of documents (`flash`), a block mask (`flex`). All of it

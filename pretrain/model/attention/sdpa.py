@@ -24,6 +24,10 @@ def attend(
 ) -> Tensor:
     """q [s, b, heads, d] over k, v [s, b, groups, d]; mask bool [b, 1, s, s] or None."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))  # [b, heads, s, d]
+    share = q.shape[1] // k.shape[1]
+    if share > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        # The one fused CUDA kernel for such calls knows no groups; else all scores would be stored.
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     out = F.scaled_dot_product_attention(
         q,
         k,

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig
+from pretrain.batch import AttentionRule, CleanBatch
+from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.noise.key import NoiseKey
+from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
 
 SPACE = TokenSpace(50, 128, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -167,3 +169,35 @@ def test_excluded_ids_have_probability_zero_and_no_gradient(topology):
     assert gradient[excluded].abs().max() == 0
     assert gradient[7].abs().max() > 0
     assert not gradient.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"), [("autoregressive", "causal"), ("masked", "bidirectional")]
+)
+def test_a_document_kept_apart_is_read_as_if_it_were_alone(topology, name, alone):
+    """Input, positions and hidden states, whatever stands beside it in the row."""
+    model = build(topology)
+    g = torch.Generator().manual_seed(2)
+    lengths = [4, 1, 6, 2]
+    clean = CleanBatch(
+        tokens=torch.randint(6, 50, (2, 13), generator=g),
+        position=torch.arange(2),
+        segment=torch.arange(4).repeat_interleave(torch.tensor(lengths)).expand(2, 13),
+        valid=torch.ones(2, 13, dtype=torch.bool),
+        all_valid=True,
+        one_segment=False,
+    )
+    objective = build_objective(ObjectiveConfig(name=name, time_window=2), SPACE)
+    batch = objective.corrupt(clean, NoiseKey(1, clean.position))
+    start = 0
+    with torch.no_grad():
+        together = model(batch.ids, batch.positions, batch.attention)
+        for length in lengths:
+            part = slice(start, start + length)
+            ids, places = batch.ids[:, part], torch.arange(length)[None]
+            hidden = model(ids, places, AttentionRule(alone))
+            torch.testing.assert_close(together[part], hidden, rtol=1e-5, atol=1e-6)
+            if name == "autoregressive":
+                shifted = torch.cat((torch.full((2, 1), 5), clean.tokens[:, part][:, :-1]), dim=1)
+                assert torch.equal(ids, shifted)
+            start += length

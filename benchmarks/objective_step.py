@@ -39,6 +39,7 @@ FAMILIES = (
     "block",
     "esoteric",
     "esoteric_hybrid",
+    "gaussian",
 )
 """Options of configs/objective that are measured."""
 TARGETS = {"masked": 0.8, "uniform": 1.25, "interpolating": 1.3, "block": 2.2}

@@ -55,6 +55,8 @@ def _check_objective(config: Config) -> None:
         )
     if config.objective.name == "distillation":
         _check_distillation(config)
+    if config.objective.name == "gaussian":
+        _check_gaussian(config)
 
 
 def _check_distillation(config: Config) -> None:
@@ -75,4 +77,19 @@ def _check_distillation(config: Config) -> None:
             f"objective.round_sequences is {rounds}; a round of distillation is a positive number "
             f"of steps of train.global_batch_size {batch} sequences; published are 10,000 steps, "
             f"here {10_000 * batch}"
+        )
+
+
+def _check_gaussian(config: Config) -> None:
+    for name in ("pipeline_parallel_size", "context_parallel_size"):
+        degree = getattr(config.parallel, name)
+        if degree > 1:
+            raise ValueError(
+                f"objective gaussian takes two passes through the whole model and needs "
+                f"parallel.{name} 1, not {degree}; use data and tensor parallelism"
+            )
+    if not config.model.tie_embeddings:
+        raise ValueError(
+            "objective gaussian has embeddings of its own, so that model.tie_embeddings false "
+            "would leave a matrix that nothing uses; set it to true"
         )

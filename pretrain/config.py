@@ -419,28 +419,12 @@ class Config(Section):
                 "objective.independent_levels gives each token a noise level of its own, "
                 "model.time_conditioning knows one a sequence; set one of them to 0 or false"
             )
-        if self.objective.name == "gaussian":
-            self._gaussian_fits()
         if t.precision == "bfloat16" and p.zero_stage == 0:
             raise ValueError(
                 "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's "
                 "stage 0 takes a wrong first step in bfloat16"
             )
         return self
-
-    def _gaussian_fits(self) -> None:
-        p = self.parallel
-        for name in ("pipeline_parallel_size", "context_parallel_size"):
-            if getattr(p, name) > 1:
-                raise ValueError(
-                    f"objective gaussian takes two passes through the whole model and needs "
-                    f"parallel.{name} 1, not {getattr(p, name)}; data and tensor parallelism work"
-                )
-        if not self.model.tie_embeddings:
-            raise ValueError(
-                "objective gaussian has embeddings of its own, so model.tie_embeddings false would "
-                "leave a matrix that nothing uses; set it to true"
-            )
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:

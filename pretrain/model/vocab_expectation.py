@@ -43,18 +43,18 @@ class VocabularyMean(torch.autograd.Function):
         local = targets - first
         mine = (local >= 0) & (local < v)
         local = local.clamp(0, v - 1)
-        top, picked = logits.new_empty(n), logits.new_empty(n)
+        own_top, sums = logits.new_empty(n), logits.new_empty(n, table.shape[1] + 2)
         for rows in _slices(logits):
             f = torch.addmm(logits[rows], query[rows], table.t())
-            top[rows] = f.amax(dim=-1)
-            picked[rows] = f.gather(1, local[rows, None])[:, 0]
-        _reduce(top, torch.distributed.ReduceOp.MAX)
-        sums = logits.new_empty(n, table.shape[1] + 2)
-        sums[:, 0] = torch.where(mine, picked, 0.0)
-        for rows in _slices(logits):
-            p = torch.addmm(logits[rows], query[rows], table.t()).sub_(top[rows, None]).exp_()
+            sums[rows, 0] = torch.where(mine[rows], f.gather(1, local[rows, None])[:, 0], 0.0)
+            # A rank may hold nothing but excluded columns: their -inf must not meet itself.
+            own_top[rows] = f.amax(dim=-1).clamp_(min=torch.finfo(f.dtype).min)
+            p = f.sub_(own_top[rows, None]).exp_()
             sums[rows, 1] = p.sum(dim=-1)
             sums[rows, 2:] = p @ table
+        top = own_top.clone()
+        _reduce(top, torch.distributed.ReduceOp.MAX)
+        sums[:, 1:] *= (own_top - top).exp()[:, None]
         _reduce(sums)
         log_scale = top + sums[:, 1].log()
         mean = sums[:, 2:] / sums[:, 1:2]

@@ -32,6 +32,7 @@ SHAPE = [
     "data.tokenizer=/nowhere/tokenizer.model", "tracking.mlflow=false",
 ]  # fmt: skip
 BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
+TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
 
 LAYOUTS_REFUSED = [
@@ -65,6 +66,10 @@ LAYOUTS_REFUSED = [
     # two passes through the whole model
     (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size 1, not 2; data and"),
     (["objective=gaussian", CP(2)], None, "context_parallel_size 1, not 2; data and tensor"),
+    # a second model
+    ([*TAUGHT, PP(2), ZERO(1)], None, "pipeline_parallel_size 1 or less, not 2"),
+    ([*TAUGHT, CP(2)], None, "context_parallel_size 1 or less, not 2"),
+    ([*TAUGHT, ZERO(3)], None, "zero_stage 2 or less, not 3"),
     # precision and batch
     ([BF16, ZERO(0)], None, "needs parallel.zero_stage 1 or higher"),
     (["train.global_batch_size=9"], 2, "9 is not divisible by parallel.data_parallel_size 2"),
@@ -86,7 +91,8 @@ LEGAL = [
     ([], 1), ([], 8), ([TP(2), SP("true"), ZERO(0)], 4), ([TP(2), PP(2), ZERO(1), BF16], 8),
     ([PP(4), ZERO(1), "train.micro_batch_size=6"], 4), ([CP(4), ZERO(3), BF16], 8),
     ([CP(2), TP(4), ZERO(2)], 8), ([DP(3), ZERO(3)], 3), ([CP(2), "objective=block"], 2),
-    ([CP(2), "objective=esoteric"], 2), ([CP(2), "objective=autoregressive_orders"], 2),
+    ([CP(2), "objective=esoteric"], 2), ([*TAUGHT, TP(2), ZERO(2)], 4),
+    ([CP(2), "objective=autoregressive_orders"], 2),
     ([CP(2), "data.documents=masked", "objective=autoregressive", "objective.hide=queries"], 2),
 ]  # fmt: skip
 

@@ -22,6 +22,13 @@ def context_size() -> int:
     return int(parallel_state.get_context_parallel_world_size())
 
 
+def context_rank() -> int:
+    """This rank's number among them."""
+    from megatron.core import parallel_state
+
+    return int(parallel_state.get_context_parallel_rank())
+
+
 def own_positions(x: Tensor, dim: int) -> Tensor:
     """This rank's stretch of the sequence dimension `dim`."""
     if context_size() == 1:

@@ -175,6 +175,8 @@ class TrainBatch:
     """What a teacher reads in place of it: `ids` [b, s'] and `noise_level` [b]; empty without."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What else a family's loss needs, each aligned with `targets` in its first dimension."""
+    dropout_seed: int | None = None
+    """Key of every dropout mask of this micro-batch; None drops nothing."""
     own: dict[str, Any] = field(default_factory=dict)
     """What the network of an objective that brings one needs: tensors of any shape, attention
     rules."""

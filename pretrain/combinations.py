@@ -40,6 +40,11 @@ def _check_attention(config: Config) -> None:
             f"(model.hidden_size over model.num_attention_heads); change their number, or set "
             "model.attention to auto"
         )
+    if wanted == "flex" and config.model.attention_dropout > 0:
+        raise ValueError(
+            f"{named} cannot drop attention weights, but model.attention_dropout is "
+            f"{config.model.attention_dropout}; set it to 0, or model.attention to auto"
+        )
     if wanted == "flex" and head < FLEX_HEADS:
         raise ValueError(
             f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "

@@ -111,6 +111,11 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2
     num_layers)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an element of the embeddings and of what attention and MLP add to the
+    residual stream, while training."""
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an attention weight, while training."""
     vocab_multiple: PositiveInt = 128
     """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
     attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"

@@ -6,7 +6,7 @@ the checkpoint. What the loop uses afterwards are the attributes of `Session`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from parallel.errors import LayoutError
 from parallel.layers import parallel_config
 from parallel.runtime import Runtime
 from parallel.topology import Topology
+from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.compose import flatten
 from pretrain.config import Config
 from pretrain.data import open_streams, token_space
@@ -95,6 +96,12 @@ class Session:
     def noise(self, position: torch.Tensor) -> NoiseKey:
         """Randomness of the run at global positions."""
         return NoiseKey(self.config.run.seed, position)
+
+    def training_batch(self, clean: CleanBatch) -> TrainBatch:
+        """What the objective makes of clean tokens, and the key of what the model drops."""
+        noise = self.noise(clean.position)
+        batch = self.objective.corrupt(clean, noise)
+        return replace(batch, dropout_seed=noise.number("dropout"))
 
     def learning_rate(self, position: int) -> float:
         """Rate of the step that ends at `position`."""
@@ -213,7 +220,12 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     kernels = describe_kernels(
         config.model.attention,
         objective.attention_kinds(config.data.documents == "masked"),
-        Call(runtime.device.type, getattr(torch, config.train.precision), config.model.head_size),
+        Call(
+            runtime.device.type,
+            getattr(torch, config.train.precision),
+            config.model.head_size,
+            dropout=config.model.attention_dropout > 0,
+        ),
     )
     module = build_model(config, topology, objective)
     engine = build_engine(

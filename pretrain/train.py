@@ -32,7 +32,7 @@ def train(session: Session, hooks: Hooks) -> None:
     from pretrain.data import clean_batch
     from pretrain.hooks import check_applied
 
-    engine, state, objective = session.engine, session.state, session.objective
+    engine, state = session.engine, session.state
     hooks.before_first_step()
     if hooks.should_stop():
         return
@@ -40,7 +40,7 @@ def train(session: Session, hooks: Hooks) -> None:
         for clean in loader:
             session.renew_teacher()
             batches = [
-                objective.corrupt(batch, session.noise(batch.position)).to(session.runtime.device)
+                session.training_batch(batch).to(session.runtime.device)
                 for batch in map(clean_batch, clean.micro_batches)
             ]
             lr = session.learning_rate(clean.stop)

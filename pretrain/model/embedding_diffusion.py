@@ -94,7 +94,14 @@ class EmbeddingDiffusion(nn.Module):
         z = level.alpha * e + level.sigma * own["normal"]
         memory = self._first_pass(model, batch, z, gamma, table)
         chunk, query = self.ask(
-            model, batch.ids, batch.positions, batch.attention, z, gamma, memory
+            model,
+            batch.ids,
+            batch.positions,
+            batch.attention,
+            z,
+            gamma,
+            memory,
+            batch.dropout_seed,
         )
         log_p, mean = mean_embedding(chunk, query, table, batch.targets, learns)
         error = (e - mean.double().view_as(e)).square().sum(dim=-1)
@@ -123,6 +130,7 @@ class EmbeddingDiffusion(nn.Module):
         z: Tensor,
         gamma: Tensor,
         memory: Tensor,
+        dropout_seed: int | None = None,
     ) -> tuple[VocabChunk, Tensor]:
         """The transformer's answer for z [b, s, d] at gamma [b], and queries [b * s, d] of the
         output prior; `memory` [b, s, d] is an earlier estimate, 0 for none."""
@@ -137,7 +145,7 @@ class EmbeddingDiffusion(nn.Module):
         if model.config.time_conditioning:
             noise_level = -level.alpha.log().flatten().float()
             carried = (x, model.noise_embedding(noise_level))  # type: ignore[assignment]
-        hidden = model(ids, positions, rule, carried=carried)
+        hidden = model(ids, positions, rule, carried=carried, dropout_seed=dropout_seed)
         chunk = model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
         return chunk, (level.sharpness * z).flatten(0, 1)
 

@@ -20,6 +20,7 @@ from parallel.context import spread_attention
 from parallel.layers import sum_gradient
 from pretrain.config import ModelConfig
 from pretrain.model.attention import AttentionPlan, attend
+from pretrain.model.dropout import DropoutKey, seeded
 from pretrain.model.kernels import rms_norm, rotate, squared_relu, swiglu
 from pretrain.model.recompute import Keep
 
@@ -88,6 +89,7 @@ class Attention(nn.Module):
         self.keep = keep
         tp = parallel.tensor_model_parallel_size
         self.head_size = config.head_size
+        self.dropout = config.attention_dropout
         self.attend = spread_attention(attend)
         self.groups = config.query_groups // tp
         self.heads_per_group = config.num_attention_heads // config.query_groups
@@ -101,8 +103,14 @@ class Attention(nn.Module):
         ]
         self.q_norm, self.k_norm = norms
 
-    def forward(self, x: Tensor, plan: AttentionPlan, phases: tuple[Tensor, Tensor]) -> Tensor:
-        """[s, b, h] -> [s, b, h]."""
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        phases: tuple[Tensor, Tensor],
+        key: DropoutKey | None = None,
+    ) -> Tensor:
+        """[s, b, h] -> [s, b, h]; without a key nothing is dropped."""
         qkv, _ = self.qkv(x)
         s, b = qkv.shape[:2]
         qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
@@ -116,11 +124,19 @@ class Attention(nn.Module):
             self.keep.instead_of(qk, self._positioned, phases, *parts),
             self.keep.instead_of(q, self._queries, phases, *parts),
         ):
-            y = self.attend(q, k.squeeze(3), v.squeeze(3), plan)
+            y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key)
         joined = _join_heads(y)
         with self.keep.instead_of(joined, _join_heads, y):
             out: Tensor = self.out(joined)[0]
         return out
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, key: DropoutKey | None
+    ) -> Tensor:
+        if key is None or self.dropout == 0.0:
+            return self.attend(q, k, v, plan)
+        with seeded(q.device, key.of(f"attention weights/{key.heads}")):
+            return self.attend(q, k, v, plan, self.dropout)
 
     def _positioned(self, phases: tuple[Tensor, Tensor], *parts: Tensor) -> Tensor:
         """Queries and key of each group, normed if they are to be and rotated, [s, b, g, m + 1, d].

@@ -72,6 +72,7 @@ class ObjectiveModule(nn.Module):
             batch.noise_level,
             carried=carried,
             mix=batch.mix,
+            dropout_seed=batch.dropout_seed,
         )
         if not self.model.stage.last:
             return hidden

@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.context import gather_positions, own_positions
+from parallel.context import context_rank, gather_positions, own_positions
 from parallel.layers import gather_sequence
 from parallel.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
@@ -25,6 +25,7 @@ from pretrain.config import ModelConfig
 from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.chunked import Outputs
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate
+from pretrain.model.dropout import DropoutKey, dropout
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.layers import MLP, Attention, RMSNorm, _no_init, column_linear, rotary_phases
 from pretrain.model.recompute import Keep, Mode, Recompute
@@ -46,6 +47,7 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(config, parallel, keep)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, partial)
         self.mlp = MLP(config, parallel, keep)
+        self.dropout = config.dropout
         self.modulation = (
             Modulation(6, config.hidden_size, partial) if config.time_conditioning else None
         )
@@ -56,18 +58,22 @@ class TransformerLayer(nn.Module):
         plan: AttentionPlan,
         phases: tuple[Tensor, Tensor],
         condition: Tensor | None,
+        key: DropoutKey | None = None,
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; condition [b, c] or None."""
+        """[s, b, h] -> [s, b, h]; condition [b, c] or None; without a key nothing is dropped."""
+        drop = functools.partial(dropout, p=self.dropout, key=key)
         if self.modulation is None:
-            x = x + self._normed(x, self.attention_norm, (), self.attention, plan, phases)
-            return x + self._normed(x, self.mlp_norm, (), self.mlp)
+            y = self._normed(x, self.attention_norm, (), self.attention, plan, phases, key)
+            x = x + drop(y, place="attention")
+            return x + drop(self._normed(x, self.mlp_norm, (), self.mlp), place="mlp")
         assert condition is not None, "a time-conditioned model needs a noise level"
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        attended = self._normed(
-            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases
+        y = self._normed(
+            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases, key
         )
-        x = x + gate1 * attended
-        return x + gate2 * self._normed(x, self.mlp_norm, (shift2, scale2), self.mlp)
+        x = x + gate1 * drop(y, place="attention")
+        y = self._normed(x, self.mlp_norm, (shift2, scale2), self.mlp)
+        return x + gate2 * drop(y, place="mlp")
 
     def _normed(
         self, x: Tensor, norm: RMSNorm, modulation: tuple[Tensor, ...], part: nn.Module, *rest: Any
@@ -197,22 +203,28 @@ class Transformer(nn.Module):
         noise_level: Tensor | None = None,
         carried: tuple[Tensor, ...] = (),
         mix: Tensor | None = None,
+        dropout_seed: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
 
         With mix [b, s, k] ids are [b, s, k] and each input is a weighted sum of embeddings.
-        `carried` is what enters the first layer here; without it the first stage embeds ids.
+        A training pass with dropout needs the `dropout_seed` of its micro-batch; in evaluation
+        nothing is dropped. `carried` is what enters the first layer here; without it the first
+        stage embeds ids.
         Between stages of a pipeline travels what is not last: `carried`, the hidden states
         [s, b, h] and, in a conditioned model, the condition [b, c].
         """
         if self.stage.first and not carried:
             carried = self._embed(ids, mix, noise_level)
         x, *rest = carried
+        key = self._dropout_key(dropout_seed)
+        if self.stage.first:
+            x = dropout(x, self.config.dropout, key, "embedding")
         condition = rest[0] if rest else None
         phases = rotary_phases(
             own_positions(positions, 1), self.config.head_size, self.config.rope_base
         )
-        call = Call.like(x, self.config.head_size)
+        call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
         plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
         for i in self.stage.layers:
             layer: Callable[..., Tensor] = self.layers[i]
@@ -220,7 +232,7 @@ class Transformer(nn.Module):
                 layer = functools.partial(
                     checkpoint, layer, use_reentrant=False, preserve_rng_state=False
                 )
-            x = layer(x, plan, phases, condition)
+            x = layer(x, plan, phases, condition, None if key is None else replace(key, layer=i))
         if not self.stage.last:
             return (x, *rest)
         hidden: Tensor = self.head.hidden(x, condition)
@@ -238,6 +250,18 @@ class Transformer(nn.Module):
         if noise_level is None:  # families without a level still have the same parameters
             noise_level = torch.zeros(ids.shape[0], device=ids.device)
         return x, self.noise_embedding(noise_level)
+
+    def _dropout_key(self, seed: int | None) -> DropoutKey | None:
+        """Key of the masks of this pass on this rank; None where nothing is dropped."""
+        drops = self.config.dropout > 0 or self.config.attention_dropout > 0
+        if seed is None or not drops or not self.training:
+            training = self.training and torch.is_grad_enabled()
+            assert not (drops and training), "training with dropout needs a dropout_seed"
+            return None
+        tensor, context = _tensor_parallel_rank(), context_rank()
+        # Without sequence parallelism all tensor-parallel ranks hold the same residual stream.
+        stretch = tensor if self.sequence_parallel else 0
+        return DropoutKey(seed, f"{stretch}/{context}", f"{tensor}/{context}")
 
     def _mode(self, i: int) -> Mode:
         """How much of layer i is kept."""

@@ -68,6 +68,11 @@ class NoiseKey:
         """The same run at other positions."""
         return replace(self, position=position)
 
+    def number(self, stream: str) -> int:
+        """An integer of 63 bits that belongs to the first position: seeds another generator."""
+        high, low = stream_key(self.seed, f"{stream}/{int(self.position[0])}")
+        return (high << 32 | low) >> 1
+
     def words(self, stream: str, length: int, draw: int = 0) -> Tensor:
         """32-bit words as int64 [b, length]; `draw` numbers independent draws of one stream."""
         if not (0 <= draw < _LIMIT and 0 <= self.attempt < _LIMIT):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -168,7 +168,9 @@ class Trainer:
         made = []
         for own in rows[:, self.topology.dp_rank]:
             clean = clean_rows(step, own)
-            made.append(self.objective.corrupt(clean, NoiseKey(SEED, clean.position)))
+            noise = NoiseKey(SEED, clean.position)
+            batch = self.objective.corrupt(clean, noise)
+            made.append(replace(batch, dropout_seed=noise.number("dropout")))
         return made
 
     def train(self, start: int, stop: int) -> list[tuple[float, float]]:

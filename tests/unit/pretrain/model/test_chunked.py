@@ -7,59 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from small import BATCH, FAMILIES, LENGTH, SPACE, build, clean_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
-from pretrain.vocabulary import TokenSpace
-
-SPACE = TokenSpace(100, 128, 0, 4, 5, (0, 1, 2, 3, 4))
-LENGTH, BATCH = 24, 3
-FAMILIES = {
-    "autoregressive": {"name": "autoregressive"},
-    "masked": {"name": "masked"},
-    "uniform": {"name": "uniform"},
-    "uniform, simple": {"name": "uniform", "loss": "simple"},
-    "interpolating": {"name": "interpolating"},
-    "block": {"name": "block", "block_size": 8},
-    "esoteric": {"name": "esoteric", "alpha0": 0.5},
-}
-
-
-def clean_batch():
-    g = torch.Generator().manual_seed(1)
-    tokens = torch.randint(5, 100, (BATCH, LENGTH), generator=g)
-    valid = torch.ones(BATCH, LENGTH, dtype=torch.bool)
-    valid[1, -5:] = False
-    return CleanBatch(
-        tokens=torch.where(valid, tokens, 0),
-        position=torch.arange(BATCH),
-        segment=torch.zeros(BATCH, LENGTH, dtype=torch.int32),
-        valid=valid,
-        all_valid=False,
-    )
-
-
-def build(topology, objective, dtype=torch.float32, loss_chunk=None, **changes):
-    from parallel.layers import parallel_config
-    from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
-    from pretrain.model.transformer import Transformer
-    from pretrain.objectives import build_objective
-
-    shape = {
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "init_std": 0.3,
-        "ffn_hidden_size": 32,
-    }
-    config = ModelConfig(**{**shape, **changes})
-    model = Transformer(config, SPACE, parallel_config(topology)).to(dtype)
-    initialize(model, seed=3)
-    family = build_objective(ObjectiveConfig(time_window=BATCH, **objective), SPACE)
-    return ObjectiveModule(model, family, loss_chunk=loss_chunk)
 
 
 def step(module, scale=0.37):

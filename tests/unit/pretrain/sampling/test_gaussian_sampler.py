@@ -53,7 +53,7 @@ class Language(nn.Module):
         self.config = SimpleNamespace(hidden_size=2, time_conditioning=False)
         self.space, self.parallel, self.gamma = SPACE, parallel_config(topology), None
 
-    def forward(self, ids, positions, rule, carried):
+    def forward(self, ids, positions, rule, carried, dropout_seed=None):
         assert rule.kind == "bidirectional" and positions.tolist() == [[0, 1]]
         return carried[0]
 

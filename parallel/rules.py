@@ -147,12 +147,12 @@ def _check_sizes(
         if size % tp:
             raise LayoutError(
                 f"tensor_parallel_size {tp} does not divide {name} {size}; "
-                f"allowed here: {_divisors(size)}"
+                f"allowed here: {divisors(size)}"
             )
     if num_query_groups is not None and num_query_groups % (tp * cp):
         raise LayoutError(
             f"num_query_groups {num_query_groups} is not divisible by tensor_parallel_size {tp} x "
-            f"context_parallel_size {cp}; their product may be {_divisors(num_query_groups)}"
+            f"context_parallel_size {cp}; their product may be {divisors(num_query_groups)}"
         )
     if num_layers is not None and num_layers < pp:
         raise LayoutError(
@@ -163,10 +163,10 @@ def _check_sizes(
     if seq_length is not None and seq_length % cuts:
         raise LayoutError(
             f"the sequence is cut into {cuts} parts and seq_length {seq_length} is not divisible "
-            f"by it; allowed here: {_divisors(seq_length)}"
+            f"by it; allowed here: {divisors(seq_length)}"
         )
 
 
-def _divisors(n: int) -> str:
+def divisors(n: int) -> str:
     """The divisors of n that a degree may take, for messages."""
     return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)

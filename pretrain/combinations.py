@@ -1,12 +1,14 @@
 """Settings that are fine alone and cannot work together, refused while the configuration is read.
 
-Layouts have their own rules in `parallel.rules`; what depends on the machine is checked by
+Layouts have further rules in `parallel.rules`; what depends on the machine is checked by
 `pretrain.preflight`. Free of torch, as the configuration is.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from parallel.rules import divisors
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -17,8 +19,56 @@ FLASH_HEADS, FLEX_HEADS = 256, 16
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for the first combination that cannot work, saying what can."""
+    _check_sizes(config)
+    _check_batch(config)
+    _check_precision(config)
     _check_attention(config)
     _check_objective(config)
+
+
+def _check_sizes(config: Config) -> None:
+    tp, m = config.parallel.tensor_parallel_size, config.model
+    for what, size in (
+        ("model.num_attention_heads", m.num_attention_heads),
+        ("model.num_query_groups", m.query_groups),
+        ("model.ffn_hidden_size", m.ffn_size),
+        ("model.vocab_multiple", m.vocab_multiple),
+    ):
+        if size % tp:
+            raise ValueError(
+                f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
+                f"allowed here: {divisors(size)}"
+            )
+    layers = config.train.recompute_layers
+    if layers is not None and layers > m.num_layers:
+        raise ValueError(
+            f"train.recompute_layers {layers} is more than model.num_layers {m.num_layers}; null "
+            "concerns all layers"
+        )
+
+
+def _check_batch(config: Config) -> None:
+    size, micro = config.train.global_batch_size, config.train.micro_batch_size
+    dp = config.parallel.data_parallel_size or 1
+    if size % dp:
+        raise ValueError(
+            f"train.global_batch_size {size} is not divisible by parallel.data_parallel_size {dp}"
+        )
+    per_rank = size // dp
+    if micro is not None and per_rank % micro:
+        raise ValueError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
+            f"(global_batch_size {size} over {dp} data-parallel ranks); allowed here: "
+            f"{divisors(per_rank)}"
+        )
+
+
+def _check_precision(config: Config) -> None:
+    if config.train.precision == "bfloat16" and config.parallel.zero_stage == 0:
+        raise ValueError(
+            "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's stage 0 "
+            "takes a wrong first step in bfloat16"
+        )
 
 
 def _check_attention(config: Config) -> None:
@@ -57,6 +107,11 @@ def _check_objective(config: Config) -> None:
         raise ValueError(
             f"objective.orders {config.objective.orders} reorders whole sequences and needs "
             "data.documents=packed; documents kept apart have objective.orders=1"
+        )
+    if config.objective.independent_levels > 0 and config.model.time_conditioning:
+        raise ValueError(
+            "objective.independent_levels gives each token a noise level of its own, "
+            "model.time_conditioning knows one a sequence; set one of them to 0 or false"
         )
     if config.objective.name == "distillation":
         _check_distillation(config)

@@ -387,51 +387,6 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _layout_fits(self) -> Config:
-        p, m, t = self.parallel, self.model, self.train
-        tp = p.tensor_parallel_size
-        for what, size in (
-            ("model.num_attention_heads", m.num_attention_heads),
-            ("model.num_query_groups", m.query_groups),
-            ("model.ffn_hidden_size", m.ffn_size),
-            ("model.vocab_multiple", m.vocab_multiple),
-        ):
-            if size % tp:
-                raise ValueError(
-                    f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
-                    f"allowed here: {_divisors(size)}"
-                )
-        dp = p.data_parallel_size or 1
-        if t.global_batch_size % dp:
-            raise ValueError(
-                f"train.global_batch_size {t.global_batch_size} is not divisible by "
-                f"parallel.data_parallel_size {dp}"
-            )
-        per_rank = t.global_batch_size // dp
-        if t.micro_batch_size is not None and per_rank % t.micro_batch_size:
-            raise ValueError(
-                f"train.micro_batch_size {t.micro_batch_size} does not divide the {per_rank} "
-                f"sequences of a rank (global_batch_size {t.global_batch_size} over {dp} "
-                f"data-parallel ranks); allowed here: {_divisors(per_rank)}"
-            )
-        if t.recompute_layers is not None and t.recompute_layers > m.num_layers:
-            raise ValueError(
-                f"train.recompute_layers {t.recompute_layers} is more than model.num_layers "
-                f"{m.num_layers}; null concerns all layers"
-            )
-        if self.objective.independent_levels > 0 and m.time_conditioning:
-            raise ValueError(
-                "objective.independent_levels gives each token a noise level of its own, "
-                "model.time_conditioning knows one a sequence; set one of them to 0 or false"
-            )
-        if t.precision == "bfloat16" and p.zero_stage == 0:
-            raise ValueError(
-                "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's "
-                "stage 0 takes a wrong first step in bfloat16"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
         from pretrain.combinations import check_combinations
 
@@ -463,8 +418,3 @@ def resolve(config: Config) -> Config:
     window = config.train.global_batch_size
     objective = config.objective.model_copy(update={"time_window": window})
     return config.model_copy(update={"objective": objective})
-
-
-def _divisors(n: int) -> str:
-    """The divisors of n that a degree may take, for messages."""
-    return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)

@@ -64,8 +64,8 @@ LAYOUTS_REFUSED = [
     ([PP(2), ZERO(3)], None, "needs zero_stage 1, not 3"),
     ([PP(8), ZERO(1)], None, "larger than num_layers 4; every stage needs a layer"),
     # two passes through the whole model
-    (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size 1, not 2; data and"),
-    (["objective=gaussian", CP(2)], None, "context_parallel_size 1, not 2; data and tensor"),
+    (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size 1, not 2; use data and"),
+    (["objective=gaussian", CP(2)], None, "context_parallel_size 1, not 2; use data and"),
     # a second model
     ([*TAUGHT, PP(2), ZERO(1)], None, "pipeline_parallel_size 1 or less, not 2"),
     ([*TAUGHT, CP(2)], None, "context_parallel_size 1 or less, not 2"),

@@ -151,7 +151,7 @@ def test_composition_works_from_an_installed_copy_and_imports_nothing_heavy(tmp_
     root = Path(module.__file__).parent.parent
     site = tmp_path / "site-packages"
     site.mkdir()
-    for package in ("pretrain", "configs"):
+    for package in ("pretrain", "parallel", "data_pipeline", "configs"):
         subprocess.run(["cp", "-r", root / package, site / package], check=True)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import pretrain.compose as c\n"

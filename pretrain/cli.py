@@ -166,6 +166,9 @@ def sample(
     top_p: Annotated[float, typer.Option(help="Nucleus: smallest set of this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     prompt: Annotated[str, typer.Option(help="Text that every sample begins with.")] = "",
+    greedy_tail: Annotated[
+        bool, typer.Option("--greedy-tail", help="The mode in the last step; uniform families.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draw text from a run's model.
@@ -184,6 +187,7 @@ def sample(
         top_p=top_p,
         seed=seed,
         prompt=prompt,
+        greedy_tail=greedy_tail,
     )
     if as_json:
         _print_json(samples)

@@ -32,10 +32,13 @@ def sample_interpolating(
     steps: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    greedy_tail: bool = False,
 ) -> tuple[Tensor, int]:
     """Draw `length` tokens of which the first are `prompt` int64 [b, p] (p may be 0).
 
-    Temperature and nucleus act on x_theta. Returns tokens int64 [b, length] and forward passes.
+    Temperature and nucleus act on x_theta. `greedy_tail` takes the mode of p(x | z_t) in the last
+    step, as Duo does: likelier, less diverse text. Returns tokens int64 [b, length] and forward
+    passes.
     """
     b, given = prompt.shape
     device = prompt.device
@@ -53,6 +56,9 @@ def sample_interpolating(
             p = process.reverse(logits.softmax(dim=-1), ids[:, place], t.expand(b), s.expand(b))
             # Keyed by row and position: every site has its own stream of uniforms.
             site = noise.at(noise.position * length + place)
+            if greedy_tail and step == steps - 1:
+                ids[:, place] = p.argmax(dim=-1)
+                continue
             uniform = site.fine_uniform("sample", p.shape[-1], draw=step)
             ids[:, place] = gumbel_argmax(p.log(), uniform)
     return ids, steps

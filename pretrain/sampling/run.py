@@ -40,11 +40,14 @@ def sample_run(
     seed: int = 0,
     prompt: str = "",
     length: int | None = None,
+    greedy_tail: bool = False,
 ) -> list[dict[str, Any]]:
     """Draw `num` sequences of `length` tokens (default: the trained one) that begin with `prompt`.
 
     `steps` is the number of denoising steps (default: one a token; autoregressive has no choice).
-    Results are appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
+    `greedy_tail` takes the mode in the last step, where a family revises tokens (uniform,
+    distillation, interpolating). Results are appended to `RUN/samples.jsonl`. Raises ConfigError
+    for unusable settings.
     """
     _check(num, temperature, top_p, steps)
     restored = restore(run, checkpoint, weights)
@@ -65,6 +68,14 @@ def sample_run(
     }
     if restored.module.objective.name != "autoregressive":
         settings["steps"] = steps or length
+    if greedy_tail:
+        objective = restored.module.objective
+        if not isinstance(objective, Noised):
+            raise ConfigError(
+                f"a greedy tail is defined for uniform, distillation and interpolating diffusion; "
+                f"{run} is {objective.name}: leave it out"
+            )
+        settings["greedy_tail"] = True
     samples: list[Sample] = []
     for first in range(0, num, BATCH):
         index = torch.arange(first, min(num, first + BATCH))
@@ -82,7 +93,7 @@ def _draw(
     device = restored.runtime.device
     prompt = given.to(device).expand(len(index), -1)
     noise = NoiseKey(seed, index.to(device))
-    names = ("length", "temperature", "top_p", "steps")
+    names = ("length", "temperature", "top_p", "steps", "greedy_tail")
     chosen = {k: settings[k] for k in names if k in settings}
     sampler, (tokens, passes) = _run(restored, prompt, noise, chosen)
     evaluations = torch.as_tensor(passes).expand(len(index)).tolist()

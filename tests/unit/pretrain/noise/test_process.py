@@ -168,6 +168,24 @@ def test_reverse_kernel_is_bayes_rule_and_normalised_for_any_prediction(process)
             assert abs(float(got.sum()) - 1) < 1e-14
 
 
+@every_process
+@pytest.mark.parametrize("kappa", [0.0, 0.4, 1.0])
+def test_predictor_corrector_steps_keep_the_marginal(process, kappa):
+    """kappa q(z_s | z_t, x) + (1 - kappa) q(z_s | x), whatever kappa (arXiv 2602.21185); on masked
+    noise kappa = 1 - sigma / (1 - alpha_s) masks a clean token again with probability sigma."""
+    ids, x, t, s = [*ALLOWED, MASK], ALLOWED[1], 0.7, 0.4
+    at_t, at_s = marginal_row(process, t, x), marginal_row(process, s, x)
+    truth = torch.eye(SPACE.padded_vocab_size, dtype=torch.float64)[x][None]
+    total = np.zeros(SPACE.padded_vocab_size)
+    for z in (z for z in ids if at_t[z] > 0):
+        back = process.reverse(truth, torch.tensor([z]), times(t), times(s))[0].numpy()
+        total += at_t[z] * (kappa * back + (1 - kappa) * at_s)
+        if z == x and at_s[ALLOWED].sum() == at_s[x]:  # noise is <mask> alone
+            again = kappa * back[MASK] + (1 - kappa) * at_s[MASK]
+            assert again == pytest.approx((1 - kappa) * at_s[MASK], abs=1e-14)
+    np.testing.assert_allclose(total, at_s, atol=1e-14)
+
+
 def test_uniform_reverse_kernel_is_the_published_closed_form():
     """UDLM, Duo: K a_t z.x + (a_t|s - a_t) z + (a_s - a_t) x + (1 - a_t|s)(1 - a_s)/K, divided by
     K a_t <z,x> + 1 - a_t."""

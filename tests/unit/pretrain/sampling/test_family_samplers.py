@@ -95,6 +95,24 @@ def test_one_step_of_uniform_diffusion_draws_the_marginals_and_keeps_the_prompt(
     assert abs(chi_square(counts, PAIRS.sum(axis=0))) < 4
 
 
+def test_a_greedy_tail_is_the_mode_of_the_posterior_and_not_of_x_theta():
+    """After one step from pure noise both are the mode of the marginals, in every sample; at low
+    noise the token on the page is evidence, which x_theta alone does not have."""
+    process = build_objective(ObjectiveConfig(name="uniform"), SPACE).process
+    n = 200
+    tokens, _ = sample_interpolating(
+        LeaveOneOutModel(process, [1.0]), process, torch.zeros(n, 0, dtype=torch.int64),
+        NoiseKey(0, torch.arange(n)), length=2, steps=1, greedy_tail=True,
+    )  # fmt: skip
+    modes = [SYMBOLS[int(PAIRS.sum(axis=axis).argmax())] for axis in (1, 0)]
+    assert tokens.tolist() == [modes] * n
+    x_theta = torch.zeros(1, SPACE.padded_vocab_size, dtype=torch.float64)
+    x_theta[0, SYMBOLS] = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    ends = (torch.tensor([v], dtype=torch.float64) for v in (0.1, 0.0))
+    posterior = process.reverse(x_theta, torch.tensor([SYMBOLS[3]]), *ends)
+    assert int(posterior.argmax()) == SYMBOLS[3] != int(x_theta.argmax())
+
+
 class ReadingModel:
     """Exact conditionals of JOINT given exactly what the attention rule lets each position know."""
 

@@ -34,6 +34,8 @@ FAMILIES = (
     "masked_simple",
     "uniform",
     "uniform_simple",
+    "duo",
+    "distillation",
     "interpolating",
     "gidd",
     "block",
@@ -130,6 +132,7 @@ def build(
     from parallel.topology import Topology
     from pretrain.model.initialize import initialize
     from pretrain.model.module import ObjectiveModule
+    from pretrain.model.teacher import Teacher
     from pretrain.model.transformer import Transformer
 
     init_distributed(device=device.type)
@@ -146,7 +149,11 @@ def build(
     topology = Topology.build()
     model = Transformer(shape, space, parallel_config(topology)).to(device)
     initialize(model, seed=0)
-    return ObjectiveModule(model, family), family
+    module = ObjectiveModule(model, family)
+    if family.teacher:
+        module.teacher = Teacher(Transformer(shape, space, parallel_config(topology)).to(device))
+        module.teacher.renew(model)
+    return module, family
 
 
 def clock(device: torch.device) -> float:

@@ -62,12 +62,6 @@ def plan(
             raise ConfigError(f"{option} is {value:g}; it must be larger than 0")
     size, assumed = vocabulary(config, vocab_size)
     model = costs(config, size)
-    space = Space(
-        num_gpus=there.num_gpus,
-        global_batch_size=config.train.global_batch_size,
-        precision=config.train.precision,
-        averages=1 if config.train.ema_decay > 0 else 0,
-    )
     return Planned(
         config=config,
         machine=there,
@@ -75,9 +69,19 @@ def plan(
         vocab_size=size,
         vocabulary_assumed=assumed,
         given=estimate(model, given_candidate(config, model, there.num_gpus), there),
-        found=search(model, there, space),
+        found=search(model, there, search_space(config, there)),
         tokens=tokens,
         price=price,
+    )
+
+
+def search_space(config: Config, machine: Machine) -> Space:
+    """What may be varied for this configuration."""
+    return Space(
+        num_gpus=machine.num_gpus,
+        global_batch_size=config.train.global_batch_size,
+        precision=config.train.precision,
+        averages=1 if config.train.ema_decay > 0 else 0,
     )
 
 

@@ -1,0 +1,295 @@
+"""The planner's arithmetic: schedules, volumes and search against brute force and known laws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from parallel.errors import LayoutError
+from parallel.planner.candidate import Candidate
+from parallel.planner.costs import ModelCost, Part, Saved, Weight
+from parallel.planner.machine import Machine
+from parallel.planner.memory import saved_bytes, stage_memory
+from parallel.planner.plan import Space, divisors, estimate, estimate_stages, search, stages_of
+from parallel.planner.state import state_bytes
+from parallel.planner.traffic import (
+    Messages,
+    data_messages,
+    pipeline_messages,
+    seconds,
+    tensor_messages,
+)
+from parallel.rules import Layout, check_layout
+
+MACHINE = Machine(
+    name="test", num_nodes=2, gpus_per_node=8, memory_gib=80, bfloat16_tflops=1000,
+    float32_tflops=60, memory_bandwidth_gbs=3000, nvlink_gbs=400, network_gbs=400,
+)  # fmt: skip
+HIDDEN, LAYERS, LENGTH = 1024, 8, 512
+
+
+def model(**changes: object) -> ModelCost:
+    """Layers of one matrix and one norm; embedding and head cost nothing."""
+    layer = Part(
+        weights=(Weight(4 * HIDDEN**2, True), Weight(HIDDEN, False, 1)),
+        saved=(Saved(HIDDEN, "sequence"), Saved(4 * HIDDEN, "tensor")),
+        kept={"full": (Saved(HIDDEN, "sequence"),)},
+        matrix_flops=8.0 * HIDDEN**2,
+    )
+    cost = ModelCost(
+        first=Part(weights=(Weight(64 * HIDDEN, True),)),
+        layer=layer,
+        num_layers=LAYERS,
+        last=Part(weights=(Weight(HIDDEN, False, 1),)),
+        final=(),
+        layer_workspace=(),
+        loss_workspace=(),
+        tied=(Weight(64 * HIDDEN, True),),
+        hidden_size=HIDDEN,
+        key_value_size=2 * HIDDEN,
+        seq_length=LENGTH,
+        positions_per_token=1.0,
+        head_share=1.0,
+        flops_per_token=3 * LAYERS * 8.0 * HIDDEN**2,
+        stage_costs=((1.0,) * LAYERS, 0.0),
+        cut_sizes={"heads": 16},
+        key_value_heads=16,
+        extra_passes=0.0,
+        one_stage=False,
+        vocabulary_elements=64 * HIDDEN,
+    )
+    return replace(cost, **changes)  # type: ignore[arg-type]
+
+
+def candidate(layout: Layout, **changes: object) -> Candidate:
+    return replace(Candidate(layout, 1, 2, 16), **changes)  # type: ignore[arg-type]
+
+
+class TestTime:
+    def test_bubble_of_even_stages_is_that_of_one_forward_one_backward(self) -> None:
+        silent = replace(MACHINE, latency_us=0, nvlink_gbs=1e12, network_gbs=1e12)
+        for stages, count in ((2, 8), (4, 16), (8, 8)):
+            chosen = candidate(Layout(1, stages), num_microbatches=count)
+            time = estimate(model(), chosen, silent).time
+            passes = time.compute + time.bubble
+            assert time.bubble / passes == pytest.approx((stages - 1) / (count + stages - 1))
+
+    def test_uneven_stages_wait_for_the_slowest(self) -> None:
+        layers = (1.0,) * 7
+        cost = model(num_layers=7, stage_costs=(layers, 0.0))
+        plan = estimate(cost, candidate(Layout(1, 2)), MACHINE)
+        assert plan.layers == (4, 3)
+        even = estimate(model(), candidate(Layout(1, 2)), MACHINE)
+        assert plan.time.compute == pytest.approx(even.time.compute)
+
+    def test_mfu_of_a_perfect_machine_is_one(self) -> None:
+        perfect = replace(
+            MACHINE, matrix_efficiency=1, memory_efficiency=1, memory_bandwidth_gbs=1e12,
+            launch_us=0,
+        )  # fmt: skip
+        plan = estimate(model(), candidate(Layout()), perfect)
+        assert plan.mfu == pytest.approx(1.0, rel=1e-6)
+
+    def test_full_recomputation_costs_a_third_more_and_keeps_the_input_only(self) -> None:
+        whole = estimate(model(), candidate(Layout()), MACHINE)
+        again = estimate(model(), candidate(Layout(), recompute="full"), MACHINE)
+        assert again.time.compute == pytest.approx(4 / 3 * whole.time.compute)
+        assert again.memory.activations == pytest.approx(whole.memory.activations / 5)
+        assert again.memory.activations_without_recompute == whole.memory.activations
+        half = estimate(
+            model(), candidate(Layout(), recompute="full", recompute_layers=LAYERS // 2), MACHINE
+        )
+        between = (whole.memory.activations + again.memory.activations) / 2
+        assert half.memory.activations == pytest.approx(between)
+        assert half.time.compute == pytest.approx(7 / 6 * whole.time.compute)
+
+    def test_few_positions_wait_for_the_weights(self) -> None:
+        small = estimate(model(seq_length=1), candidate(Layout(), micro_batch_size=1), MACHINE)
+        assert small.mfu < 0.01
+
+    def test_days_and_hours(self) -> None:
+        plan = estimate(model(), candidate(Layout(2, 1, 1, 8, True)), MACHINE)
+        assert plan.days(plan.tokens_per_day) == pytest.approx(1)
+        assert plan.gpu_hours(plan.tokens_per_day) == pytest.approx(24 * 16)
+
+
+class TestTraffic:
+    def test_ring_volumes(self) -> None:
+        elements, ring = 1_000_000, 15 / 16
+        layout = Layout(data_parallel_size=16)
+
+        def sent(stage: int, count: int = 4) -> float:
+            chosen = candidate(layout, zero_stage=stage, num_microbatches=count)
+            return data_messages(chosen, elements, 10).bytes / ring / elements
+
+        assert sent(1) == 2 * 4 + 2  # gradients in float32 there and back, weights in bfloat16
+        assert sent(2) == 4 * 2 * 4 + 2  # gradients after every micro-batch
+        assert sent(3) == 4 * (2 * 2 + 4)
+        assert data_messages(candidate(Layout()), elements, 10) == Messages()
+
+    def test_sequence_parallelism_sends_what_tensor_parallelism_does_and_gathers_again(self) -> None:
+        plain, sequence = (candidate(Layout(4, 1, 1, 1, sp)) for sp in (False, True))
+        stages = [stages_of(model(), c)[0] for c in (plain, sequence)]
+        volumes = [
+            tensor_messages(model(), c, s).bytes
+            for c, s in zip((plain, sequence), stages, strict=True)
+        ]
+        hidden = 2 * LENGTH * 2 * HIDDEN * 3 / 4
+        assert volumes[1] - volumes[0] == pytest.approx(2 * hidden * LAYERS)
+
+    def test_pipeline_sends_hidden_states_and_gradients(self) -> None:
+        assert pipeline_messages(model(), candidate(Layout(1, 2))).bytes == 2 * (
+            2 * LENGTH * 2 * HIDDEN
+        )
+
+    def test_groups_across_nodes_share_the_network(self) -> None:
+        message = Messages(1e9, 0.0)
+        quiet = replace(MACHINE, latency_us=0)
+        assert seconds(Messages(), quiet, 8, 1) == 0
+        inside = seconds(Messages(1e9, 1e-9), quiet, 8, 1)
+        assert inside == pytest.approx(1 / (400 * 0.7), rel=1e-6)
+        assert seconds(replace(message, count=1), quiet, 2, 8) == pytest.approx(8 * inside)
+        assert seconds(replace(message, count=1), quiet, 16, 1) == pytest.approx(inside)
+
+
+class TestMemory:
+    def test_degrees_divide_what_they_should(self) -> None:
+        saved = (Saved(8, "tensor"), Saved(4, "sequence"), Saved(2, "whole"), Saved(1, "whole", 4))
+        assert saved_bytes(saved, 10, candidate(Layout())) == 10 * (2 * 14 + 4)
+        assert saved_bytes(saved, 10, candidate(Layout(2))) == 10 * (2 * 10 + 4)
+        with_sequence = candidate(Layout(2, sequence_parallel=True))
+        assert saved_bytes(saved, 10, with_sequence) == 10 * (2 * 8 + 4)
+        assert saved_bytes((Saved(3, fixed=True),), 10, candidate(Layout())) == 6
+        context = candidate(Layout(context_parallel_size=2))
+        tensors = (Saved(1, under="context"), Saved(5, under="alone"), Saved(2, gathered=True))
+        assert saved_bytes(tensors, 10, context) == 10 * 2 * (1 + 4)
+
+    def test_early_stages_hold_more_micro_batches(self) -> None:
+        plans = estimate_stages(model(), candidate(Layout(1, 4)))
+        sizes = [plan.activations for plan in plans]
+        assert [size / sizes[-1] for size in sizes] == [4, 3, 2, 1]
+        few = estimate_stages(model(), candidate(Layout(1, 4), num_microbatches=2))
+        assert few[0].activations == 2 * few[3].activations
+
+    def test_a_tied_embedding_is_on_both_ends_and_counted_once_on_one(self) -> None:
+        first, last = (
+            sum(w.elements for w in stage.weights())
+            for stage in stages_of(model(), candidate(Layout(1, 2)))
+        )
+        assert first + last == model().parameters + 64 * HIDDEN
+        only = stages_of(model(), candidate(Layout()))[0]
+        assert sum(w.elements for w in only.weights()) == model().parameters
+
+    def test_sharding_divides_optimizer_gradients_and_weights_in_turn(self) -> None:
+        weights = (Weight(2**20, False),)
+        layout = Layout(data_parallel_size=8)
+        one, two, three = (
+            state_bytes(weights, candidate(layout, zero_stage=stage)) for stage in (1, 2, 3)
+        )
+        assert one.optimizer == two.optimizer == three.optimizer == 12 * 2**17 + 4
+        assert two.gradients == three.gradients == 4 * 2**17
+        assert one.gradients == 6 * 2**20
+        assert one.parameters == two.parameters == 8 * three.parameters == 2 * 2**20
+        assert state_bytes(weights, candidate(layout, averages=1)).averages == 4 * 2**17
+
+    def test_total_is_the_larger_of_backward_and_update(self) -> None:
+        stage = stages_of(model(), candidate(Layout()))[0]
+        memory = stage_memory(model(), candidate(Layout()), stage, 0)
+        state = memory.state
+        held = state.parameters + state.optimizer + state.gradients
+        assert memory.total == held + max(memory.activations + memory.workspace, state.update)
+
+
+class TestSearch:
+    SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16")
+
+    def test_every_plan_is_legal_and_keeps_the_global_batch(self) -> None:
+        found = search(model(), MACHINE, self.SPACE)
+        plans = (*found.fitting, *found.too_large)
+        assert len(plans) > 100
+        for plan in plans:
+            c, layout = plan.candidate, plan.candidate.layout
+            check_layout(
+                world_size=16,
+                tensor_parallel_size=layout.tensor_parallel_size,
+                pipeline_parallel_size=layout.pipeline_parallel_size,
+                context_parallel_size=layout.context_parallel_size,
+                data_parallel_size=layout.data_parallel_size,
+                sequence_parallel=layout.sequence_parallel,
+                zero_stage=c.zero_stage,
+                precision=c.precision,
+                sizes=model().cut_sizes,
+                num_query_groups=16,
+                num_layers=LAYERS,
+                seq_length=LENGTH,
+            )
+            assert c.global_batch_size == 64
+
+    def test_no_layout_is_forgotten(self) -> None:
+        """All products of degrees that give 16 ranks, by brute force."""
+        found = search(model(), MACHINE, self.SPACE)
+        seen = {str(plan.candidate.layout) for plan in (*found.fitting, *found.too_large)}
+        wanted = set()
+        for tp in (1, 2, 4, 8):  # a node has 8
+            for pp in (1, 2, 4, 8):
+                for cp in (1, 2, 4, 8) if pp == 1 else (1,):
+                    if tp * cp <= 8 and 16 % (tp * pp * cp) == 0:
+                        dp = 16 // (tp * pp * cp)
+                        wanted.add(str(Layout(tp, pp, cp, dp, tp > 1 and cp == 1)))
+        assert seen == wanted
+
+    def test_ranked_by_time_and_split_by_memory(self) -> None:
+        tight = replace(MACHINE, memory_gib=5.5)
+        found = search(model(), tight, self.SPACE)
+        assert found.fitting
+        assert found.too_large
+        best = found.fitting[0].time.total
+        assert all(plan.time.total >= 0.989 * best for plan in found.fitting)
+        limit = tight.usable_bytes
+        assert all(plan.memory.total <= limit for plan in found.fitting)
+        assert all(plan.memory.total > limit for plan in found.too_large)
+
+    def test_reasons_are_told(self) -> None:
+        odd = model(cut_sizes={"heads": 17}, key_value_heads=17)
+        found = search(odd, MACHINE, self.SPACE)
+        assert any("does not divide heads 17" in reason for reason in found.refused)
+        assert {plan.candidate.layout.tensor_parallel_size for plan in found.fitting} == {1}
+
+    def test_an_objective_that_needs_the_whole_model_gets_it(self) -> None:
+        found = search(model(one_stage=True), MACHINE, self.SPACE)
+        layouts = [plan.candidate.layout for plan in found.fitting]
+        assert {layout.pipeline_parallel_size for layout in layouts} == {1}
+        assert {layout.context_parallel_size for layout in layouts} == {1}
+
+    def test_divisors(self) -> None:
+        assert divisors(12, 6) == [1, 2, 3, 4, 6]
+
+
+class TestMachine:
+    GOOD = {k: v for k, v in MACHINE.__dict__.items() if not k.endswith(("efficiency", "_us"))}
+
+    def test_defaults_are_filled_in(self) -> None:
+        assert Machine.from_mapping(self.GOOD, "m.yaml") == MACHINE
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"memory_gb": 80}, "m.yaml: unknown key 'memory_gb'; known: .*memory_gib"),
+            ({"memory_gib": None}, "memory_gib is None; it must be a number"),
+            ({"num_nodes": 0}, "num_nodes is 0; it must be a whole number from 1"),
+            ({"num_nodes": 1.5}, "num_nodes is 1.5; it must be a whole number"),
+            ({"bfloat16_tflops": "fast"}, "bfloat16_tflops is 'fast'; it must be a number"),
+            ({"bfloat16_tflops": 0}, "bfloat16_tflops is 0; it must be larger"),
+            ({"matrix_efficiency": 1.2}, r"matrix_efficiency is 1.2; it must lie in \(0, 1\]"),
+            ({"reserved_gib": 80}, "reserved_gib 80 leaves nothing of memory_gib 80"),
+        ],
+    )
+    def test_mistakes(self, change: dict[str, object], message: str) -> None:
+        with pytest.raises(LayoutError, match=message):
+            Machine.from_mapping({**self.GOOD, **change}, "m.yaml")
+
+    def test_a_missing_key(self) -> None:
+        rest = {k: v for k, v in self.GOOD.items() if k != "nvlink_gbs"}
+        with pytest.raises(LayoutError, match=r"m\.yaml: no value for nvlink_gbs"):
+            Machine.from_mapping(rest, "m.yaml")

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.planner.costs import ModelCost, Part, Recompute, Saved, Weight
+from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
 from pretrain.config import Config, ModelConfig
 from pretrain.model_size import CONDITION, FREQUENCIES, stage_costs
 from pretrain.scaling.flops import train_flops_per_token
 
 _DECAYED, _KEPT, _OWN = 0, 1, 2
 """The optimizer groups of `pretrain.optimizer`."""
+CHUNK_BYTES, WHOLE_BYTES = 256 << 20, 1 << 30
+"""Those of `pretrain.model.chunked`, which cannot be imported without megatron-core."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ObjectiveCost:
     head_share: float
     extra_passes: float = 0.0
     """Forward passes without gradient beside that of a step."""
+    on_gpu: bool = True
     own_parameters: int = 0
     """Weights that the objective brings."""
 
@@ -44,12 +47,15 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         layer=_layer(m, length * objective.positions_per_token, objective),
         num_layers=m.num_layers,
         last=_last(m, padded_vocab_size),
+        loss=Loss(
+            vocabulary=padded_vocab_size,
+            hidden_size=m.hidden_size,
+            chunk=config.train.loss_chunk,
+            whole_bytes=CHUNK_BYTES if objective.on_gpu else WHOLE_BYTES,
+            chunk_bytes=CHUNK_BYTES,
+        ),
         final=_final(m),
         layer_workspace=_layer_workspace(m),
-        loss_workspace=(
-            Saved(padded_vocab_size, "tensor", 4),
-            Saved(padded_vocab_size, "tensor"),
-        ),
         tied=_embedding(m, padded_vocab_size, config.optimizer.decay_embeddings)
         if m.tie_embeddings
         else (),
@@ -177,7 +183,6 @@ def _last(m: ModelConfig, vocabulary: int) -> Part:
         weights=tuple(weights),
         saved=(
             Saved(h, "whole", gathered=True),
-            Saved(vocabulary, "tensor", 4),
             Saved(4, "whole", 8),
         ),
         matrix_flops=2.0 * h * vocabulary,

@@ -76,6 +76,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """How logits become a loss: all at once, or in chunks that leave gradients behind."""
+
+    vocabulary: int
+    hidden_size: int
+    chunk: int | None
+    """Rows at once; 0 all of them, None as many as the limits below suggest."""
+    whole_bytes: int
+    """Float32 logits on a rank up to which all rows are taken at once."""
+    chunk_bytes: int
+    """Float32 logits of a chunk where they are not."""
+
+    def rows_at_once(self, rows: float, tensor_parallel_size: int) -> float:
+        """Rows of a chunk; `rows` where there is only one."""
+        row_bytes = 4 * self.vocabulary / tensor_parallel_size
+        chunk = self.chunk
+        if chunk is None:
+            whole = rows * row_bytes <= self.whole_bytes
+            chunk = 0 if whole else max(1, int(self.chunk_bytes // row_bytes))
+        return rows if chunk == 0 else min(rows, chunk)
+
+
+@dataclass(frozen=True)
 class ModelCost:
     """A model and the batch it is trained on."""
 
@@ -84,13 +107,12 @@ class ModelCost:
     layer: Part
     num_layers: int
     last: Part
-    """What the last stage adds; its positions are the scored ones."""
+    """What the last stage adds, less its logits; its positions are the scored ones."""
+    loss: Loss
     final: tuple[Saved, ...]
     """What the last stage keeps for each position, scored or not (its norm)."""
     layer_workspace: tuple[Saved, ...]
     """Gradients alive at once while a layer is differentiated, for each position."""
-    loss_workspace: tuple[Saved, ...]
-    """Tensors beside what `last` keeps while the loss is differentiated, for each scored one."""
     tied: tuple[Weight, ...]
     """Weights of `first` that the last stage of a pipeline holds too."""
     hidden_size: int

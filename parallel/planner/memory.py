@@ -75,17 +75,29 @@ class StageParts:
             total += saved_bytes(self.model.first.saved, positions, candidate)
         if self.last:
             total += saved_bytes(self.model.final, positions, candidate)
-            total += saved_bytes(
-                self.model.last.saved, scored_rows(self.model, candidate), candidate
-            )
+            rows = scored_rows(self.model, candidate)
+            total += saved_bytes(self.model.last.saved, rows, candidate)
+            total += self._loss_kept(rows, candidate)
         return total
+
+    def _loss_kept(self, rows: float, candidate: Candidate) -> float:
+        """Logits, or the gradient of the head's weight if they go through in chunks."""
+        loss, tp = self.model.loss, candidate.layout.tensor_parallel_size
+        whole = loss.rows_at_once(rows, tp) == rows
+        return 4 * loss.vocabulary / tp * (rows if whole else loss.hidden_size)
 
     def logits(self, candidate: Candidate) -> float:
         """Bytes beside the activations when the loss is differentiated."""
         if not self.last:
             return 0.0
+        loss, tp = self.model.loss, candidate.layout.tensor_parallel_size
         rows = scored_rows(self.model, candidate)
-        return saved_bytes(self.model.loss_workspace, rows, candidate)
+        chunk, columns = loss.rows_at_once(rows, tp), loss.vocabulary / tp
+        gradient = chunk * columns * (4 + candidate.compute_bytes)
+        if chunk == rows:
+            return gradient
+        # Logits of one chunk, and what it adds to the gradient of the weight.
+        return gradient + columns * (4 * chunk + candidate.compute_bytes * loss.hidden_size)
 
     def workspace(self, candidate: Candidate) -> float:
         """Bytes beside the activations when a layer is differentiated."""

@@ -6,7 +6,6 @@ at launch. Those that do not fit are kept with the memory they lack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from parallel.rules import Layout, check_layout, check_rules
 from parallel.stages import split_layers
 
 SECONDS_PER_DAY = 86_400
+INDISTINCT = 0.03
+"""Relative difference of times that means nothing."""
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
@@ -139,11 +140,11 @@ def search(model: ModelCost, machine: Machine, space: Space) -> Search:
         estimate(model, candidate, machine)
         for candidate in _candidates(model, machine, space, refused)
     ]
-    # Times that differ by less than a percent are equal: then the one with more memory to spare.
-    fitting = sorted(
-        (p for p in plans if p.fits),
-        key=lambda p: (round(100 * math.log(p.time.total)), p.memory.total),
-    )
+    fitting = sorted((p for p in plans if p.fits), key=lambda p: p.time.total)
+    # Among times that the model cannot tell apart, the one with most memory to spare comes first.
+    level = [p for p in fitting if p.time.total <= (1 + INDISTINCT) * fitting[0].time.total]
+    level.sort(key=lambda p: p.memory.total)
+    fitting = level + fitting[len(level) :]
     too_large = sorted((p for p in plans if not p.fits), key=lambda p: p.memory.total)
     return Search(tuple(fitting), tuple(too_large), refused)
 

@@ -118,7 +118,18 @@ def stage_seconds(
     if stage.last:
         rows = scored_rows(model, candidate)
         total += passes * part_seconds(model.last, rows, candidate, machine)
+        total += _chunk_seconds(model, rows, candidate, machine)
     return total
+
+
+def _chunk_seconds(model: ModelCost, rows: float, candidate: Candidate, machine: Machine) -> float:
+    """What each chunk of logits adds to the float32 gradient of the head's weight."""
+    loss, tp = model.loss, candidate.layout.tensor_parallel_size
+    chunks = rows / loss.rows_at_once(rows, tp)
+    if chunks <= 1:
+        return 0.0
+    moved = (8 + candidate.compute_bytes) * loss.vocabulary * loss.hidden_size / tp
+    return chunks * moved / (machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency)
 
 
 def part_seconds(part: Part, positions: float, candidate: Candidate, machine: Machine) -> float:

@@ -103,6 +103,7 @@ class Case:
     cut: Cut = ONE_RANK
     batch_size: int = 4
     length: int = 64
+    loss_chunk: int | None = None
 
     def __str__(self) -> str:
         shape = ",".join(f"{k}={v}" for k, v in self.model.items())
@@ -117,7 +118,11 @@ class Case:
                 | {"seq_length": self.length},
                 "model": {**SHAPE, **self.model},
                 "objective": {"name": self.objective, "time_window": self.batch_size},
-                "train": {"global_batch_size": self.batch_size, "recompute": self.cut.recompute},
+                "train": {
+                    "global_batch_size": self.batch_size,
+                    "recompute": self.cut.recompute,
+                    "loss_chunk": self.loss_chunk,
+                },
             }
         )
 

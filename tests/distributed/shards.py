@@ -55,9 +55,7 @@ def shapes_of(topology: Topology, model: ModelConfig, space: TokenSpace) -> Shap
     with torch.device("meta"):
         module = Transformer(model, space, parallel_config(topology), stage)
     mark_parallel_layers(module)
-    return {
-        name: (tuple(p.shape), partition_dim(p)) for name, p in module.named_parameters()
-    }
+    return {name: (tuple(p.shape), partition_dim(p)) for name, p in module.named_parameters()}
 
 
 def shards(layout: Layout, model: dict[str, Any], vocabulary: int) -> dict[str, Any]:

@@ -73,6 +73,8 @@ ONE_RANK = [
     Case("interpolating"),
     Case("block"),
     Case("esoteric"),
+    Case(loss_chunk=50),
+    Case("masked", {"tie_embeddings": False}, loss_chunk=16),
 ]
 TWO_RANK_CASES = [
     Case(cut=Cut(tp=2)),
@@ -85,6 +87,14 @@ TWO_RANK_CASES = [
     Case(cut=Cut(pp=2, zero=1)),
     Case("masked", {"activation": "gelu"}, Cut(pp=2, zero=1)),
 ]
+
+
+def test_limits_of_chunks_are_those_of_the_model() -> None:
+    from pretrain import model_cost
+    from pretrain.model import chunked
+
+    assert model_cost.CHUNK_BYTES == chunked.CHUNK_BYTES
+    assert model_cost.WHOLE_BYTES == chunked.WHOLE_BYTES
 
 
 def recomputing(cases: list[Case], mode: str) -> list[Case]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
 from parallel.errors import LayoutError
 from parallel.planner.candidate import Candidate
-from parallel.planner.costs import ModelCost, Part, Saved, Weight
+from parallel.planner.costs import Loss, ModelCost, Part, Saved, Weight
 from parallel.planner.machine import Machine
 from parallel.planner.memory import saved_bytes, stage_memory
 from parallel.planner.plan import Space, divisors, estimate, estimate_stages, search, stages_of
@@ -44,7 +45,7 @@ def model(**changes: object) -> ModelCost:
         last=Part(weights=(Weight(HIDDEN, False, 1),)),
         final=(),
         layer_workspace=(),
-        loss_workspace=(),
+        loss=Loss(0, HIDDEN, 0, 0, 0),
         tied=(Weight(64 * HIDDEN, True),),
         hidden_size=HIDDEN,
         key_value_size=2 * HIDDEN,
@@ -128,7 +129,9 @@ class TestTraffic:
         assert sent(3) == 4 * (2 * 2 + 4)
         assert data_messages(candidate(Layout()), elements, 10) == Messages()
 
-    def test_sequence_parallelism_sends_what_tensor_parallelism_does_and_gathers_again(self) -> None:
+    def test_sequence_parallelism_gathers_inputs_once_more(
+        self,
+    ) -> None:
         plain, sequence = (candidate(Layout(4, 1, 1, 1, sp)) for sp in (False, True))
         stages = [stages_of(model(), c)[0] for c in (plain, sequence)]
         volumes = [
@@ -200,6 +203,19 @@ class TestMemory:
         held = state.parameters + state.optimizer + state.gradients
         assert memory.total == held + max(memory.activations + memory.workspace, state.update)
 
+    def test_logits_are_whole_or_in_chunks_that_leave_a_gradient(self) -> None:
+        rows = 2 * LENGTH
+        whole = Loss(1000, HIDDEN, None, 4 * 1000 * rows, 4 * 1000 * 100)
+        chunked = replace(whole, whole_bytes=4 * 1000 * rows - 1)
+        assert whole.rows_at_once(rows, 1) == rows
+        assert chunked.rows_at_once(rows, 1) == 100
+        assert chunked.rows_at_once(rows, 2) == rows, "half the columns fit"
+        kept = [
+            stages_of(model(loss=loss), candidate(Layout()))[0].kept(candidate(Layout()))
+            for loss in (whole, chunked)
+        ]
+        assert kept[0] - kept[1] == 4 * 1000 * (rows - HIDDEN)
+
 
 class TestSearch:
     SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16")
@@ -245,7 +261,7 @@ class TestSearch:
         assert found.fitting
         assert found.too_large
         best = found.fitting[0].time.total
-        assert all(plan.time.total >= 0.989 * best for plan in found.fitting)
+        assert all(plan.time.total >= 0.97 * best for plan in found.fitting)
         limit = tight.usable_bytes
         assert all(plan.memory.total <= limit for plan in found.fitting)
         assert all(plan.memory.total > limit for plan in found.too_large)
@@ -267,7 +283,9 @@ class TestSearch:
 
 
 class TestMachine:
-    GOOD = {k: v for k, v in MACHINE.__dict__.items() if not k.endswith(("efficiency", "_us"))}
+    GOOD: ClassVar = {
+        k: v for k, v in MACHINE.__dict__.items() if not k.endswith(("efficiency", "_us"))
+    }
 
     def test_defaults_are_filled_in(self) -> None:
         assert Machine.from_mapping(self.GOOD, "m.yaml") == MACHINE

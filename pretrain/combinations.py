@@ -148,6 +148,12 @@ def _check_gaussian(config: Config) -> None:
                 f"objective gaussian takes two passes through the whole model and needs "
                 f"parallel.{name} 1, not {degree}; use data and tensor parallelism"
             )
+    if config.train.loss_chunk:
+        raise ValueError(
+            f"objective gaussian scores all rows of a training step at once, so that "
+            f"train.loss_chunk is null or 0, not {config.train.loss_chunk}; lower "
+            "train.micro_batch_size where memory is short"
+        )
     if not config.model.tie_embeddings:
         raise ValueError(
             "objective gaussian has embeddings of its own, so that model.tie_embeddings false "

@@ -14,6 +14,8 @@ Tensor parallelism cuts E by rows; the rest here is replicated and computed alik
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from parallel.layers import mark_tensor_parallel
 from pretrain.batch import AttentionRule, TrainBatch
+from pretrain.model.chunked import each
 from pretrain.model.initialize import keyed_normal
 from pretrain.model.layers import _no_init
 from pretrain.model.transformer import Transformer
@@ -93,7 +96,7 @@ class EmbeddingDiffusion(nn.Module):
         e = _keep(rows, learns[:, None, None])
         z = level.alpha * e + level.sigma * own["normal"]
         memory = self._first_pass(model, batch, z, gamma, table)
-        chunk, query = self.ask(
+        answer, query = self.ask(
             model,
             batch.ids,
             batch.positions,
@@ -103,7 +106,7 @@ class EmbeddingDiffusion(nn.Module):
             memory,
             batch.dropout_seed,
         )
-        log_p, mean = mean_embedding(chunk, query, table, batch.targets, learns)
+        log_p, mean = mean_embedding(model, answer, query, table, batch.targets, learns)
         error = (e - mean.double().view_as(e)).square().sum(dim=-1)
         squared_norm = e.square().sum(dim=-1)
         parts = torch.stack(
@@ -114,12 +117,12 @@ class EmbeddingDiffusion(nn.Module):
             )
         )
         parts = parts * batch.weight.double().view(b, s)
-        each = (parts * own["terms"].t()[..., None]).sum(dim=-1)  # [3, b]
+        sums = (parts * own["terms"].t()[..., None]).sum(dim=-1)  # [3, b]
         if exact:
-            return each.view(3, 2, -1).sum(dim=1).flatten()
+            return sums.view(3, 2, -1).sum(dim=1).flatten()
         tokens = batch.weight.double().view(b, s).sum(dim=-1).clamp(min=1.0)
         factor.copy_(2.0 * parts[1].detach().sum(dim=-1) / tokens)
-        return each.sum().float()
+        return sums.sum().float()
 
     def ask(
         self,
@@ -131,9 +134,9 @@ class EmbeddingDiffusion(nn.Module):
         gamma: Tensor,
         memory: Tensor,
         dropout_seed: int | None = None,
-    ) -> tuple[VocabChunk, Tensor]:
-        """The transformer's answer for z [b, s, d] at gamma [b], and queries [b * s, d] of the
-        output prior; `memory` [b, s, d] is an earlier estimate, 0 for none."""
+    ) -> tuple[Tensor, Tensor]:
+        """The transformer's hidden rows [b * s, h] for z [b, s, d] at gamma [b], and queries
+        [b * s, d] of the output prior; `memory` [b, s, d] is an earlier estimate, 0 for none."""
         level = Level(gamma[:, None, None])
         scale = (level.alpha.square() / self.size + level.sigma.square()).rsqrt()
         dtype = self.enter.weight.dtype
@@ -146,8 +149,7 @@ class EmbeddingDiffusion(nn.Module):
             noise_level = -level.alpha.log().flatten().float()
             carried = (x, model.noise_embedding(noise_level))  # type: ignore[assignment]
         hidden = model(ids, positions, rule, carried=carried, dropout_seed=dropout_seed)
-        chunk = model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
-        return chunk, (level.sharpness * z).flatten(0, 1)
+        return hidden.transpose(0, 1).flatten(0, 1), (level.sharpness * z).flatten(0, 1)
 
     def _first_pass(
         self, model: Transformer, batch: TrainBatch, z: Tensor, gamma: Tensor, table: Tensor
@@ -163,9 +165,9 @@ class EmbeddingDiffusion(nn.Module):
             positions = positions[index]
         with torch.no_grad():
             ids, part = batch.ids[index], z[index]
-            chunk, query = self.ask(model, ids, positions, rule, part, gamma[index], memory[index])
+            answer, query = self.ask(model, ids, positions, rule, part, gamma[index], memory[index])
             nobody = torch.zeros(len(index), dtype=torch.bool, device=z.device)
-            _, mean = mean_embedding(chunk, query, table, ids.flatten(), nobody)
+            _, mean = mean_embedding(model, answer, query, table, ids.flatten(), nobody)
             conditioned = batch.own["conditioned"][index, None, None]
             memory[index] = torch.where(conditioned, mean.double().view_as(part), 0.0)
         return memory
@@ -194,18 +196,34 @@ class EmbeddingDiffusion(nn.Module):
 
 
 def mean_embedding(
-    chunk: VocabChunk, query: Tensor, table: Tensor, targets: Tensor, learns: Tensor
+    model: Transformer,
+    rows: Tensor,
+    query: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    learns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """log p(targets) [n] and the mean embedding [n, d] under the output prior.
+    """log p(targets) [n] and mean embeddings [n, d] of hidden rows [n, h], under the output prior.
 
-    `learns` [b] says in which sequences the table gets a gradient.
+    `learns` [b] says in which sequences the table gets a gradient. Without gradients the vocabulary
+    is worked in chunks of rows.
     """
-    dtype = chunk.logits.dtype
-    each = learns.repeat_interleave(len(targets) // len(learns))
-    log_p, mean = VocabularyMean.apply(
-        chunk.logits, query.to(dtype), table.to(dtype), targets, each, chunk.first
-    )
-    return log_p, mean
+    learning = learns.repeat_interleave(len(targets) // len(learns))
+
+    def terms(chunk: VocabChunk, part: slice) -> Tensor:
+        dtype = chunk.logits.dtype
+        log_p, mean = VocabularyMean.apply(
+            chunk.logits,
+            query[part].to(dtype),
+            table.to(dtype),
+            targets[part],
+            learning[part],
+            chunk.first,
+        )
+        return torch.cat((log_p[:, None], mean), dim=1)
+
+    scored = model.score(rows, partial(each, terms=terms, chunk=None))
+    return scored[:, 0], scored[:, 1:]
 
 
 def _keep(value: Tensor, learns: Tensor) -> Tensor:

@@ -100,10 +100,10 @@ def _answer(
     rule, given = AttentionRule("bidirectional"), prompt.shape[1]
     with torch.set_grad_enabled(given > 0):
         z = z.detach().requires_grad_(given > 0)
-        chunk, query = own.ask(model, ids, positions, rule, z, gamma.expand(b), memory)
-        dtype = chunk.logits.dtype
-        logits = torch.addmm(chunk.logits, query.to(dtype), table.to(dtype).t())
-        logits = logits.view(b, length, -1)
+        rows, query = own.ask(model, ids, positions, rule, z, gamma.expand(b), memory)
+        logits = model.vocabulary(rows).logits
+        prior = query.to(logits.dtype) @ table.to(logits.dtype).t()
+        logits = (logits + prior).view(b, length, -1)
         if not given:
             return logits, torch.zeros_like(z)
         known = logits[:, :given].log_softmax(dim=-1).gather(2, prompt[..., None])

@@ -61,7 +61,10 @@ class Answers(nn.Module):
         self.shape = ids.shape
         return carried[0]
 
-    def vocabulary(self, rows):
+    def score(self, rows, score):
+        return score(self.outputs, rows, torch.empty(FIRST + self.k + 1, 1))
+
+    def outputs(self, rows, weight):
         from pretrain.model.vocab import VocabChunk
 
         level = Level(self.gamma[:, None, None])
@@ -242,9 +245,11 @@ def test_the_output_prior_is_bayes_rule_for_the_tokens_own_point(topology):
     likelihood = -0.5 * (z[:, None] - level.alpha * e).square().sum(-1) / level.sigma**2
     p = (known + likelihood).softmax(-1)
     ids = torch.tensor([0, 3, 6])
-    log_p, mean = mean_embedding(
-        VocabChunk(known), level.sharpness * z, e, ids, torch.ones(3, dtype=torch.bool)
+    model = SimpleNamespace(
+        score=lambda rows, score: score(lambda r, w: VocabChunk(r), rows, torch.empty(7, 1))
     )
+    every = torch.ones(3, dtype=torch.bool)
+    log_p, mean = mean_embedding(model, known, level.sharpness * z, e, ids, every)
     torch.testing.assert_close(log_p, p.gather(1, ids[:, None])[:, 0].log())
     torch.testing.assert_close(mean, p @ e)
 
@@ -394,10 +399,10 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
     level = Level(gamma[:, None, None])
     z = level.alpha * rows + level.sigma * own["normal"]
     with torch.no_grad():
-        chunk, query = module.own.ask(
+        hidden, query = module.own.ask(
             module.model, batch.ids, batch.positions, batch.attention, z, gamma, blank
         )
-        f = chunk.logits.double() + query @ table.t()
+        f = module.model.vocabulary(hidden).logits.double() + query @ table.t()
         first = (f.softmax(-1) @ table).view(16, 3, 16)
     torch.testing.assert_close(loss_of(every, None), loss_of(every, first), rtol=1e-5, atol=0)
     assert loss_of(none, None) == loss_of(none, blank)
@@ -471,6 +476,7 @@ def test_own_parameters_are_counted_as_built(topology):
         ({"parallel": {"pipeline_parallel_size": 2}}, "pipeline_parallel_size 1, not 2"),
         ({"parallel": {"context_parallel_size": 2}}, "context_parallel_size 1, not 2"),
         ({"model": {"tie_embeddings": False}}, "set it to true"),
+        ({"train": {"loss_chunk": 64}}, "null or 0, not 64"),
         ({"objective": {"end_points": (2.0, -1.0)}}, "must rise"),
     ],
 )

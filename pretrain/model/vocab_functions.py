@@ -1,8 +1,8 @@
 """Log probabilities, and sum_v log(1 + rho p_v), in one pass over the vocabulary, forward and back.
 
-A cross-entropy that autograd puts together keeps a second [n, v] tensor, the sum of uniform and
-interpolating bounds four more. Here nothing but the logits is saved, and rows are worked in slices
-that stay in the cache: on a CPU both cost less than a plain cross-entropy.
+A cross-entropy that autograd puts together passes over [n, v] seven times, the sum of uniform and
+interpolating bounds keeps four tensors of that size more. Here one is kept, and rows are worked in
+slices that stay in the cache: on a CPU both cost less than a plain cross-entropy.
 
     d log p_i / d logit_k                 = 1[k = i] - p_k
     d sum_v log(1 + rho p_v) / d logit_k  = rho (r_k - p_k sum_j r_j),   r_j = p_j / (1 + rho p_j)
@@ -29,22 +29,31 @@ class LogProbability(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, first: int) -> Tensor:
-        """Normaliser slice by slice, then look up."""
-        log_scale = _log_sum_exp(logits)
+        """Exponentiate slice by slice, keep that, then look up."""
+        grown = torch.empty_like(logits)
+        top, scale = logits.new_empty(2, logits.shape[0], 1)
+        for rows in _slices(logits):
+            torch.amax(logits[rows], dim=-1, keepdim=True, out=top[rows])
+            torch.sub(logits[rows], top[rows], out=grown[rows]).exp_()
+            torch.sum(grown[rows], dim=-1, keepdim=True, out=scale[rows])
+        whole = top.clone()
+        _reduce(whole, torch.distributed.ReduceOp.MAX)
+        shrink = (top - whole).exp_()  # to the largest logit of all ranks; 1 where there is one
+        scale.mul_(shrink)
+        _reduce(scale)
         local, mine, picked = _look_up(logits, ids, first)
-        ctx.save_for_backward(logits, local, mine, log_scale)
-        return picked - log_scale[:, None]
+        ctx.save_for_backward(grown, local, mine, shrink.div_(scale))
+        return picked - (whole + scale.log())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of this rank's columns; no reduction is left to do."""
+        """Gradient of this rank's columns, in the memory that was kept; nothing is left to reduce.
+
+        A second backward pass through the same graph is therefore an error, and autograd says so.
+        """
         (log_grad,) = grads
-        logits, local, mine, log_scale = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        pull = -log_grad.sum(dim=-1)
-        for rows in _slices(logits):
-            p = (logits[rows] - log_scale[rows, None]).exp_()
-            torch.mul(p, pull[rows, None], out=gradient[rows])
+        grown, local, mine, share = ctx.saved_tensors
+        gradient = grown.mul_(share * -log_grad.sum(dim=-1, keepdim=True))
         gradient.scatter_add_(1, local, log_grad * mine)
         return gradient, None, None
 

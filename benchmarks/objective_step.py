@@ -11,6 +11,7 @@ process on one thread. The median of the rounds is reported.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -93,11 +94,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, tuple[float, int]]:
     memory: dict[str, list[int]] = {name: [] for name in steps}
     for _ in range(arguments.repeats):
         for name, step in steps.items():
-            resting = reset_peak(device)
             start = clock(device)
             next(step)
             seconds[name].append(clock(device) - start)
-            memory[name].append(peak(device) - resting)
+    for name, step in steps.items():  # apart: pages that were given back must be filled again
+        resting = reset_peak(device)
+        next(step)
+        memory[name].append(peak(device) - resting)
     return {n: (statistics.median(seconds[n]), max(memory[n])) for n in steps}
 
 
@@ -169,6 +172,7 @@ def reset_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: what earlier steps freed goes back to the kernel
     Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the high-water mark
     return status_bytes("VmRSS")
 

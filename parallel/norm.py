@@ -29,6 +29,6 @@ def global_grad_norm(parameters: Sequence[Tensor], topology: Topology) -> Tensor
     return (split + squares[~sliced.to(squares.device)].sum()).sqrt()
 
 
-def clip_coefficient(norm: Tensor, largest: float) -> Tensor:
-    """Factor that brings a gradient of this norm down to `largest`, as DeepSpeed computes it."""
-    return 1.0 / ((norm + 1e-6) / largest).clamp(min=1.0)
+def clip_divisor(norm: Tensor, largest: float) -> Tensor:
+    """What a gradient of this norm is divided by to come down to `largest`, as in DeepSpeed."""
+    return ((norm + 1e-6) / largest).clamp(min=1.0)

@@ -6,7 +6,6 @@ norm and clips wrongly under tensor parallelism, so both are computed here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.engine import Engine, StepResult
-from parallel.norm import clip_coefficient, global_grad_norm
+from parallel.norm import clip_divisor, global_grad_norm
 from parallel.settings import EngineConfig, deepspeed_config, effective_stage
 from parallel.topology import Topology
 
@@ -51,13 +50,13 @@ class SingleStageEngine(Engine):
         self._set_lr(lr)
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
         scale = self.topology.dp_cp_size / denominator
-        losses, applied, norm = [], True, None
+        losses, norm, finite = [], None, None
         for index, batch in enumerate(batches):
             loss_sum = self.deepspeed(batch)
             self.deepspeed.backward(loss_sum * scale, scale_wrt_gas=False)
             losses.append(loss_sum.detach().float())
             if self._own_norm and index == len(batches) - 1:
-                norm, applied = self._reduce_and_clip()
+                norm, finite = self._reduce_and_clip()
             self.deepspeed.step()
         total = torch.stack(losses).sum()
         if self.topology.dp_cp_size > 1:
@@ -65,6 +64,8 @@ class SingleStageEngine(Engine):
         if norm is None:
             applied = self.deepspeed.was_step_applied()
             norm = self._reported_norm(total.device)
+        else:
+            applied = bool(finite)  # the host waits for the device here, when all is enqueued
         return StepResult(total / denominator, norm, self._count(applied))
 
     def evaluate(self, batch: Any) -> Tensor:
@@ -76,22 +77,20 @@ class SingleStageEngine(Engine):
         self.module.train(was_training)
         return bound
 
-    def _reduce_and_clip(self) -> tuple[Tensor, bool]:
-        """Stage 0: average gradients over ranks, measure and clip them; False if not finite."""
+    def _reduce_and_clip(self) -> tuple[Tensor, Tensor]:
+        """Stage 0: average gradients over ranks and measure them; the norm, and if it is finite.
+
+        AdamW's kernel does the rest where it reads the gradient anyway: it divides by `grad_scale`,
+        and leaves weights, moments and step as they are where `found_inf` is 1.
+        """
         for p in self._trainable:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.topology.dp_cp_size > 1:
             self.deepspeed.allreduce_gradients()
         norm = global_grad_norm(self._trainable, self.topology)
-        if not math.isfinite(norm.item()):
-            # AdamW skips parameters without a gradient: weights, moments and step stay as they are.
-            for p in self._trainable:
-                p.grad = None
-            return norm, False
-        if self.config.clip_grad_norm > 0:
-            coefficient = clip_coefficient(norm, self.config.clip_grad_norm)
-            torch._foreach_mul_(
-                [p.grad for p in self._trainable if p.grad is not None], coefficient
-            )
-        return norm, True
+        finite = norm.isfinite()
+        largest = self.config.clip_grad_norm
+        self.optimizer.grad_scale = clip_divisor(norm, largest) if largest > 0 else None
+        self.optimizer.found_inf = (~finite).float()
+        return norm, finite

@@ -102,8 +102,12 @@ class _SwiGLU(Function):
         (g,) = gradients
         (y,) = ctx.saved_tensors
         gate, up = y.chunk(2, dim=-1)
-        dgate = torch.ops.aten.silu_backward(g * up, gate)
-        return torch.cat((dgate, F.silu(gate).mul_(g)), dim=-1)
+        dy = torch.empty_like(y)
+        dgate, dup = dy.chunk(2, dim=-1)
+        torch.mul(g, up, out=dgate)
+        torch.ops.aten.silu_backward.grad_input(dgate, gate, grad_input=dgate)
+        torch.ops.aten.silu.out(gate, out=dup).mul_(g)
+        return dy
 
 
 class _SquaredReLU(Function):

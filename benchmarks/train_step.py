@@ -1,16 +1,18 @@
-"""A training step beside Hugging Face transformers: tokens for each CPU second, in one process.
+"""A training step beside Hugging Face transformers: tokens for each CPU second, in one run.
 
     python benchmarks/train_step.py [--bodies 10M 50M] [--repeats 5] [--json FILE]
 
-Needs `pip install 'epochal[eval]'`. One thread, float32, the same shape everywhere (tied embedding,
+Needs transformers (in the extras `dev` and `eval`). One thread, float32, the same shape everywhere (tied embedding,
 SwiGLU, rotary positions, RMSNorm, SDPA), the same tokens, gradients clipped to norm 1, AdamW:
 
-    transformers    LlamaForCausalLM, labels given, torch AdamW fused; `foreach` is torch's default
+    transformers    LlamaForCausalLM, labels given, torch AdamW, `fused` unless said otherwise;
+                    `memory kept` with the allocator's setting that `epochal train` makes
     hand-written    our transformer in a loop of ten lines, without DeepSpeed
     engine          the step of `epochal train`, through DeepSpeed; corruption on the host included
 
-Rounds go over the contestants in turn, so that a busy machine slows all of them alike, and the
-median over the rounds of the ratio within a round is reported. Operations are counted from the
+Each contestant is a process of its own, which steps when its turn comes and counts its own CPU
+seconds. Rounds go over the contestants in turn, so that a busy machine slows all of them alike, and
+the median over the rounds of the ratio within a round is reported. Operations are counted from the
 matrices (backward twice forward, causal attention half, evaluated rows of the head only). The
 machine's rate is that of square products of 1,024, measured in every round.
 """
@@ -19,11 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ import torch
 
 from parallel.engine import EngineConfig, build_engine
 from parallel.layers import parallel_config
-from parallel.runtime import init_distributed
+from parallel.runtime import init_distributed, keep_freed_memory
 from parallel.topology import Topology
 from pretrain.batch import CleanBatch
 from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
@@ -55,7 +59,7 @@ TARGETS = {
     ("50M", "engine, masked"): 1.3,
 }
 """Tokens for each CPU second relative to transformers, at least."""
-BASE = "transformers"
+BASE, KEPT, FOREACH = "transformers", "transformers, memory kept", "transformers, foreach"
 LR = 1e-4
 
 
@@ -178,29 +182,63 @@ def product_rate(size: int = 1024, count: int = 20) -> float:
     """Operations a CPU second of square float32 products."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
+    torch.mm(a, b, out=out)
     start = time.process_time()
     for _ in range(count):
         torch.mm(a, b, out=out)
     return 2.0 * size**3 * count / (time.process_time() - start)
 
 
+CONTESTANTS: dict[str, Callable[[Shape], dict[str, Callable[[], None]]]] = {
+    BASE: lambda shape: {BASE: transformers_step(shape, fused=True)},
+    KEPT: lambda shape: {KEPT: transformers_step(shape, fused=True)},
+    FOREACH: lambda shape: {FOREACH: transformers_step(shape, fused=False)},
+    "hand-written": loop_steps,
+    "engine": engine_steps,
+}
+"""Processes, and the steps that each of them offers."""
+
+
+def serve(contestant: str, shape: Shape, connection: Connection) -> None:
+    """A contestant's process: names of its steps, then the CPU seconds of each one asked for."""
+    torch.set_num_threads(1)
+    if contestant == KEPT:
+        keep_freed_memory()
+    if contestant not in (BASE, KEPT, FOREACH):
+        init_distributed(device="cpu")
+    steps = CONTESTANTS[contestant](shape)
+    for step in steps.values():
+        step()  # kernels and allocators warm up
+        step()
+    connection.send(list(steps))
+    while (name := connection.recv()) is not None:
+        start = time.process_time()
+        steps[name]()
+        connection.send(time.process_time() - start)
+
+
 def measure(shape: Shape, repeats: int) -> tuple[dict[str, list[float]], list[float]]:
     """CPU seconds of each contestant's step and the machine's rate, round by round."""
-    steps: dict[str, Callable[[], None]] = {
-        BASE: transformers_step(shape, fused=True),
-        f"{BASE}, foreach": transformers_step(shape, fused=False),
-        **loop_steps(shape),
-        **engine_steps(shape),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    context = multiprocessing.get_context("spawn")
+    offers: list[tuple[Connection, list[str]]] = []
+    processes = []
+    for contestant in CONTESTANTS:
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(contestant, shape, theirs)))
+        processes[-1].start()
+        theirs.close()  # a contestant that dies is then an EOFError here
+        offers.append((ours, ours.recv()))
+    seconds: dict[str, list[float]] = {name: [] for _, names in offers for name in names}
     rates = []
-    for round_ in range(-1, repeats):  # the first one warms up
+    for _ in range(repeats):
         rates.append(product_rate())
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if round_ >= 0:
-                seconds[name].append(time.process_time() - start)
+        for connection, names in offers:
+            for name in names:
+                connection.send(name)
+                seconds[name].append(connection.recv())
+    for (connection, _), process in zip(offers, processes, strict=True):
+        connection.send(None)
+        process.join()
     return seconds, rates
 
 
@@ -211,7 +249,10 @@ def report(body: str, shape: Shape, seconds: dict[str, list[float]], rates: list
         f"\n{body} body: {m.num_layers} layers of {m.hidden_size}, vocabulary {VOCABULARY:,}, "
         f"{shape.batch} x {shape.length} tokens; square products {rate / 1e9:.1f} GFLOP/s"
     )
-    print(f"{'contestant':30} {'s/step':>7} {'tokens/s':>9} {'x HF':>6} {'target':>8} {'rate':>6}")
+    print(
+        f"{'contestant':30} {'s/step':>7} {'tokens/s':>9} {'x HF':>6} {'x kept':>6} "
+        f"{'target':>8} {'rate':>6}"
+    )
     for name, values in seconds.items():
         ratio = relative(seconds[BASE], values)
         target = TARGETS.get((body, name))
@@ -226,6 +267,7 @@ def report(body: str, shape: Shape, seconds: dict[str, list[float]], rates: list
         print(
             f"{name:30} {statistics.median(values):7.3f} "
             f"{shape.tokens / statistics.median(values):9.0f} {ratio:6.3f} "
+            f"{relative(seconds[KEPT], values):6.3f} "
             f"{f'>= {target}' if target else '':>8} {share:6.1%}"
         )
     for name in ("autoregressive", "masked"):
@@ -248,7 +290,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    init_distributed(device="cpu")
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
     results = {}
     for body in arguments.bodies:

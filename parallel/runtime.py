@@ -121,7 +121,7 @@ def init_distributed(
     if not torch.cuda.is_available():
         _stand_in_for_cuda()
     if not cuda:
-        _keep_freed_memory()
+        keep_freed_memory()
     timeout = timedelta(minutes=timeout_minutes)
     backend = "nccl" if cuda else "gloo"
     if not dist.is_initialized():
@@ -214,7 +214,7 @@ def _stand_in_for_cuda() -> None:
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment,return-value]
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next one, instead of giving it back to the kernel.
 
     Large tensors otherwise come as fresh pages every time, each of which the kernel fills with

@@ -2,8 +2,9 @@
 
     python benchmarks/train_step.py [--bodies 10M 50M] [--repeats 5] [--json FILE]
 
-Needs transformers (in the extras `dev` and `eval`). One thread, float32, the same shape everywhere (tied embedding,
-SwiGLU, rotary positions, RMSNorm, SDPA), the same tokens, gradients clipped to norm 1, AdamW:
+Needs transformers (in the extras `dev` and `eval`). One thread, float32, the same shape everywhere
+(tied embedding, SwiGLU, rotary positions, RMSNorm, SDPA), the same tokens, gradients clipped to
+norm 1, AdamW:
 
     transformers    LlamaForCausalLM, labels given, torch AdamW, `fused` unless said otherwise;
                     `memory kept` with the allocator's setting that `epochal train` makes

@@ -91,6 +91,7 @@ class SingleStageEngine(Engine):
         norm = global_grad_norm(self._trainable, self.topology)
         finite = norm.isfinite()
         largest = self.config.clip_grad_norm
-        self.optimizer.grad_scale = clip_divisor(norm, largest) if largest > 0 else None
-        self.optimizer.found_inf = (~finite).float()
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale = clip_divisor(norm, largest) if largest > 0 else None
+        optimizer.found_inf = (~finite).float()
         return norm, finite

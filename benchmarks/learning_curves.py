@@ -151,18 +151,19 @@ def train_family(config: Config) -> int:
 
 
 def collect(out: Path) -> dict[str, Any]:
-    """Settings and evaluations of all finished runs below `out`."""
+    """Settings and evaluations of all runs below `out`; a run under way counts as far as it is."""
     curves = {}
     for name in FAMILIES:
         run = out / "runs" / name
-        status = read_status(run)
-        if status is None or status["state"] != "finished":
+        if not (run / "metrics.jsonl").is_file():
             continue
         config = load_config(run / "config.yaml")
         records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         measured = {
             int(r["train/tokens"]): point(r) for r in records if "validation/nats_per_token" in r
         }
+        if not measured:
+            continue
         padded = config.model.padded_vocab_size(VOCABULARY)
         curves[name] = {
             "parameters": parameter_count(config.model, padded),
@@ -194,15 +195,16 @@ def commit() -> str:
 def table(results: dict[str, Any]) -> str:
     """Markdown: the last bound of each family, best first."""
     lines = [
-        "| family | nats per token | bits per byte | training FLOPs | parameters |",
-        "|---|---|---|---|---|",
+        "| family | nats per token | bits per byte | tokens | training FLOPs | parameters |",
+        "|---|---|---|---|---|---|",
     ]
     last = {name: curve["points"][-1] for name, curve in results["curves"].items()}
     for name in sorted(last, key=lambda n: last[n]["nats_per_token"]):
         p, curve = last[name], results["curves"][name]
         lines.append(
             f"| {FAMILIES[name].label} | {p['nats_per_token']:.3f} ± {p['noise_error']:.3f} "
-            f"| {p['bits_per_byte']:.3f} | {p['flops']:.2e} | {curve['parameters'] / 1e6:.2f} M |"
+            f"| {p['bits_per_byte']:.3f} | {p['tokens'] / 1e6:.2f} M | {p['flops']:.2e} "
+            f"| {curve['parameters'] / 1e6:.2f} M |"
         )
     return "\n".join(lines)
 

@@ -16,11 +16,14 @@ STEPS = {"autoregressive": 150, "masked": 600}
 
 
 FAMILIES = [
-    ("uniform", {"loss": "simple"}, {"time_conditioning": True}),
-    ("interpolating", {"noise": "hybrid", "loss": "dynamic"}, {}),
-    ("block", {"block_size": 8}, {}),
-    ("esoteric", {"alpha0": 0.5}, {}),
+    ("uniform", {"loss": "simple"}, {"time_conditioning": True}, 300, 0.7),
+    ("interpolating", {"noise": "hybrid", "loss": "dynamic"}, {}, 300, 0.75),
+    ("block", {"block_size": 8}, {}, 150, 0.3),
+    ("esoteric", {"alpha0": 0.5}, {}, 150, 0.6),
 ]
+"""Objective, its fields, the model's, steps, and the share of the unigram entropy to get below.
+Families that read their context through noise leave that entropy later: their gradients are
+noisier (benchmarks/gradient_noise.py)."""
 
 
 def setup(topology, pool, objective, fields=None, model=None):
@@ -88,13 +91,15 @@ def test_twenty_sequences_are_memorised_far_below_their_entropy(topology, pool, 
     assert bound(module, clean) < 0.25 * entropy
 
 
-@pytest.mark.parametrize(("objective", "fields", "model"), FAMILIES, ids=str)
-def test_every_family_learns_what_its_bound_measures(topology, pool, objective, fields, model):
+@pytest.mark.parametrize(("objective", "fields", "model", "steps", "share"), FAMILIES, ids=str)
+def test_every_family_learns_what_its_bound_measures(
+    topology, pool, objective, fields, model, steps, share
+):
     """Surrogates too: what falls is the exact bound, whatever is trained."""
     module, clean, entropy = setup(topology, pool, objective, fields, model)
     assert bound(module, clean) > entropy
-    learn(module, clean, 200)
-    assert bound(module, clean) < 0.9 * entropy
+    learn(module, clean, steps)
+    assert bound(module, clean) < share * entropy
 
 
 def test_gaussian_diffusion_learns_more_than_the_frequencies_of_tokens(topology, pool):

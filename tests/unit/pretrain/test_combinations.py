@@ -83,6 +83,7 @@ KERNELS_REFUSED = [
     ([FLASH, BF16, "model.num_attention_heads=64"], "multiple of 8, not 4"),
     ([FLASH, BF16, "model.hidden_size=4096"], "at most 256 .*not 512"),
     ([FLEX, "model.num_attention_heads=32"], "at least 16, not 8"),
+    ([FLEX, "model.attention_dropout=0.1"], "set it to 0, or model.attention to auto"),
     (["objective=autoregressive", "objective.orders=2", "data.documents=masked"],
      "needs data.documents=packed"),
 ]  # fmt: skip

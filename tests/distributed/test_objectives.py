@@ -130,6 +130,8 @@ def test_a_finished_run_is_evaluated_and_sampled(
     logged = runs.log(run)[STEPS]["validation/nats_per_token"]
     assert result["nats_per_token"] == pytest.approx(logged, rel=1e-6)
     assert result["is_bound"]
+    if result["parts"]:
+        assert sum(result["parts"].values()) == pytest.approx(result["nats_per_token"], rel=1e-9)
     first, again = samples
     assert first == again and first[0]["sampler"] == sampler
     assert all(len(s["tokens"]) == 20 and "<mask>" not in s["text"] for s in first)

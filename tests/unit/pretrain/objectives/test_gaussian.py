@@ -320,6 +320,44 @@ def test_between_its_end_points_the_schedule_follows_the_variance_of_the_bound(t
         assert float(a.abs().max()) > 1e-4
 
 
+def test_learning_the_schedule_lowers_the_variance_and_keeps_the_mean(topology):
+    answer = torch.from_numpy(SKEW).log()
+    family, own, model = language(topology, CIRCLE, lambda z, level: answer, end_points=(-3.0, 3.0))
+    shape = [own.schedule.steepness, own.schedule.offset, own.schedule.height]
+    optimizer = torch.optim.Adam(shape, lr=0.05)
+
+    def step(number):
+        """Mean and variance of the diffusion term of 64 tokens; one update unless number < 0."""
+        x = torch.multinomial(
+            torch.from_numpy(SKEW), 64, True, generator=torch.Generator().manual_seed(7)
+        )
+        clean = clean_batch(x[:, None], torch.arange(64) + 64 * abs(number))
+        batch = family.corrupt(clean, NoiseKey(5, clean.position))
+        terms = torch.zeros_like(batch.own["terms"])
+        terms[:, 1] = 1.0
+        model.gamma = own.schedule(batch.own["time"])[0].detach()
+        if number >= 0:
+            optimizer.zero_grad()
+            own(model, replace(batch, own={**batch.own, "terms": terms})).backward()
+            optimizer.step()
+            return None
+        gamma, speed, _ = own.schedule(batch.own["time"])
+        level = Level(gamma[:, None])
+        e = own.embedding(batch.ids)[0][:, 0]
+        z = level.alpha * e + level.sigma * batch.own["normal"][:, 0]
+        p = (answer + level.sharpness * z @ torch.from_numpy(CIRCLE).t()).softmax(-1)
+        error = (e - p @ torch.from_numpy(CIRCLE)).square().sum(-1)
+        return (0.5 * torch.exp(-gamma) * speed * error)[batch.own["time"] > 0].detach()
+
+    before = torch.cat([step(-i) for i in range(1, 41)])
+    for number in range(60):
+        step(number)
+    after = torch.cat([step(-i) for i in range(1, 41)])
+    assert float(after.var()) < 0.8 * float(before.var())
+    error = math.sqrt((float(before.var()) + float(after.var())) / len(after))
+    assert abs(float(after.mean() - before.mean())) < 4 * error
+
+
 def test_shares_of_a_window_are_exact_and_weights_undo_them():
     family = build_objective(ObjectiveConfig(name="gaussian", time_window=64), space(5))
     batch = training_batch(family, n=64)

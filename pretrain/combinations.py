@@ -23,6 +23,7 @@ def check_combinations(config: Config) -> None:
     _check_batch(config)
     _check_precision(config)
     _check_attention(config)
+    _check_recompute(config)
     _check_objective(config)
 
 
@@ -39,12 +40,6 @@ def _check_sizes(config: Config) -> None:
                 f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
                 f"allowed here: {divisors(size)}"
             )
-    layers = config.train.recompute_layers
-    if layers is not None and layers > m.num_layers:
-        raise ValueError(
-            f"train.recompute_layers {layers} is more than model.num_layers {m.num_layers}; null "
-            "concerns all layers"
-        )
 
 
 def _check_batch(config: Config) -> None:
@@ -99,6 +94,22 @@ def _check_attention(config: Config) -> None:
         raise ValueError(
             f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "
             "model.num_attention_heads); take fewer heads, or set model.attention to auto"
+        )
+
+
+def _check_recompute(config: Config) -> None:
+    mode, layers = config.train.recompute, config.train.recompute_layers
+    if layers is None:
+        return
+    if mode == "none":
+        raise ValueError(
+            f"train.recompute_layers {layers} does nothing while train.recompute is none; set that "
+            "to selective or full, or leave train.recompute_layers empty"
+        )
+    if layers > config.model.num_layers:
+        raise ValueError(
+            f"train.recompute_layers {layers} is more than model.num_layers "
+            f"{config.model.num_layers}; null concerns all layers"
         )
 
 

@@ -338,15 +338,6 @@ class TrainConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
     """How many checkpoints stay; 0 keeps all."""
 
-    @model_validator(mode="after")
-    def _recompute_is_on(self) -> TrainConfig:
-        if self.recompute == "none" and self.recompute_layers is not None:
-            raise ValueError(
-                f"recompute_layers {self.recompute_layers} does nothing while recompute is none; "
-                "set recompute to selective or full, or leave recompute_layers empty"
-            )
-        return self
-
 
 class EvaluationConfig(Section):
     """Exact likelihood bound on validation sequences."""

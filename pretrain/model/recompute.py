@@ -14,7 +14,7 @@ that gradients are bit for bit those of a layer that keeps everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,16 +52,20 @@ class Keep:
         self.active = active
         self._recipes: list[_Recipe] = []
 
-    @contextmanager
-    def instead_of(self, made: Tensor, make: Callable[..., Tensor], *inputs: Any) -> Iterator[None]:
+    def instead_of(
+        self, made: Tensor, make: Callable[..., Tensor], *inputs: Any
+    ) -> AbstractContextManager[None]:
         """Inside, whatever saves `made` or a view of it for the backward pass keeps `inputs`.
 
-        `make(*inputs)` must give `made` again, bit for bit and in the same strides.
+        `make(*inputs)` must give `made` again, bit for bit and in the same strides. In a compiled
+        layer nothing is replaced: there the compiler chooses what is made again.
         """
-        if not (self.active and torch.is_grad_enabled()):
-            yield
-            return
-        recipe = _Recipe(made, make, inputs)
+        if not self.active or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return nullcontext()
+        return self._replacing(_Recipe(made, make, inputs))
+
+    @contextmanager
+    def _replacing(self, recipe: _Recipe) -> Iterator[None]:
         self._recipes.append(recipe)
         try:
             # Only the innermost hooks are called: they look through the recipes of all.

@@ -32,6 +32,8 @@ class ObjectiveCost:
     head_share: float
     extra_passes: float = 0.0
     """Forward passes without gradient beside that of a step."""
+    teacher: bool = False
+    """Whether it learns from a frozen copy of the model."""
     on_gpu: bool = True
     own_parameters: int = 0
     """Weights that the objective brings."""
@@ -74,6 +76,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
             extra_passes=objective.extra_passes,
         ),
         extra_passes=objective.extra_passes,
+        teacher=objective.teacher,
         one_stage=objective.extra_passes > 0 or objective.own_parameters > 0,
         stage_costs=(tuple(layer), head),
         cut_sizes={

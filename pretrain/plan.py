@@ -154,6 +154,7 @@ def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> Obje
         dense_mask=not fast and (config.model.attention == "sdpa" or not on_gpu),
         positions_per_token=objective.positions_per_token,
         head_share=objective.head_share,
+        teacher=objective.teacher,
         on_gpu=on_gpu,
         extra_passes=objective.extra_passes,
         own_parameters=objective.own_parameters(config.model, space.padded_vocab_size),

@@ -68,6 +68,7 @@ def plan_dict(plan: Plan, planned: Planned) -> dict[str, Any]:
         "fits": plan.fits,
         "memory": {
             **m.state.__dict__,
+            "teacher": m.teacher,
             "activations": m.activations,
             "activations_without_recompute": m.activations_without_recompute,
             "logits": m.logits,
@@ -144,6 +145,7 @@ def _memory(plan: Plan) -> Section:
         ("gradients", state.gradients, "exact"),
         ("optimizer", state.optimizer, "exact"),
         ("averages (EMA)", state.averages, "exact"),
+        ("teacher", m.teacher, "a frozen copy"),
         ("activations", m.activations, _recompute_note(plan)),
         ("logits' gradient", m.logits, "last stage, at the loss"),
         ("workspace", m.workspace, "gradients of one layer"),

@@ -136,6 +136,8 @@ class ModelCost:
     """Forward passes without gradient beside that of a step."""
     one_stage: bool
     """Whether pipeline and context parallelism are refused."""
+    teacher: bool
+    """Whether every rank holds its weights a second time, frozen; ZeRO 3 is refused then."""
     vocabulary_elements: int
     """Parameters of embedding and head matrices."""
 

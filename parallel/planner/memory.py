@@ -20,6 +20,8 @@ class MemoryPlan:
     """Bytes on each rank of one pipeline stage."""
 
     state: StateBytes
+    teacher: int
+    """Weights of a frozen copy."""
     activations: float
     """Kept for the backward pass, over all micro-batches in flight."""
     activations_without_recompute: float
@@ -33,6 +35,7 @@ class MemoryPlan:
         """All of it at the worst moment."""
         state = self.state
         held = state.parameters + state.optimizer + state.averages + state.gradients
+        held += self.teacher
         return held + self.passing
 
     @property
@@ -61,6 +64,13 @@ class StageParts:
             yield from self.model.last.weights
             if not self.first:
                 yield from self.model.tied
+
+    def teacher(self, candidate: Candidate) -> int:
+        """Bytes of a frozen copy of the weights."""
+        if not self.model.teacher:
+            return 0
+        tp = candidate.layout.tensor_parallel_size
+        return candidate.compute_bytes * sum(weight.held(tp) for weight in self.weights())
 
     def kept(self, candidate: Candidate) -> float:
         """Bytes that the forward pass of one micro-batch leaves for its backward pass."""
@@ -145,6 +155,7 @@ def stage_memory(
     whole = replace(candidate, recompute="none", recompute_layers=None)
     return MemoryPlan(
         state=state_bytes(stage.weights(), candidate),
+        teacher=stage.teacher(candidate),
         activations=in_flight * stage.kept(candidate),
         activations_without_recompute=in_flight * stage.kept(whole),
         logits=stage.logits(candidate),

@@ -141,12 +141,19 @@ def search(model: ModelCost, machine: Machine, space: Space) -> Search:
         for candidate in _candidates(model, machine, space, refused)
     ]
     fitting = sorted((p for p in plans if p.fits), key=lambda p: p.time.total)
-    # Among times that the model cannot tell apart, the one with most memory to spare comes first.
+    # Among times that the model cannot tell apart the simplest comes first.
     level = [p for p in fitting if p.time.total <= (1 + INDISTINCT) * fitting[0].time.total]
-    level.sort(key=lambda p: p.memory.total)
+    level.sort(key=_complexity)
     fitting = level + fitting[len(level) :]
     too_large = sorted((p for p in plans if not p.fits), key=lambda p: p.memory.total)
     return Search(tuple(fitting), tuple(too_large), refused)
+
+
+def _complexity(plan: Plan) -> tuple[float, ...]:
+    """Few cuts, a low ZeRO stage, no recomputation; then memory."""
+    c, layout = plan.candidate, plan.candidate.layout
+    model_ranks = layout.world_size // layout.data_parallel_size
+    return model_ranks, c.zero_stage, RECOMPUTE.index(c.recompute), plan.memory.total
 
 
 def _candidates(
@@ -154,6 +161,8 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for tp, pp, cp in _degrees(model, machine, space):
         for zero in _legal_stages(tp, pp, cp, space.precision):
+            if model.teacher and zero == 3:
+                continue
             try:
                 layout = check_layout(
                     world_size=space.num_gpus,

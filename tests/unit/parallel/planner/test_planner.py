@@ -58,6 +58,7 @@ def model(**changes: object) -> ModelCost:
         key_value_heads=16,
         extra_passes=0.0,
         one_stage=False,
+        teacher=False,
         vocabulary_elements=64 * HIDDEN,
     )
     return replace(cost, **changes)  # type: ignore[arg-type]
@@ -196,6 +197,13 @@ class TestMemory:
         assert one.parameters == two.parameters == 8 * three.parameters == 2 * 2**20
         assert state_bytes(weights, candidate(layout, averages=1)).averages == 4 * 2**17
 
+    def test_a_teacher_costs_its_weights(self) -> None:
+        chosen = candidate(Layout(data_parallel_size=4))
+        plain, taught = (estimate_stages(model(teacher=t), chosen)[0].total for t in (False, True))
+        assert taught - plain == 2 * model().parameters
+        found = search(model(teacher=True), MACHINE, TestSearch.SPACE)
+        assert {plan.candidate.zero_stage for plan in found.fitting} == {1, 2}
+
     def test_total_is_the_larger_of_backward_and_update(self) -> None:
         stage = stages_of(model(), candidate(Layout()))[0]
         memory = stage_memory(model(), candidate(Layout()), stage, 0)
@@ -265,6 +273,13 @@ class TestSearch:
         limit = tight.usable_bytes
         assert all(plan.memory.total <= limit for plan in found.fitting)
         assert all(plan.memory.total > limit for plan in found.too_large)
+
+    def test_simple_layouts_win_where_times_are_alike(self) -> None:
+        fast = replace(MACHINE, nvlink_gbs=1e9, network_gbs=1e9, latency_us=0)
+        found = search(model(), fast, self.SPACE)
+        best = found.fitting[0].candidate
+        assert best.layout == Layout(data_parallel_size=16)
+        assert (best.zero_stage, best.recompute) == (1, "none")
 
     def test_reasons_are_told(self) -> None:
         odd = model(cut_sizes={"heads": 17}, key_value_heads=17)

@@ -51,8 +51,10 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A benchmark answers 3 where this machine lacks what it measures (a GPU).
 bench: $(STAMP)  ## Every benchmark in benchmarks/, one after the other
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; code=$$?; \
+	  test $$code -eq 0 -o $$code -eq 3 || exit $$code; done
 
 clean:  ## Remove caches and builds (not .venv, runs, data)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -111,6 +111,35 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
         assert torch.equal(ours[name], tensor), name
 
 
+def test_a_teacher_survives_a_death_in_half_precision(pool: Path, tmp_path: Path):
+    """Bitwise in the middle of a round, beside masters, averages and a student in bfloat16; the
+    teacher is the student as it was when the round began."""
+    more = chosen("distillation", "train.precision=bfloat16", "parallel.zero_stage=2")
+    more += ("train.ema_decay=0.9", "train.checkpoint_interval=5")
+    runs_of = {}
+    for name, deaths in (("whole", []), ("broken", [12])):
+        run = tmp_path / name
+        for step in deaths:
+            died = run_ranks(
+                1, runs.train, pool, run, *more, launcher=False, may_die=True, kill_at=step,
+                when="after",
+            )  # fmt: skip
+            assert died == [Died(-9)]
+        assert run_ranks(1, runs.train, pool, run, *more, launcher=False) == [0]
+        runs_of[name] = runs.checkpoint(run, STEPS)
+    whole, broken = runs_of["whole"], runs_of["broken"]
+    assert whole.pop("state") == broken.pop("state")
+    assert set(whole) == set(broken)
+    for name, tensor in whole.items():
+        assert torch.equal(broken[name], tensor), name
+    start = runs.checkpoint(tmp_path / "whole", 10)  # position 80: the third round begins
+    taught = [name for name in whole if name.startswith("teacher/")]
+    assert len(taught) > 10
+    for name in taught:
+        weight = start[name.removeprefix("teacher/")].bfloat16().float()
+        assert torch.equal(whole[name], weight), name
+
+
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [

@@ -167,7 +167,7 @@ def build_engine(
     hold every trainable parameter once. Raises LayoutError for a ZeRO stage or precision that is
     illegal in this layout.
     """
-    check_rules(topology.layout, config.zero_stage, config.precision)
+    check_rules(topology.layout, config.zero_stage, config.precision, config.offload)
     given = [id(p) for group in param_groups for p in group["params"]]
     trainable = {id(p) for p in module.parameters() if p.requires_grad}
     assert sorted(given) == sorted(trainable), (

@@ -94,7 +94,7 @@ def check_layout(
     return layout
 
 
-def check_rules(layout: Layout, zero_stage: int, precision: str) -> None:
+def check_rules(layout: Layout, zero_stage: int, precision: str, offload: str = "none") -> None:
     """Refuse, by LayoutError, combinations that cannot work or would train wrongly."""
     tp, pp, cp = (
         layout.tensor_parallel_size,
@@ -109,6 +109,13 @@ def check_rules(layout: Layout, zero_stage: int, precision: str) -> None:
         raise LayoutError(
             "precision bfloat16 needs zero_stage 1 or higher: DeepSpeed's stage 0 takes a wrong "
             "first step in bfloat16. Stage 1 costs nothing on one rank"
+        )
+    if offload not in ("none", "cpu"):
+        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu")
+    if offload != "none" and zero_stage == 0:
+        raise LayoutError(
+            f"offload {offload} needs zero_stage 1 or higher: stage 0 keeps the optimizer where "
+            "the weights are"
         )
     if pp > 1 and zero_stage != 1:
         raise LayoutError(

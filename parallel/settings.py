@@ -29,6 +29,8 @@ class EngineConfig:
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
     """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer state lives, and at stage 3 the weights between their uses."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 2 and 3."""
     whole_below: int = 100_000
@@ -46,10 +48,11 @@ def effective_stage(config: EngineConfig, topology: Topology) -> int:
     """ZeRO stage that DeepSpeed is given.
 
     On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
-    float32 weights and copy every gradient.
+    float32 weights and copy every gradient. Offloading is theirs, so it keeps them.
     """
     alone = topology.dp_cp_size == 1 and topology.pipeline_parallel_size == 1
-    return 0 if alone and config.precision == "float32" else config.zero_stage
+    plain = config.precision == "float32" and config.offload == "none"
+    return 0 if alone and plain else config.zero_stage
 
 
 def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]:
@@ -77,4 +80,11 @@ def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]
         settings["bf16"] = {"enabled": True}
         settings["communication_data_type"] = "fp32"
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.offload == "cpu":
+        # torch's own AdamW updates on the CPU: DeepSpeed's would compile for minutes first.
+        settings["zero_force_ds_cpu_optimizer"] = False
+        where = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        settings["zero_optimization"]["offload_optimizer"] = where
+        if stage == 3:
+            settings["zero_optimization"]["offload_param"] = where
     return settings

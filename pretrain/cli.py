@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pretrain import __version__
+from pretrain.cli_checkpoint import Weights, export, reshard
 from pretrain.cli_data import app as data_app
 from pretrain.cli_plan import plan
 
@@ -35,19 +36,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/autoregressive.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Checkpoint folder; default: the newest of the run.")
-]
-
-
-class WeightsKind(StrEnum):
-    """Which weights of a checkpoint."""
-
-    ema = "ema"
-    raw = "raw"
-
-
-Weights = Annotated[
-    WeightsKind | None,
-    typer.Option(help="Averaged or last weights; default: averaged ones where there are any."),
 ]
 
 
@@ -195,6 +183,10 @@ def sample(
     for drawn in samples:
         about = f"{drawn['sampler']}, seed {drawn['seed']}, {drawn['network_evaluations']} passes"
         print(f"--- sample {drawn['index']} ({about})\n{drawn['text']}\n")
+
+
+app.command()(export)
+app.command()(reshard)
 
 
 @app.command()

@@ -64,6 +64,11 @@ def _check_precision(config: Config) -> None:
             "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's stage 0 "
             "takes a wrong first step in bfloat16"
         )
+    if config.parallel.offload != "none" and config.parallel.zero_stage == 0:
+        raise ValueError(
+            f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher: "
+            "stage 0 keeps the optimizer where the weights are"
+        )
 
 
 def _check_attention(config: Config) -> None:

@@ -51,6 +51,9 @@ class RunConfig(Section):
     """Folder of this run: configuration, checkpoints, logs. Default: `root`/`name`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     """Seed of weights, noise, order and dropout: the whole run is a function of it."""
+    init_from: Path | None = None
+    """Safetensors file whose weights the run starts with, e.g. one of `epochal export`; null
+    initialises from the seed. Names and shapes must be those of the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where torch sees a GPU, else the CPU."""
 
@@ -296,6 +299,9 @@ class ParallelConfig(Section):
     context_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    offload: Literal["none", "cpu"] = "none"
+    """`cpu` keeps optimizer state (at stage 3 also weights between their uses) in host memory and
+    updates there; needs zero_stage 1 or higher."""
     hostfile: Path | None = None
     """Hosts for the DeepSpeed launcher; null trains on this machine."""
     threads_per_rank: PositiveInt | None = None
@@ -335,6 +341,9 @@ class TrainConfig(Section):
     """Further evaluations at these epochs (curves that are dense at the start need them)."""
     checkpoint_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0 saves at the end and on preemption only."""
+    async_checkpoint: bool = True
+    """Write checkpoints on the way in the background: the step pays for a copy into host memory
+    only. The last one of a run, and one on preemption, is waited for."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
     """How many checkpoints stay; 0 keeps all."""
 

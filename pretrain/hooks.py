@@ -7,6 +7,7 @@ Each concern decides from the state alone whether it is due, so all ranks agree 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 
@@ -45,6 +46,7 @@ class Hooks:
 
     def after_step(self, result: StepResult, lr: float) -> None:
         """Everything that is due at the present state."""
+        self._say_saved(self.session.saver.committed())
         state, train = self.session.state, self.session.config.train
         self.signal = self.preemption.requested()
         stopping = self.should_stop()
@@ -79,15 +81,33 @@ class Hooks:
         self._clock += time.perf_counter() - started  # speed is that of training
 
     def save(self, *, must: bool) -> None:
-        """Write a checkpoint; one on the way that fails is reported and training goes on."""
+        """Write a checkpoint; one on the way that fails is reported and training goes on.
+
+        One on the way is written in the background, and its outcome reported when it is there or
+        when the next one begins. One that `must` be is waited for and raises SaveError.
+        """
         started = time.perf_counter()
         try:
-            self.tracking.message(f"saved {self.session.save()}")
+            self._say_saved(self.session.saver.finish())
+        except SaveError as error:
+            self._warn(error)
+        try:
+            if must or not self.session.config.train.async_checkpoint:
+                self._say_saved(self.session.save())
+            else:
+                self.session.save_in_background()
         except SaveError as error:
             if must:
                 raise
-            self.tracking.message(f"warning: {error}; training goes on without this checkpoint")
+            self._warn(error)
         self._clock += time.perf_counter() - started
+
+    def _say_saved(self, path: Path | None) -> None:
+        if path is not None:
+            self.tracking.message(f"saved {path}")
+
+    def _warn(self, error: SaveError) -> None:
+        self.tracking.message(f"warning: {error}; training goes on without this checkpoint")
 
     def _log(self, result: StepResult, lr: float) -> None:
         state, now = self.session.state, time.perf_counter()

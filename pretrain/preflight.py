@@ -29,8 +29,6 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys, or beginnings of keys, that a run may change when it is resumed. Pools may move: their
 content is compared instead of their path."""
-MUST_STAY = ("train.precision",)
-"""Exceptions from the beginnings above."""
 
 
 def preflight(config: Config, world_size: int | None = None) -> Config:
@@ -44,6 +42,7 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     _check_layout(config)
     _check_machine(config)
     _check_data(config)
+    _check_init(config)
     return _continue_run(config)
 
 
@@ -87,8 +86,7 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def _may_change(key: str) -> bool:
-    listed = any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
-    return listed and key not in MUST_STAY
+    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
 
 
 def _check_objective(config: Config) -> None:
@@ -172,6 +170,22 @@ def _check_data(config: Config) -> None:
             Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens)
         except BudgetError as error:
             raise BudgetError(f"{error} ({pool.location})") from None
+
+
+def _check_init(config: Config) -> None:
+    """Whether `run.init_from` is a file of weights; the ranks compare names and shapes."""
+    file = config.run.init_from
+    if file is None or has_checkpoint(config.run.path):
+        return
+    from parallel.weights_file import read_header
+
+    embeddings = [e for n, e in read_header(file).items() if n.endswith("embedding.weight")]
+    width = config.model.hidden_size
+    if embeddings and embeddings[0]["shape"][-1] != width:
+        raise ConfigError(
+            f"run.init_from {file} holds a model of width {embeddings[0]['shape'][-1]}, but "
+            f"model.hidden_size is {width}; set model.* to the shape of that model"
+        )
 
 
 def _check_split(split: str, pool: NamedPool) -> None:

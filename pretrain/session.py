@@ -6,7 +6,7 @@ the checkpoint. What the loop uses afterwards are the attributes of `Session`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from data_pipeline.loader import BudgetLoader
 from data_pipeline.mixture import MixtureStream
 from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
-from parallel.checkpoint import load_latest, save_checkpoint
+from parallel.checkpoint import (
+    BackgroundSaver,
+    load_file_weights,
+    load_latest,
+    save_checkpoint,
+)
 from parallel.engine import Engine, EngineConfig, build_engine
 from parallel.errors import LayoutError
 from parallel.layers import parallel_config
@@ -60,6 +65,7 @@ class Session:
     attention_kernel: str
     num_parameters: int
     resumed_from: Path | None
+    saver: BackgroundSaver = field(default_factory=BackgroundSaver)
 
     @property
     def checkpoints(self) -> Path:
@@ -161,18 +167,25 @@ class Session:
 
     def save(self) -> Path:
         """Write a checkpoint of the present state; raises SaveError, leaving older ones alone."""
-        return save_checkpoint(
-            self.engine,
-            self.checkpoints,
-            self.state.step,
-            {
-                "train": self.state.to_dict(),
-                "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
-                "config": flatten(self.config),
-                "objective": self.objective.state,
+        step, keep = self.state.step, self.config.train.keep_checkpoints
+        return save_checkpoint(self.engine, self.checkpoints, step, self._saved_state(), keep)
+
+    def save_in_background(self) -> None:
+        """Begin to write a checkpoint of the present state; `saver.finish` has the outcome."""
+        step, keep = self.state.step, self.config.train.keep_checkpoints
+        self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
+
+    def _saved_state(self) -> dict[str, Any]:
+        tokenizer = self.validation.pool.manifest.tokenizer.model_dump()
+        return {
+            "train": self.state.to_dict(),
+            "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
+            "config": flatten(self.config),
+            "objective": self.objective.state,
+            "tokenizer": {
+                key: tokenizer[key] for key in ("kind", "sha256", "pieces_sha256", "vocab_size")
             },
-            keep=self.config.train.keep_checkpoints,
-        )
+        }
 
 
 def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
@@ -259,7 +272,9 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         resumed_from=None,
     )
     loaded = load_latest(engine, session.checkpoints)
-    if loaded is not None:
+    if loaded is None and config.run.init_from is not None:
+        load_file_weights(engine, config.run.init_from)
+    elif loaded is not None:
         session.resumed_from, saved = loaded
         Cursor.from_dict(saved["cursor"]).check(train_stream)
         session.state = TrainState.from_dict(saved["train"])
@@ -283,6 +298,7 @@ def _engine_config(config: Config, topology: Topology) -> EngineConfig:
         )
     return EngineConfig(
         zero_stage=config.parallel.zero_stage,
+        offload=config.parallel.offload,
         precision=config.train.precision,
         micro_batch_size=micro,
         num_microbatches=size // dp // micro,

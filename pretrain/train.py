@@ -92,6 +92,7 @@ def run(config: Config) -> int:
         raise
     finally:
         preemption.close()
+        session.saver.close()
     state: Status = "preempted" if hooks.signal else "finished"
     code = EXIT_PREEMPTED if hooks.signal else 0
     if hooks.signal:
@@ -107,6 +108,8 @@ def run(config: Config) -> int:
 
 def introduce(session: Session, tracking: Tracking) -> None:
     """Tell the person and the tracker what runs."""
+    from parallel.checkpoint import read_manifest
+
     stream = session.train_stream
     tracking.params(
         {
@@ -122,6 +125,11 @@ def introduce(session: Session, tracking: Tracking) -> None:
         tracking.params({f"mixture/{source['name']}/{key}": source[key] for key in MIXTURE_FACTS})
     if session.resumed_from is not None:
         tracking.message(f"resumed from {session.resumed_from}")
+        before, now = read_manifest(session.resumed_from).precision, session.config.train.precision
+        if before != now:
+            tracking.message(f"precision was {before} and is {now} from here on")
+    elif session.config.run.init_from is not None:
+        tracking.message(f"weights from {session.config.run.init_from}")
 
 
 def main(arguments: list[str] | None = None) -> int:

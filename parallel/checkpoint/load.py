@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.checkpoint.manifest import AVERAGES, WEIGHTS, Manifest, read_manifest, verify_files
-from parallel.checkpoint.save import key
+from parallel.checkpoint.plan import key
 from parallel.engine import Engine
 from parallel.errors import CheckpointError
 from parallel.fragments import EMA, Kind
@@ -94,7 +94,7 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: T
         "the weights",
     )
     for name, parameter in parameters.items():
-        parameter.data.copy_(weights[name][_own_index(parameter, topology)])
+        parameter.data.copy_(weights[name][own_index(parameter, topology)])
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -137,6 +137,8 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     _check_same_model(engine.shapes, manifest.shapes, str(path))
     engine.optimizer_step = manifest.optimizer_step
+    if manifest.step > 0 and manifest.optimizer_step == 0:
+        _warn(engine.topology.rank, f"{path} holds no moments: AdamW begins afresh")
     kinds: tuple[Kind, ...] = ("weight", *engine.kinds)
     if engine.average is not None and not manifest.has_ema:
         _warn(engine.topology.rank, f"{path} holds no averaged weights: the average begins here")
@@ -148,14 +150,14 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
     for file, tensors in by_file.items():
         with safe_open(path / file, framework="pt") as opened:
             for name, kind in tensors:
-                index = _own_index(engine.parameters[name], engine.topology)
+                index = own_index(engine.parameters[name], engine.topology)
                 engine.write(name, kind, opened.get_slice(key(name, kind))[index])
     if engine.average is not None and not manifest.has_ema:
         engine.average.restart()
     return manifest.state
 
 
-def _own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
+def own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
     """Index of this tensor-parallel rank's slice in the whole tensor."""
     shape = own_shape(parameter)
     index = [slice(0, size) for size in shape]

@@ -18,17 +18,27 @@ from torch import Tensor
 
 from parallel.checkpoint.manifest import FileEntry
 
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+"""What the format calls the types that are written here."""
+
 
 class TensorWriter:
-    """One file of float32 tensors; `append` them in the order of `shapes`, then `close`."""
+    """One file of tensors of a type; `append` them in the order of `shapes`, then `close`."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-        header: dict[str, object] = {}
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         offset = 0
+        self._dtype = dtype
         self._shapes = {name: list(shape) for name, shape in shapes.items()}
         for name, shape in self._shapes.items():
-            end = offset + 4 * torch.Size(shape).numel()
-            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+            end = offset + dtype.itemsize * torch.Size(shape).numel()
+            header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -43,7 +53,7 @@ class TensorWriter:
         assert self._missing, "all tensors of this file have been written"
         assert name == self._missing.pop(0), "tensors come in the order of the header"
         assert list(tensor.shape) == self._shapes[name], f"{name} has shape {tuple(tensor.shape)}"
-        flat = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().view(-1)
+        flat = tensor.detach().to(device="cpu", dtype=self._dtype).contiguous().view(-1)
         self._put(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
     def close(self) -> FileEntry:

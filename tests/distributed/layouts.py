@@ -54,6 +54,7 @@ class Cut:
     recompute: str = "none"
     chunk: int | None = None
     """Rows of the head at once."""
+    offload: str = "none"
 
     @property
     def ranks(self) -> int:
@@ -65,6 +66,8 @@ class Cut:
         further = [*(["sp"] if self.sp else []), f"zero{self.zero}"]
         further += [] if self.recompute == "none" else [self.recompute]
         further += [] if self.chunk is None else [f"chunk{self.chunk}"]
+        further += [] if self.precision == "float32" else [self.precision]
+        further += [] if self.offload == "none" else ["offload"]
         return "-".join([*parts, *further])
 
 

@@ -67,7 +67,7 @@ def train(
 
 
 def _die(hooks: Any, step: int, when: str) -> None:
-    from parallel.checkpoint import save
+    from parallel.checkpoint import background, save
 
     def kill(*arguments: Any, **options: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +78,7 @@ def _die(hooks: Any, step: int, when: str) -> None:
         if self.session.state.step == step and when == "before":
             kill()
         if self.session.state.step == step and when == "saving":
-            save._commit = kill
+            save.commit = background.commit = kill
         original(self, *arguments)
         if self.session.state.step == step:
             kill()

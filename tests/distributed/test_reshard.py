@@ -69,7 +69,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def check(source: Cut, targets: list[Cut], folder: Path) -> None:
     """Save under `source` and resume under each of `targets`."""
-    task = ("uniform", "masked")[CUTS.index(source) % 2]
+    task = "uniform" if source in CUTS[::2] else "masked"
     saved = run_ranks(source.ranks, save, as_dict(source), task, folder, timeout=300)[0]
     for target in targets:
         name = f"{source} -> {target}"
@@ -97,3 +97,44 @@ def test_a_layout_restores_itself_bitwise_and_another_one_restores_it(source, tm
 @pytest.mark.parametrize("source", CUTS, ids=str)
 def test_further_layouts_restore_it(source, tmp_path) -> None:
     check(source, others(source, (2, 4, 7)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (Cut(dp=2, zero=3, offload="cpu"), Cut(tp=2)),
+        (Cut(cp=2, zero=1), Cut(zero=2, offload="cpu")),
+        pytest.param(
+            Cut(pp=2, zero=1, offload="cpu"),
+            Cut(dp=2, zero=2, offload="cpu"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(Cut(tp=2), Cut(dp=2, zero=3, offload="cpu"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_offloaded_state_moves_like_any_other(source, target, tmp_path) -> None:
+    check(source, [source, target], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (Cut(tp=2), Cut(dp=2, zero=3, precision="bfloat16")),
+        (Cut(pp=2, zero=1, precision="bfloat16"), Cut(dp=2, zero=2)),
+        pytest.param(
+            Cut(dp=2, zero=3, precision="bfloat16"),
+            Cut(tp=2, zero=1, precision="bfloat16", offload="cpu"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_precision_changes_with_the_layout(source, target, tmp_path) -> None:
+    """Float32 weights and moments move bit for bit; the curve within bfloat16's rounding."""
+    saved = run_ranks(source.ranks, save, as_dict(source), "masked", tmp_path, timeout=300)[0]
+    for got in run_ranks(target.ranks, resume, as_dict(target), "masked", tmp_path, timeout=300):
+        assert same(got["held"], saved["held"])
+        for (loss, norm), (want, want_norm) in zip(got["curve"], saved["curve"], strict=True):
+            assert loss == pytest.approx(want, rel=1e-2)
+            assert norm == pytest.approx(want_norm, rel=5e-2)

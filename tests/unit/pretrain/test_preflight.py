@@ -238,6 +238,7 @@ class TestResume:
          "train.log_interval=1",
          "optimizer.schedule.name=wsd", "parallel.data_parallel_size=2", "parallel.zero_stage=2",
          "tracking.mlflow=false", "evaluation.draws=9", "train.eval_epochs=[1,2]",
+         "train.precision=bfloat16",
          "data.verify=size", "data.cache=/tmp/c", "data.cache_bytes=9"],
     )  # fmt: skip
     def test_what_may_change(self, pool: Path, change: str) -> None:
@@ -254,8 +255,8 @@ class TestResume:
             ("data.seq_length=512", "data.seq_length: the run has 1024, given 512"),
             ("optimizer.lr=1", "optimizer.lr: the run has 0.0003, given 1.0"),
             (
-                "train.precision=bfloat16",
-                "train.precision: the run has 'float32', given 'bfloat16'",
+                "run.init_from=w.safetensors",
+                f"run.init_from: the run has None, given {str(Path('w.safetensors').absolute())!r}",
             ),
             ("objective.time_window=8", "objective.time_window: the run has 256, given 8"),
         ],
@@ -271,18 +272,9 @@ class TestResume:
         free = {key for key in known_keys() if _may_change(key)}
         assert {k for k in known_keys() if k.startswith(("parallel.", "tracking."))} <= free
         fixed = set(known_keys()) - free
-        assert {k.split(".")[0] for k in fixed} == {
-            "run",
-            "data",
-            "model",
-            "objective",
-            "optimizer",
-            "train",
-        }
-        assert {k for k in fixed if k.startswith(("run.", "train."))} == {
-            "run.seed",
-            "train.precision",
-        }
+        sections = {"run", "data", "model", "objective", "optimizer"}
+        assert {k.split(".")[0] for k in fixed} == sections
+        assert {k for k in fixed if k.startswith("run.")} == {"run.seed", "run.init_from"}
 
     def test_a_folder_without_checkpoints_is_free(self, pool: Path) -> None:
         config = start(configuration(pool))

@@ -1,0 +1,101 @@
+"""The folders of checkpoints: an unfinished one is hidden, one rename makes it exist.
+
+Only rank 0 calls these. Errors of the file system come back as text, for the ranks to agree on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallel.checkpoint.manifest import (
+    NAME,
+    Manifest,
+    read_manifest,
+    sync_folder,
+    write_synced,
+)
+from parallel.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one checkpoint goes, and how many complete ones stay beside it (0: all)."""
+
+    folder: Path
+    step: int
+    keep: int = 0
+
+    @property
+    def final(self) -> Path:
+        """The folder of the complete checkpoint."""
+        return self.folder / f"step-{self.step:08d}"
+
+    @property
+    def partial(self) -> Path:
+        """The folder while it is written."""
+        return self.folder / f".tmp-step-{self.step:08d}"
+
+
+def make_empty(target: Target) -> None:
+    """An empty folder to write into; what a killed save left behind goes first."""
+    target.folder.mkdir(parents=True, exist_ok=True)
+    for left in target.folder.glob(".tmp-step-*"):
+        shutil.rmtree(left)
+    target.partial.mkdir()
+
+
+def commit(manifest: Manifest, target: Target) -> None:
+    """Write the manifest and rename; from then on the checkpoint exists. Old ones go."""
+    partial, final = target.partial, target.final
+    write_synced(partial / NAME, manifest.to_json())
+    sync_folder(partial)
+    if final.exists():
+        # The same step again. A crash between the two renames costs this step, no earlier one.
+        aside = final.with_name(f".tmp-{final.name}-replaced")
+        os.rename(final, aside)
+        os.rename(partial, final)
+        shutil.rmtree(aside)
+    else:
+        os.rename(partial, final)
+    sync_folder(final.parent)
+    if target.keep > 0:
+        _prune(target.folder, target.keep)
+
+
+def attempt(action: Callable[[], object]) -> str | None:
+    """Run a file operation; its error as text."""
+    try:
+        action()
+    except OSError as failure:
+        return explain(failure)
+    return None
+
+
+def explain(failure: OSError) -> str:
+    """What the file system said, and about which file."""
+    return f"{failure.strerror or failure} ({failure.filename or 'while writing'})"
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove the oldest complete checkpoints beyond `keep`; damaged ones stay for a person."""
+    complete = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            read_manifest(path)
+        except CheckpointError:
+            continue
+        complete.append(path)
+    for path in complete[keep:]:
+        aside = path.with_name(f".tmp-{path.name}-pruned")
+        error = attempt(lambda old=path, new=aside: os.rename(old, new))  # type: ignore[misc]
+        if error is not None:
+            log.warning("the old checkpoint %s could not be removed: %s", path, error)
+            continue
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""What a checkpoint will hold and which rank writes which tensor; the same on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from parallel.checkpoint.manifest import (
+    AVERAGES,
+    FORMAT,
+    TEACHER_WEIGHTS,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+)
+from parallel.engine import Engine
+from parallel.fragments import EMA, MOMENTS, TEACHER, Kind
+
+COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
+"""Further weights of the whole model, each in a file of its own."""
+
+
+def key(name: str, kind: Kind) -> str:
+    """Name of a tensor inside a checkpoint."""
+    return name if kind == "weight" else f"{kind}/{name}"
+
+
+class SavePlan:
+    """Tensors, files and their owners: weights and copies in a file each, moments spread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.shapes = engine.shapes
+        self.optimizer_step = engine.optimizer_step
+        self.layout = asdict(engine.topology.layout)
+        self.zero_stage, self.precision = engine.config.zero_stage, engine.config.precision
+        self.order: list[tuple[str, Kind]] = []
+        """Every tensor, in the order in which all ranks gather them."""
+        self.tensors: dict[str, str] = {}
+        """File of each tensor, by key."""
+        self.owner: dict[str, int] = {WEIGHTS: 0}
+        """Rank that writes each file."""
+        kinds = engine.kinds
+        moments = [kind for kind in MOMENTS if kind in kinds]
+        load = [0] * engine.topology.world_size
+        sizes = {name: torch.Size(shape).numel() for name, shape in self.shapes.items()}
+        load[0] = sum(sizes.values())
+        copies = {kind: file for kind, file in COPIES.items() if kind in kinds}
+        for file in copies.values():
+            self.owner[file] = load.index(min(load))
+            load[self.owner[file]] += sum(sizes.values())
+        for name in self.shapes:
+            self._add(name, "weight", WEIGHTS)
+            for kind, file in copies.items():
+                self._add(name, kind, file)
+            if not moments:
+                continue
+            owner = load.index(min(load))
+            load[owner] += len(moments) * sizes[name]
+            file = f"optimizer-{owner:05d}.safetensors"
+            self.owner[file] = owner
+            for moment in moments:
+                self._add(name, moment, file)
+
+    def _add(self, name: str, kind: Kind, file: str) -> None:
+        self.order.append((name, kind))
+        self.tensors[key(name, kind)] = file
+
+    def share(self, rank: int) -> dict[str, dict[str, list[int]]]:
+        """Shapes of the tensors in each file that `rank` writes, in writing order."""
+        files: dict[str, dict[str, list[int]]] = {}
+        for name, kind in self.order:
+            file = self.tensors[key(name, kind)]
+            if self.owner[file] == rank:
+                files.setdefault(file, {})[key(name, kind)] = self.shapes[name]
+        return files
+
+    def manifest(self, step: int, state: dict[str, Any], files: dict[str, FileEntry]) -> Manifest:
+        """What the checkpoint says about itself once its files are written."""
+        return Manifest(
+            format=FORMAT,
+            step=step,
+            optimizer_step=self.optimizer_step,
+            layout=self.layout,
+            zero_stage=self.zero_stage,
+            precision=self.precision,
+            shapes=self.shapes,
+            tensors=self.tensors,
+            files=files,
+            state=state,
+        )

@@ -142,7 +142,7 @@ def _memory(plan: Plan) -> Section:
     m, state = plan.memory, plan.memory.state
     rows = [
         ("parameters", state.parameters, "exact"),
-        ("gradients", state.gradients, "exact"),
+        ("gradients", state.gradients, "as DeepSpeed keeps them"),
         ("optimizer", state.optimizer, "exact"),
         ("averages (EMA)", state.averages, "exact"),
         ("teacher", m.teacher, "a frozen copy"),

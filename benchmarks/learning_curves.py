@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.prepare import PreparedData, prepare
 from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
 from pretrain.compose import compose, load_config
 from pretrain.config import Config
+from pretrain.data import clean_batch, training_stream, validation_stream
 from pretrain.launch import launch
 from pretrain.model_size import parameter_count
 from pretrain.preflight import preflight
@@ -152,12 +155,15 @@ def train_family(config: Config) -> int:
 
 def collect(out: Path) -> dict[str, Any]:
     """Settings and evaluations of all runs below `out`; a run under way counts as far as it is."""
-    curves = {}
-    for name in FAMILIES:
-        run = out / "runs" / name
-        if not (run / "metrics.jsonl").is_file():
-            continue
-        config = load_config(run / "config.yaml")
+    curves: dict[str, Any] = {}
+    runs = {name: out / "runs" / name for name in FAMILIES}
+    configs = {
+        name: load_config(run / "config.yaml")
+        for name, run in runs.items()
+        if (run / "metrics.jsonl").is_file()
+    }
+    for name, config in configs.items():
+        run = runs[name]
         records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         measured = {
             int(r["train/tokens"]): point(r) for r in records if "validation/nats_per_token" in r
@@ -170,7 +176,26 @@ def collect(out: Path) -> dict[str, Any]:
             "lr": config.optimizer.lr,
             "points": list(measured.values()),
         }
-    return {"commit": commit(), "settings": list(SHARED), "curves": curves}
+    return {
+        "commit": commit(),
+        "settings": list(SHARED),
+        "unigram": unigram(next(iter(configs.values()))),
+        "curves": curves,
+    }
+
+
+def unigram(config: Config) -> float:
+    """Nats per token of the measured sequences under the frequencies of the training tokens."""
+    train, validation = training_stream(config), validation_stream(config)
+    tokens = [
+        clean_batch(stream.read(np.arange(count))).tokens.flatten().numpy()
+        for stream, count in (
+            (train, train.total_positions),
+            (validation, config.evaluation.sequences or validation.total_positions),
+        )
+    ]
+    counts = np.bincount(tokens[0], minlength=VOCABULARY) + 1.0
+    return float(-np.log(counts[tokens[1]] / counts.sum()).mean())
 
 
 def point(record: dict[str, float]) -> dict[str, float]:
@@ -218,13 +243,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for axis, field, label in zip(
-        axes, ("tokens", "flops"), ("tokens seen", "training FLOPs"), strict=True
+    for axis, field, scale, label in (
+        (axes[0], "tokens", 1e6, "tokens seen (millions)"),
+        (axes[1], "flops", 1e12, "training FLOPs (1e12)"),
     ):
         for name, curve in results["curves"].items():
             family, points = FAMILIES[name], curve["points"]
             axis.errorbar(
-                [p[field] for p in points],
+                [p[field] / scale for p in points],
                 [p["nats_per_token"] for p in points],
                 yerr=[2 * p["noise_error"] for p in points],
                 label=family.label,
@@ -235,9 +261,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 linewidth=1.5,
                 capsize=2,
             )
-        axis.set_xscale("log")
+        axis.axhline(results["unigram"], color="gray", linestyle=":", linewidth=1)
+        axis.set_xlim(left=0)
         axis.set_xlabel(label)
-        axis.grid(alpha=0.25, which="both", linewidth=0.5)
+        axis.grid(alpha=0.25, linewidth=0.5)
+    axes[0].annotate(
+        "frequencies of tokens alone",
+        (0.0, results["unigram"]),
+        xytext=(6, -12),
+        textcoords="offset points",
+        fontsize=8.5,
+        color="gray",
+    )
     axes[0].set_ylabel("validation bound (nats per token)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)

@@ -261,18 +261,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 linewidth=1.5,
                 capsize=2,
             )
-        axis.axhline(results["unigram"], color="gray", linestyle=":", linewidth=1)
+        level = {"label": "frequencies of tokens alone", "color": "gray"}
+        axis.axhline(results["unigram"], linestyle=":", linewidth=1, **level)
         axis.set_xlim(left=0)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25, linewidth=0.5)
-    axes[0].annotate(
-        "frequencies of tokens alone",
-        (0.0, results["unigram"]),
-        xytext=(6, -12),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="gray",
-    )
     axes[0].set_ylabel("validation bound (nats per token)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)

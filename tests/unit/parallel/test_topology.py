@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from parallel.errors import LayoutError
+from parallel.rules import Layout, check_rules
 from parallel.topology import check_layout
 
 TP, PP, CP, DP = (
@@ -82,3 +83,11 @@ def test_checking_needs_neither_torch_nor_a_process_group() -> None:
 def test_a_layout_reads_well() -> None:
     assert str(check_layout(world_size=1)) == "1 rank"
     assert str(check_layout(world_size=4, tensor_parallel_size=2)) == "tp2 x dp2"
+
+
+def test_offloading_needs_a_sharded_optimizer() -> None:
+    check_rules(Layout(), 1, "float32", "cpu")
+    with pytest.raises(LayoutError, match="offload cpu needs zero_stage 1 or higher"):
+        check_rules(Layout(), 0, "float32", "cpu")
+    with pytest.raises(LayoutError, match="allowed are none, cpu"):
+        check_rules(Layout(), 1, "float32", "nvme")

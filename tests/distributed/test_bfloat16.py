@@ -1,0 +1,36 @@
+"""bfloat16 with float32 accumulation in every kind of layout: one rank's float32 curve, rounded."""
+
+from __future__ import annotations
+
+import pytest
+from harness import run_ranks
+from layouts import Cut, as_dict, train_task
+
+SLOW = pytest.mark.slow
+CUTS = [
+    pytest.param(Cut(zero=1, precision="bfloat16"), marks=SLOW),
+    pytest.param(Cut(tp=2, zero=1, precision="bfloat16"), marks=SLOW),
+    pytest.param(Cut(pp=2, zero=1, precision="bfloat16"), marks=SLOW),
+    Cut(dp=2, zero=3, precision="bfloat16"),
+    pytest.param(Cut(tp=2, dp=2, zero=2, precision="bfloat16"), marks=SLOW),
+    pytest.param(Cut(pp=2, tp=2, zero=1, precision="bfloat16"), marks=SLOW),
+]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return run_ranks(1, train_task, as_dict(Cut()), "masked")[0]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_curve_is_that_of_float32_within_rounding(reference, cut) -> None:
+    for got in run_ranks(cut.ranks, train_task, as_dict(cut), "masked", timeout=300):
+        for (loss, norm), (want, want_norm) in zip(got["curve"], reference["curve"], strict=True):
+            assert loss == pytest.approx(want, rel=1e-2)
+            assert norm == pytest.approx(want_norm, rel=1e-1)
+        for name, end in got["end"].items():
+            # DeepSpeed takes its float32 weights from the bfloat16 ones that the model starts with.
+            start = reference["start"][name].bfloat16().float()
+            assert got["start"][name].equal(start), name
+            moved = (reference["end"][name] - reference["start"][name]).norm()
+            assert (end - reference["end"][name]).norm() <= 0.3 * moved, name

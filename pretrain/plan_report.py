@@ -69,6 +69,7 @@ def plan_dict(plan: Plan, planned: Planned) -> dict[str, Any]:
         "memory": {
             **m.state.__dict__,
             "teacher": m.teacher,
+            "offloaded": m.offloaded,
             "activations": m.activations,
             "activations_without_recompute": m.activations_without_recompute,
             "logits": m.logits,
@@ -140,11 +141,12 @@ def _about(planned: Planned) -> Section:
 
 def _memory(plan: Plan) -> Section:
     m, state = plan.memory, plan.memory.state
+    where = "in host memory, not in the sum" if m.offloaded else "exact"
     rows = [
         ("parameters", state.parameters, "exact"),
         ("gradients", state.gradients, "as DeepSpeed keeps them"),
-        ("optimizer", state.optimizer, "exact"),
-        ("averages (EMA)", state.averages, "exact"),
+        ("optimizer", state.optimizer, where),
+        ("averages (EMA)", state.averages, where),
         ("teacher", m.teacher, "a frozen copy"),
         ("activations", m.activations, _recompute_note(plan)),
         ("logits' gradient", m.logits, "last stage, at the loss"),

@@ -23,6 +23,8 @@ class Candidate:
     """Layers of each stage that `recompute` concerns; None all."""
     averages: int = 0
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
+    offload: bool = False
+    """Whether optimizer state lives in host memory."""
     reduce_bucket_size: int = 50_000_000
     """Elements of a gradient reduction, as in `parallel.settings`."""
     whole_below: int = 100_000
@@ -47,4 +49,5 @@ class Candidate:
     def effective_stage(self) -> int:
         """ZeRO stage that the engine really runs (`parallel.settings.effective_stage`)."""
         alone = self.shards == 1 and self.layout.pipeline_parallel_size == 1
-        return 0 if alone and self.precision == "float32" else self.zero_stage
+        plain = self.precision == "float32" and not self.offload
+        return 0 if alone and plain else self.zero_stage

@@ -20,6 +20,8 @@ class MemoryPlan:
     """Bytes on each rank of one pipeline stage."""
 
     state: StateBytes
+    offloaded: bool
+    """Whether optimizer and averages are in host memory and not in the sum."""
     teacher: int
     """Weights of a frozen copy."""
     activations: float
@@ -34,8 +36,9 @@ class MemoryPlan:
     def total(self) -> float:
         """All of it at the worst moment."""
         state = self.state
-        held = state.parameters + state.optimizer + state.averages + state.gradients
-        held += self.teacher
+        held = state.parameters + state.gradients + self.teacher
+        if not self.offloaded:
+            held += state.optimizer + state.averages
         return held + self.passing
 
     @property
@@ -155,6 +158,7 @@ def stage_memory(
     whole = replace(candidate, recompute="none", recompute_layers=None)
     return MemoryPlan(
         state=state_bytes(stage.weights(), candidate),
+        offloaded=candidate.offload,
         teacher=stage.teacher(candidate),
         activations=in_flight * stage.kept(candidate),
         activations_without_recompute=in_flight * stage.kept(whole),

@@ -118,6 +118,7 @@ class Space:
     global_batch_size: int
     precision: str
     averages: int = 0
+    offload: bool = False
     largest_micro_batch: int = 64
 
 
@@ -161,7 +162,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for tp, pp, cp in _degrees(model, machine, space):
         for zero in _legal_stages(tp, pp, cp, space.precision):
-            if model.teacher and zero == 3:
+            if (model.teacher and zero == 3) or (space.offload and zero == 0):
                 continue
             try:
                 layout = check_layout(
@@ -198,6 +199,7 @@ def _candidates(
                         precision=space.precision,
                         recompute=recompute,
                         averages=space.averages,
+                        offload=space.offload,
                     )
 
 

@@ -197,6 +197,14 @@ class TestMemory:
         assert one.parameters == two.parameters == 8 * three.parameters == 2 * 2**20
         assert state_bytes(weights, candidate(layout, averages=1)).averages == 4 * 2**17
 
+    def test_offloading_takes_the_optimizer_out_of_the_sum(self) -> None:
+        here, away = (
+            estimate_stages(model(), candidate(Layout(), offload=o, averages=1))[0]
+            for o in (False, True)
+        )
+        assert here.total - away.total == here.state.optimizer + here.state.averages
+        assert candidate(Layout(), precision="float32", offload=True).effective_stage == 1
+
     def test_a_teacher_costs_its_weights(self) -> None:
         chosen = candidate(Layout(data_parallel_size=4))
         plain, taught = (estimate_stages(model(teacher=t), chosen)[0].total for t in (False, True))

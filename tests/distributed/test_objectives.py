@@ -140,6 +140,22 @@ def test_a_teacher_survives_a_death_in_half_precision(pool: Path, tmp_path: Path
         assert torch.equal(whole[name], weight), name
 
 
+def test_the_first_teacher_is_what_the_run_starts_from(undisturbed, pool: Path, tmp_path: Path):
+    """Weights of another run, not the seed's: the student has moved on after a step."""
+    from safetensors.torch import save_file
+
+    loaded = runs.checkpoint(undisturbed("duo"), STEPS)
+    given = {n: t for n, t in loaded.items() if n != "state" and not n.startswith("exp_avg")}
+    save_file(given, tmp_path / "uniform.safetensors")
+    more = chosen("distillation", f"run.init_from={tmp_path / 'uniform.safetensors'}")
+    run = tmp_path / "run"
+    assert run_ranks(2, runs.train, pool, run, *more, "train.stop_step=2") == [0, 0]
+    after = runs.checkpoint(run, 2)
+    for name, tensor in given.items():
+        assert torch.equal(after[f"teacher/{name}"], tensor), name
+    assert not torch.equal(after["model.embedding.weight"], given["model.embedding.weight"])
+
+
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [

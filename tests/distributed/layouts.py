@@ -158,7 +158,7 @@ class Trainer:
             clip_grad_norm=0.5,
             eps=task.eps,
             whole_below=0,  # or ZeRO 3 would leave a model as small as this one whole
-            **changes,
+            **{"offload": cut.offload, **changes},
         )
         self.start = {n: p.detach().clone() for n, p in module.named_parameters()}
         self.engine: Engine = build_engine(

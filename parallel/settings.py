@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,8 +30,13 @@ class EngineConfig:
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
     """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where optimizer state lives, and at stage 3 the weights between their uses."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer state lives, and at stage 3 the weights between their uses; with `nvme` they
+    stay in host memory."""
+    offload_path: Path | None = None
+    """Folder of this node that `nvme` keeps optimizer state in."""
+    swap_elements: int = 50_000_000
+    """Elements of this rank that `nvme` has in host memory at once, in four float32 tensors."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 2 and 3."""
     whole_below: int = 100_000
@@ -55,8 +61,10 @@ def effective_stage(config: EngineConfig, topology: Topology) -> int:
     return 0 if alone and plain else config.zero_stage
 
 
-def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]:
-    """DeepSpeed's JSON for this step and layout."""
+def deepspeed_config(
+    config: EngineConfig, topology: Topology, swap_folder: Path | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for this step and layout; `swap_folder` is this rank's own."""
     stage = effective_stage(config, topology)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -80,11 +88,20 @@ def deepspeed_config(config: EngineConfig, topology: Topology) -> dict[str, Any]
         settings["bf16"] = {"enabled": True}
         settings["communication_data_type"] = "fp32"
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if config.offload == "cpu":
+    if config.offload != "none":
         # torch's own AdamW updates on the CPU: DeepSpeed's would compile for minutes first.
         settings["zero_force_ds_cpu_optimizer"] = False
         where = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         settings["zero_optimization"]["offload_optimizer"] = where
         if stage == 3:
             settings["zero_optimization"]["offload_param"] = where
+    if config.offload == "nvme":
+        assert swap_folder is not None, "offload nvme needs a folder"
+        settings["zero_optimization"]["sub_group_size"] = config.swap_elements
+        settings["zero_optimization"]["offload_optimizer"] = {
+            **where,
+            "device": "nvme",
+            "nvme_path": str(swap_folder),
+            "buffer_count": 4,  # weight, gradient and both moments of a sub-group
+        }
     return settings

@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel import fragments
 from parallel.engine import Engine, StepResult
 from parallel.norm import clip_divisor, global_grad_norm
 from parallel.settings import EngineConfig, deepspeed_config, effective_stage
+from parallel.swap_folder import own_folder
 from parallel.topology import Topology
 
 
@@ -32,10 +34,14 @@ class SingleStageEngine(Engine):
         import deepspeed
 
         super().__init__(module, param_groups, config, topology)
+        self._swap_folder = None
+        if config.offload == "nvme":
+            assert config.offload_path is not None, "offload nvme needs a folder"
+            self._swap_folder = own_folder(config.offload_path)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            config=deepspeed_config(config, topology),
+            config=deepspeed_config(config, topology, self._swap_folder),
             mpu=topology.mpu,
         )
         self._own_norm = effective_stage(config, topology) == 0
@@ -48,6 +54,7 @@ class SingleStageEngine(Engine):
         """See `Engine.step`."""
         assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
         self._set_lr(lr)
+        fragments.settle(self._trainable)
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
         scale = self.topology.dp_cp_size / denominator
         losses, norm, finite = [], None, None

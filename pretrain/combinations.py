@@ -69,6 +69,30 @@ def _check_precision(config: Config) -> None:
             f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher: "
             "stage 0 keeps the optimizer where the weights are"
         )
+    _check_swapping(config)
+
+
+def _check_swapping(config: Config) -> None:
+    """What `parallel.offload=nvme` needs of the rest."""
+    p = config.parallel
+    if p.offload != "nvme":
+        return
+    if p.zero_stage != 3:
+        raise ValueError(
+            f"parallel.offload nvme needs parallel.zero_stage 3, not {p.zero_stage}: DeepSpeed "
+            "swaps the optimizer of that stage only; parallel.offload cpu works at 1 to 3"
+        )
+    if p.offload_path is None:
+        raise ValueError(
+            "parallel.offload nvme needs parallel.offload_path, a folder on a fast disk of each "
+            "node (12 bytes a parameter, divided by the data-parallel ranks)"
+        )
+    if config.train.ema_decay > 0:
+        raise ValueError(
+            f"parallel.offload nvme keeps no averaged weights, but train.ema_decay is "
+            f"{config.train.ema_decay}: each step would read and write them once more; set it to "
+            "0, or parallel.offload to cpu"
+        )
 
 
 def _check_attention(config: Config) -> None:

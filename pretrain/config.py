@@ -299,9 +299,12 @@ class ParallelConfig(Section):
     context_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    offload: Literal["none", "cpu"] = "none"
+    offload: Literal["none", "cpu", "nvme"] = "none"
     """`cpu` keeps optimizer state (at stage 3 also weights between their uses) in host memory and
-    updates there; needs zero_stage 1 or higher."""
+    updates there; needs zero_stage 1 or higher. `nvme` keeps optimizer state in `offload_path` and
+    the weights in host memory; needs zero_stage 3."""
+    offload_path: Path | None = None
+    """Folder on a fast disk of each node, for `offload: nvme`; every rank makes its own below."""
     hostfile: Path | None = None
     """Hosts for the DeepSpeed launcher; null trains on this machine."""
     threads_per_rank: PositiveInt | None = None

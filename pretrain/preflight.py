@@ -130,6 +130,10 @@ def _check_machine(config: Config) -> None:
 
     if config.parallel.hostfile is not None:
         return
+    if config.parallel.offload == "nvme" and config.parallel.offload_path is not None:
+        from parallel.swap_folder import check_swapping
+
+        check_swapping(config.parallel.offload_path)
     wanted = config.model.attention
     if config.run.device != "cpu" and not has_gpu():
         if config.run.device == "cuda":

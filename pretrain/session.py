@@ -299,6 +299,7 @@ def _engine_config(config: Config, topology: Topology) -> EngineConfig:
     return EngineConfig(
         zero_stage=config.parallel.zero_stage,
         offload=config.parallel.offload,
+        offload_path=config.parallel.offload_path,
         precision=config.train.precision,
         micro_batch_size=micro,
         num_microbatches=size // dp // micro,

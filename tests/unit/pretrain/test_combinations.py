@@ -18,11 +18,11 @@ from pretrain.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.preflight import preflight
 
-DP, TP, PP, CP, SP, ZERO = (
+DP, TP, PP, CP, SP, ZERO, OFFLOAD = (
     f"parallel.{name}={{}}".format
     for name in (
         "data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size",
-        "context_parallel_size", "sequence_parallel", "zero_stage",
+        "context_parallel_size", "sequence_parallel", "zero_stage", "offload",
     )
 )  # fmt: skip
 SHAPE = [
@@ -33,6 +33,7 @@ SHAPE = [
 ]  # fmt: skip
 BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
+DISK = "parallel.offload_path=/nowhere/swap"
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
 
 LAYOUTS_REFUSED = [
@@ -70,6 +71,12 @@ LAYOUTS_REFUSED = [
     ([*TAUGHT, PP(2), ZERO(1)], None, "pipeline_parallel_size 1 or less, not 2"),
     ([*TAUGHT, CP(2)], None, "context_parallel_size 1 or less, not 2"),
     ([*TAUGHT, ZERO(3)], None, "zero_stage 2 or less, not 3"),
+    # offloading
+    ([OFFLOAD("cpu"), ZERO(0)], None, "offload cpu needs parallel.zero_stage 1 or higher"),
+    ([OFFLOAD("disk"), ZERO(3)], None, "'none', 'cpu' or 'nvme'"),
+    ([OFFLOAD("nvme"), ZERO(2), DISK], None, "offload nvme needs parallel.zero_stage 3, not 2"),
+    ([OFFLOAD("nvme"), ZERO(3)], None, "needs parallel.offload_path, a folder"),
+    ([OFFLOAD("nvme"), ZERO(3), DISK, "train.ema_decay=0.9"], None, "set it to 0, or parallel.off"),
     # precision and batch
     ([BF16, ZERO(0)], None, "needs parallel.zero_stage 1 or higher"),
     (["train.global_batch_size=9"], 2, "9 is not divisible by parallel.data_parallel_size 2"),
@@ -156,3 +163,19 @@ def test_a_gpu_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs the package flash-attn or flash-attn-4" in refuse([FLASH, BF16], None)
     with pytest.raises(DataError):
         preflight(compose([*SHAPE, FLEX]))
+
+
+def swap_below(folder: Path) -> list[str]:
+    return [OFFLOAD("nvme"), ZERO(3), f"parallel.offload_path={folder}"]
+
+
+def test_a_machine_that_cannot_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "needs a C++ compiler (on Debian the package g++)" in refuse(swap_below(tmp_path), None)
+    monkeypatch.setenv("CXX", "false")  # there is one, and it finds no libaio.h
+    assert "(on Debian the package libaio-dev)" in refuse(swap_below(tmp_path), None)
+    monkeypatch.setenv("CXX", "true")
+    (tmp_path / "file").write_text("")
+    assert "cannot write to parallel.offload_path" in refuse(swap_below(tmp_path / "file"), None)
+    with pytest.raises(DataError):
+        preflight(compose([*SHAPE, *swap_below(tmp_path / "swap")]))

@@ -1,19 +1,21 @@
 """A training step on a GPU: tokens a second, MFU, peak memory, and where the time goes.
 
-    python benchmarks/gpu_step.py [--models 127m medium 1.7b] [--json FILE]
+    python benchmarks/gpu_step.py [--models 127m medium 1.7b] [--compile on off] [--json FILE]
     python benchmarks/gpu_step.py --dry-run      a tiny shape on the CPU: proves the script, no more
 
 Each row is the step of `epochal train` on one GPU (bfloat16, ZeRO 1, fused AdamW, corruption on the
-host included), with the micro-batch and recompute setting that gave most tokens a second among
-those that fit. Operations are counted from the matrices: backward twice forward, causal attention
-half, the head only at rows that carry weight, recomputed work never. MFU is given against the
-dense bfloat16 rate of the data sheet and against square products of 8,192 timed in the same run.
+host included), with the micro-batch, recompute setting and choice of `--compile` that gave most
+tokens a second among those that fit. Operations are counted from the matrices: backward twice
+forward, causal attention half, the head only at rows that carry weight, recomputed work never. MFU
+is given against the dense bfloat16 rate of the data sheet and against square products of 8,192
+timed in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import re
@@ -61,6 +63,7 @@ class Setting:
 
     micro_batch: int
     recompute: str
+    compile: str = "off"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--compile", nargs="*", choices=("on", "off"), default=["off"])
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -120,10 +124,10 @@ def fastest(model: str, objective: str, arguments: Any, device: torch.device) ->
     """The row with most tokens a second over micro-batches and recompute settings that fit."""
     rows = []
     sizes = (2,) if arguments.dry_run else MICRO_BATCHES
-    for recompute in RECOMPUTE:
+    for recompute, compiled in itertools.product(RECOMPUTE, arguments.compile):
         fitting = 0
         for size in sizes:
-            row = measure(model, objective, Setting(size, recompute), arguments, device)
+            row = measure(model, objective, Setting(size, recompute, compiled), arguments, device)
             rows += [row] if row else []
             fitting += row is not None
             if fitting == 2:  # half of what fits can be faster, a quarter never was
@@ -262,6 +266,7 @@ def configuration(model: str, objective: str, setting: Setting, arguments: Any) 
         f"objective.time_window={setting.micro_batch}",
         f"data.seq_length={arguments.length}",
         f"train.recompute={setting.recompute}",
+        f"train.compile={'true' if setting.compile == 'on' else 'false'}",
         f"train.global_batch_size={setting.micro_batch}",
         "train.precision=bfloat16",
         "parallel.zero_stage=1",
@@ -280,6 +285,8 @@ def build(config: Config, objective: Objective, device: torch.device) -> Any:
 
     topology = Topology.build(zero_stage=1, precision="bfloat16")
     module = build_model(config, topology, objective).to(device)
+    if config.train.compile is True:
+        module.model.compile_layers()
     engine = EngineConfig(
         zero_stage=1,
         precision="bfloat16",
@@ -328,14 +335,14 @@ def table(rows: list[Row], rate: float, arguments: Any, hardware: str) -> str:
         f"denominators: {DENSE_FLOPS / 1e12:.0f} TFLOP/s dense; square products of this run "
         f"{rate / 1e12:.1f} TFLOP/s",
         "",
-        "| model | objective | micro-batch | recompute | tokens/s | MFU of 989 | of products | "
-        "peak GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | objective | micro-batch | recompute | compile | tokens/s | MFU of 989 | "
+        "of products | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row.model} | {row.objective} | {row.setting.micro_batch} | "
-            f"{row.setting.recompute} | {row.tokens_per_second:,.0f} | "
+            f"{row.setting.recompute} | {row.setting.compile} | {row.tokens_per_second:,.0f} | "
             f"{row.flops / DENSE_FLOPS:.1%} | {row.flops / rate:.1%} | "
             f"{row.peak_bytes / 2**30:.1f} |"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.rules import divisors
+from pretrain.compilation import conflict
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -24,6 +25,7 @@ def check_combinations(config: Config) -> None:
     _check_precision(config)
     _check_attention(config)
     _check_recompute(config)
+    _check_compile(config)
     _check_objective(config)
 
 
@@ -139,6 +141,15 @@ def _check_recompute(config: Config) -> None:
         raise ValueError(
             f"train.recompute_layers {layers} is more than model.num_layers "
             f"{config.model.num_layers}; null concerns all layers"
+        )
+
+
+def _check_compile(config: Config) -> None:
+    obstacle = conflict(config) if config.train.compile is True else None
+    if obstacle is not None:
+        raise ValueError(
+            f"train.compile true cannot be had while {obstacle}; change that, or set train.compile "
+            "to auto or false"
         )
 
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.compilation import missing_compiler
 from pretrain.compose import CONFIG_ROOT, flatten, load_config, replace_values
 from pretrain.config import Config, resolve
 from pretrain.errors import ConfigError
@@ -146,6 +147,9 @@ def _check_machine(config: Config) -> None:
                 f"model.attention={wanted} trains on NVIDIA GPUs only and this machine has none; "
                 "set model.attention to auto (SDPA on a CPU)"
             )
+    missing = missing_compiler() if config.train.compile is True else None
+    if missing is not None:
+        raise ConfigError(f"train.compile true: {missing}, or set train.compile to auto or false")
     if wanted == "flash" and find_spec("flash_attn") is None:
         raise ConfigError(
             "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "

@@ -29,6 +29,7 @@ from parallel.layers import parallel_config
 from parallel.runtime import Runtime
 from parallel.topology import Topology
 from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.compilation import choose_compilation
 from pretrain.compose import flatten
 from pretrain.config import Config
 from pretrain.data import open_streams, token_space
@@ -63,6 +64,8 @@ class Session:
     state: TrainState
     flops_per_token: float
     attention_kernel: str
+    compilation: str
+    """Whether layers are compiled, and if not why."""
     num_parameters: int
     resumed_from: Path | None
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
@@ -230,9 +233,10 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     space = token_space(tokenizer, config.model)
     # Few distinct shapes keep the allocator calm and compiled graphs valid; a CPU needs neither.
     objective = build_objective(config.objective, space, static_rows=runtime.device.type == "cuda")
+    kinds = objective.attention_kinds(config.data.documents == "masked")
     kernels = describe_kernels(
         config.model.attention,
-        objective.attention_kinds(config.data.documents == "masked"),
+        kinds,
         Call(
             runtime.device.type,
             getattr(torch, config.train.precision),
@@ -241,6 +245,9 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         ),
     )
     module = build_model(config, topology, objective)
+    compilation = choose_compilation(config, runtime.device.type, kinds)
+    if compilation.on:
+        module.model.compile_layers()
     engine = build_engine(
         module.to(runtime.device),
         parameter_groups(module, config.optimizer),
@@ -267,6 +274,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             extra_passes=objective.extra_passes,
         ),
         attention_kernel=kernels,
+        compilation=compilation.said,
         num_parameters=parameter_count(config.model, space.padded_vocab_size)
         + objective.own_parameters(config.model, space.padded_vocab_size),
         resumed_from=None,

@@ -118,6 +118,7 @@ def introduce(session: Session, tracking: Tracking) -> None:
             "epochs": stream.epochs,
             "layout": f"{session.topology.layout}, ZeRO {session.config.parallel.zero_stage}",
             "attention": session.attention_kernel,
+            "compile": session.compilation,
             "flops_per_token": session.flops_per_token,
         }
     )

@@ -3,7 +3,8 @@
 On a CPU a small model spends more time in norms, rotary phases and gates than in matrix products
 when autograd strings them together from single operations. Each function here is the formula of
 its plain form (given beside it, and compared with it in the tests), with its gradient by hand. On
-CUDA the norm is torch's fused kernel.
+CUDA the norm is torch's fused kernel. A compiled layer takes the plain forms: there the compiler
+makes the few passes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.autograd import Function
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
-    if x.is_cuda or x.dtype != torch.float32:
+    if x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
@@ -29,18 +30,27 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x [s, b, groups, heads, d]; cos and sin broadcast to [s, b, groups, heads, d/2].
     """
-    out: Tensor = _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if torch.compiler.is_compiling():
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    out: Tensor = _Rotate.apply(x, cos, sin)
     return out
 
 
 def swiglu(y: Tensor) -> Tensor:
     """silu(gate) * up for y = [gate, up] along the last dimension."""
+    if torch.compiler.is_compiling():
+        gate, up = y.chunk(2, dim=-1)
+        return F.silu(gate) * up
     out: Tensor = _SwiGLU.apply(y)
     return out
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
     out: Tensor = _SquaredReLU.apply(x)
     return out
 

@@ -50,6 +50,19 @@ def row_linear(parallel: ModelParallelConfig, inputs: int, outputs: int) -> RowP
     )
 
 
+def _project(
+    linear: ColumnParallelLinear | RowParallelLinear, x: Tensor, **weight: Tensor
+) -> Tensor:
+    """x by a bias-free linear layer (`weight` in place of its own).
+
+    megatron-core's layers warn, which ends a compiled graph; on one rank they are a product.
+    """
+    if torch.compiler.is_compiling() and linear.config.tensor_model_parallel_size == 1:
+        return F.linear(x, weight.get("weight", linear.weight))
+    out: Tensor = linear(x, **weight)[0]
+    return out
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm (arXiv 1910.07467) with a replicated weight.
 
@@ -111,7 +124,7 @@ class Attention(nn.Module):
         key: DropoutKey | None = None,
     ) -> Tensor:
         """[s, b, h] -> [s, b, h]; without a key nothing is dropped."""
-        qkv, _ = self.qkv(x)
+        qkv = _project(self.qkv, x)
         s, b = qkv.shape[:2]
         qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
         m = self.heads_per_group
@@ -127,7 +140,7 @@ class Attention(nn.Module):
             y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key)
         joined = _join_heads(y)
         with self.keep.instead_of(joined, _join_heads, y):
-            out: Tensor = self.out(joined)[0]
+            out = _project(self.out, joined)
         return out
 
     def _attend(
@@ -176,12 +189,12 @@ class MLP(nn.Module):
             # weight costs less than reading every activation with a stride.
             apart = self._weight_apart()
             with self.keep.instead_of(apart, self._weight_apart):
-                y = self.up(x, weight=apart)[0]
+                y = _project(self.up, x, weight=apart)
         else:
-            y = self.up(x)[0]
+            y = _project(self.up, x)
         z = self.activation(y)
         with self.keep.instead_of(z, self.activation, y):
-            out: Tensor = self.down(z)[0]
+            out = _project(self.down, z)
         return out
 
     def _weight_apart(self) -> Tensor:

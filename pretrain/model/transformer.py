@@ -240,6 +240,11 @@ class Transformer(nn.Module):
         hidden: Tensor = self.head.hidden(x, condition)
         return gather_sequence(hidden) if self.sequence_parallel else gather_positions(hidden)
 
+    def compile_layers(self) -> None:
+        """Let torch compile each layer when it is first called; modules and names stay."""
+        for i in self.stage.layers:
+            self.layers[i].compile(dynamic=False)
+
     def _embed(
         self, ids: Tensor, mix: Tensor | None, noise_level: Tensor | None
     ) -> tuple[Tensor, ...]:

@@ -55,6 +55,7 @@ class Cut:
     chunk: int | None = None
     """Rows of the head at once."""
     offload: str = "none"
+    compiled: bool = False
 
     @property
     def ranks(self) -> int:
@@ -68,6 +69,7 @@ class Cut:
         further += [] if self.chunk is None else [f"chunk{self.chunk}"]
         further += [] if self.precision == "float32" else [self.precision]
         further += [] if self.offload == "none" else ["offload"]
+        further += ["compiled"] if self.compiled else []
         return "-".join([*parts, *further])
 
 
@@ -144,6 +146,8 @@ class Trainer:
         recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
         model = Transformer(model_config, SPACE, parallel_config(self.topology), stage, recompute)
         initialize(model, SEED)
+        if cut.compiled:
+            model.compile_layers()
         module = ObjectiveModule(model, self.objective, loss_chunk=cut.chunk)
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.

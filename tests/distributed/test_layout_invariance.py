@@ -14,6 +14,8 @@ import torch
 from harness import run_ranks
 from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, train_task
 
+from pretrain.compilation import missing_compiler
+
 TWO_RANKS = [
     Cut(dp=2),
     Cut(tp=2, chunk=20),
@@ -46,6 +48,12 @@ WHOLE = [
     Cut(tp=2, dp=2, zero=3, recompute="full"),
 ]
 """Layouts of objectives that need the whole model on every rank."""
+COMPILED = [
+    Cut(dp=2, zero=2, compiled=True),
+    Cut(tp=2, compiled=True),
+    Cut(tp=2, sp=True, zero=1, recompute="selective", compiled=True),
+    Cut(pp=2, zero=1, recompute="full", compiled=True),
+]
 EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
 
@@ -95,6 +103,14 @@ def test_objectives_that_need_the_whole_model_equal_one_rank(cut, task) -> None:
 def test_every_other_layout_equals_one_rank(cut) -> None:
     """One objective each, in turn; the slow suite trains the others."""
     check(cut, list(TASKS)[FURTHER.index(cut) % len(TASKS)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+@pytest.mark.parametrize("task", ["autoregressive", "uniform", "block"])
+@pytest.mark.parametrize("cut", COMPILED, ids=str)
+def test_compiled_layers_train_as_one_rank_does_without(cut, task) -> None:
+    check(cut, task)
 
 
 @pytest.mark.slow

@@ -78,6 +78,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: floa
     """
     if plan.kernel == "sdpa":
         return sdpa.attend(q, k, v, plan.mask, plan.rule.kind == "causal", dropout_p)
+    return _attend_apart(q, k, v, plan, dropout_p)
+
+
+@torch.compiler.disable
+def _attend_apart(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    """Kernels that a compiled layer calls as they are: packages' own, or compiled already."""
     if plan.kernel == "flex":
         assert dropout_p == 0.0, "FlexAttention has no dropout; the choice should have refused it"
         return flex.attend(q, k, v, plan.mask)

@@ -34,6 +34,7 @@ SHAPE = [
 BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
 DISK = "parallel.offload_path=/nowhere/swap"
+COMPILE = "train.compile=true"
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
 
 LAYOUTS_REFUSED = [
@@ -95,6 +96,12 @@ KERNELS_REFUSED = [
     (["train.recompute=some"], "'none', 'selective' or 'full'"),
     (["train.recompute_layers=2"], "set that to selective or full"),
     (["train.recompute=full", "train.recompute_layers=5"], "5 is more than model.num_layers 4"),
+    ([COMPILE, ZERO(3)], "compile true .*zero_stage is 3, allowed are 0, 1 and 2; change that"),
+    ([COMPILE, CP(2)], "compile true .*context_parallel_size is 2, allowed is 1"),
+    ([COMPILE, "model.dropout=0.1"], "model.dropout is 0.1, allowed is 0"),
+    ([COMPILE, "model.attention_dropout=0.1"], "model.attention_dropout is 0.1, allowed is 0"),
+    ([COMPILE, "objective=autoregressive", "data.documents=masked"], "allowed is packed"),
+    (["train.compile=some"], "train.compile"),
     (["train.loss_chunk=-1"], "greater than or equal to 0"),
     (["objective=gaussian", "train.loss_chunk=64"], "is null or 0, not 64; lower"),
     (["objective=autoregressive", "objective.orders=2", "data.documents=masked"],
@@ -107,6 +114,7 @@ LEGAL = [
     ([CP(2), TP(4), ZERO(2)], 8), ([DP(3), ZERO(3)], 3), ([CP(2), "objective=block"], 2),
     ([CP(2), "objective=esoteric"], 2), ([*TAUGHT, TP(2), ZERO(2)], 4),
     ([CP(2), "objective=autoregressive_orders"], 2),
+    ([COMPILE, TP(2), PP(2), ZERO(1)], 4), ([ZERO(3), "model.dropout=0.1"], 2),
     ([CP(2), "data.documents=masked", "objective=autoregressive", "objective.hide=queries"], 2),
 ]  # fmt: skip
 

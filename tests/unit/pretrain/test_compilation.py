@@ -1,0 +1,52 @@
+"""What `train.compile` comes to, and what is said about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain import compilation
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
+from pretrain.preflight import preflight
+
+SHAPE = [
+    "data.seq_length=96",
+    "data.train=/nowhere/train.json",
+    "data.validation=/nowhere/validation.json",
+    "data.tokenizer=/nowhere/tokenizer.model",
+    "train.global_batch_size=48",
+]
+BF16 = "train.precision=bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "kinds", "said"),
+    [
+        ([BF16], "cuda", ("causal",), "on"),
+        ([BF16], "cuda", ("causal", "bidirectional"), "on"),
+        ([BF16], "cpu", ("causal",), "off: the kernels for the CPU"),
+        ([], "cuda", ("causal",), "off: train.precision is float32"),
+        ([BF16], "cuda", ("causal", "columns"), "off: attention rules vary"),
+        ([BF16, "parallel.zero_stage=3"], "cuda", ("causal",), "off: parallel.zero_stage is 3"),
+        ([BF16, "parallel.tensor_parallel_size=2"], "cuda", ("causal",), "off: tensor parallelism"),
+        ([BF16, "model.dropout=0.1"], "cuda", ("causal",), "off: model.dropout is 0.1"),
+        (["train.compile=true"], "cpu", ("columns",), "on"),
+        ([BF16, "train.compile=false"], "cuda", ("causal",), "off"),
+    ],
+)
+def test_choice(overrides, device, kinds, said, monkeypatch) -> None:
+    monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
+    choice = compilation.choose_compilation(compose([*SHAPE, *overrides]), device, kinds)
+    assert choice.said.startswith(said)
+    assert choice.on == (said == "on")
+
+
+def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    choice = compilation.choose_compilation(compose([*SHAPE, BF16]), "cuda", ("causal",))
+    assert not choice.on
+    assert "no C++ compiler" in choice.said
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler .*install g\+\+.* auto or false"):
+        preflight(compose([*SHAPE, "train.compile=true"]))

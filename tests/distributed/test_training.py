@@ -9,6 +9,7 @@ import runs
 import torch
 from harness import Died, run_ranks
 
+from pretrain.compilation import missing_compiler
 from pretrain.errors import EXIT_PREEMPTED
 
 STEPS = 15  # 2.5 epochs of 47 sequences in batches of 8, the last one partly empty
@@ -162,6 +163,18 @@ def test_a_run_resumed_on_two_ranks_goes_on_as_on_one(
     assert torch.equal(halves, alone["ids"])
     assert run_ranks(2, runs.train, pool, tmp_path, f"objective={objective}") == [0, 0]
     assert_same_curve(tmp_path, reference(objective))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+def test_a_compiled_run_goes_on_without_compiling(pool: Path, tmp_path: Path, reference) -> None:
+    """Its checkpoint is one like any other, and both halves give the curve of eager layers."""
+    more = ["objective=masked", "parallel.zero_stage=0", "train.compile=true"]
+    run_ranks(
+        1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=9, when="before"
+    )
+    assert run_ranks(1, runs.train, pool, tmp_path, *more[:2], launcher=False) == [0]
+    assert_same_curve(tmp_path, reference("masked"))
 
 
 def restore(pool: Path, run: Path, *more: str) -> dict:

@@ -332,9 +332,9 @@ class TrainConfig(Section):
     activations (nothing dear), `full` whole layers (a third more operations, least memory)."""
     recompute_layers: PositiveInt | None = None
     """How many layers of each pipeline stage, from its first, `recompute` concerns; null all."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto"] | bool = False
     """torch.compile of each transformer layer; `auto` on a GPU in bfloat16 where its shapes stay
-    the same, never on a CPU. Changes rounding, neither names nor checkpoints."""
+    the same, never on a CPU. Changes rounding, neither names nor checkpoints. Off by default."""
     loss_chunk: Annotated[int, Field(ge=0)] | None = None
     """Rows of the head that are scored at once; 0 scores all. Null: chunks of 256 MiB of logits on
     a GPU, and on a CPU where all logits together exceed 1 GiB."""

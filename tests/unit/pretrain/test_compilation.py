@@ -38,14 +38,17 @@ BF16 = "train.precision=bfloat16"
 )
 def test_choice(overrides, device, kinds, said, monkeypatch) -> None:
     monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
-    choice = compilation.choose_compilation(compose([*SHAPE, *overrides]), device, kinds)
+    config = compose([*SHAPE, "train.compile=auto", *overrides])
+    choice = compilation.choose_compilation(config, device, kinds)
     assert choice.said.startswith(said)
     assert choice.on == (said == "on")
 
 
 def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "g++"))
-    choice = compilation.choose_compilation(compose([*SHAPE, BF16]), "cuda", ("causal",))
+    choice = compilation.choose_compilation(
+        compose([*SHAPE, BF16, "train.compile=auto"]), "cuda", ("causal",)
+    )
     assert not choice.on
     assert "no C++ compiler" in choice.said
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler .*install g\+\+.* auto or false"):

@@ -51,6 +51,9 @@ FAMILIES = {
     "masked": Family("masked", "masked (elbo)", "#1d4ed8", "--"),
     "esoteric": Family("esoteric", "esoteric, alpha0 = 1", "#0891b2"),
     "interpolating": Family("interpolating", "interpolating, balanced", "#15803d"),
+    "interpolating_uniform": Family(
+        "interpolating", "interpolating, uniform", "#c2410c", ":", ("objective.noise=uniform",)
+    ),
     "gidd": Family("gidd", "interpolating, GIDD 0.2", "#65a30d"),
     "uniform": Family("uniform", "uniform (elbo)", "#c2410c", "--"),
     "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch.distributed as dist
 from harness import Died, run_ranks
 from toy_runs import CURSOR, build, everything, go, same
 
@@ -164,6 +165,7 @@ def fail_in_flight(folder: Path):
     except SaveError as error:
         message = str(error)
     visible = sorted(p.name for p in folder.iterdir())
+    dist.barrier()  # or a quick rank begins the next save before this one has looked
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     saver.save(engine, folder, 3, CURSOR)
     saver.finish()

@@ -87,7 +87,7 @@ def _check_swapping(config: Config) -> None:
     if p.offload_path is None:
         raise ValueError(
             "parallel.offload nvme needs parallel.offload_path, a folder on a fast disk of each "
-            "node (12 bytes a parameter, divided by the data-parallel ranks)"
+            "node (16 bytes a parameter, divided by the data-parallel ranks)"
         )
     if config.train.ema_decay > 0:
         raise ValueError(

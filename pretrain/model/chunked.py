@@ -30,14 +30,18 @@ WHOLE_BYTES = 1 << 30
 
 
 def slices(rows: Tensor, weight: Tensor, chunk: int | None) -> list[slice]:
-    """Chunks of nearly equal size: `chunk` rows (0: all), None as many as memory suggests."""
+    """Chunks of nearly equal size: `chunk` rows (0: all), None as many as memory suggests.
+
+    Never none at all: where context parallelism leaves a rank without a row, its loss is the sum
+    of an empty chunk, so that it takes part in the collectives of the others.
+    """
     n, row_bytes = rows.shape[0], 4 * weight.shape[0]
     if chunk is None:
         at_once = WHOLE_BYTES if rows.device.type == "cpu" else CHUNK_BYTES
         chunk = 0 if n * row_bytes <= at_once else max(1, CHUNK_BYTES // row_bytes)
-    count = 1 if chunk == 0 else -(-n // chunk)
-    step = -(-n // count)
-    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    count = 1 if chunk == 0 else max(1, -(-n // chunk))
+    step = max(1, -(-n // count))
+    return [slice(start, min(start + step, n)) for start in range(0, max(1, n), step)]
 
 
 def total(

@@ -150,3 +150,18 @@ class _OnCPU:
 
     def __init__(self, n):
         self.shape, self.device = (n, 1), torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rank_without_rows_has_a_loss_of_zero_and_gradients_of_zero(
+    topology, family, monkeypatch
+):
+    """Context parallelism shares out rows; one masked token leaves the second rank without any."""
+    from pretrain.model import module
+
+    monkeypatch.setattr(module, "own_share", lambda values: values[:0])
+    for chunk in (None, 0, 7):
+        made = step(build(topology, FAMILIES[family], loss_chunk=chunk))
+        assert made.pop("loss") == 0
+        assert all(gradient is None or not gradient.any() for gradient in made.values())
+        assert made["model.embedding.weight"] is not None

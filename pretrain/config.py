@@ -312,6 +312,16 @@ class ParallelConfig(Section):
     timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
     """Collectives that take longer end the run."""
 
+    @property
+    def degrees(self) -> dict[str, Any]:
+        """What a layout is made of, by the names of `parallel.rules` and `Topology.build`."""
+        names = ("data", "tensor", "pipeline", "context")
+        sizes = {f"{name}_parallel_size": getattr(self, f"{name}_parallel_size") for name in names}
+        return sizes | {
+            "sequence_parallel": self.sequence_parallel,
+            "zero_stage": self.zero_stage,
+        }
+
 
 class TrainConfig(Section):
     """The loop: batches, precision, how far, and what happens on the way."""

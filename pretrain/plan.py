@@ -167,12 +167,7 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
     p, t = config.parallel, config.train
     layout = check_layout(
         world_size=num_gpus,
-        tensor_parallel_size=p.tensor_parallel_size,
-        pipeline_parallel_size=p.pipeline_parallel_size,
-        context_parallel_size=p.context_parallel_size,
-        data_parallel_size=p.data_parallel_size,
-        sequence_parallel=p.sequence_parallel,
-        zero_stage=p.zero_stage,
+        **p.degrees,
         precision=t.precision,
         sizes=model.cut_sizes,
         num_query_groups=model.key_value_heads,

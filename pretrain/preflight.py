@@ -111,12 +111,7 @@ def _check_layout(config: Config) -> None:
     p, m = config.parallel, config.model
     check_layout(
         world_size=config.world_size,
-        tensor_parallel_size=p.tensor_parallel_size,
-        pipeline_parallel_size=p.pipeline_parallel_size,
-        context_parallel_size=p.context_parallel_size,
-        data_parallel_size=p.data_parallel_size,
-        sequence_parallel=p.sequence_parallel,
-        zero_stage=p.zero_stage,
+        **p.degrees,
         precision=config.train.precision,
         sizes={"model.num_attention_heads": m.num_attention_heads},
         num_query_groups=m.query_groups,

@@ -221,12 +221,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     train_stream, validation = open_streams(config, runtime.local_rank)
     tokenizer = load_tokenizer(config.data.tokenizer)
     topology = Topology.build(
-        tensor_parallel_size=p.tensor_parallel_size,
-        pipeline_parallel_size=p.pipeline_parallel_size,
-        context_parallel_size=p.context_parallel_size,
-        data_parallel_size=p.data_parallel_size,
-        sequence_parallel=p.sequence_parallel,
-        zero_stage=p.zero_stage,
+        **p.degrees,
         precision=config.train.precision,
         timeout_minutes=p.timeout_minutes,
     )

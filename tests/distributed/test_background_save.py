@@ -14,7 +14,7 @@ import pytest
 import runs
 import torch.distributed as dist
 from harness import Died, run_ranks
-from toy_runs import CURSOR, build, everything, go, same
+from toy_runs import CURSOR, build, dying_at, everything, go, same
 
 from parallel.checkpoint import BackgroundSaver, background, read_manifest
 from parallel.checkpoint import folder as files
@@ -107,18 +107,7 @@ def die_in_flight(folder: Path, call: int) -> None:
     saver.save(engine, folder, 1, CURSOR)
     saver.finish()
     go(engine, 1, 2)
-    count = 0
-
-    def counted(original):
-        def operation(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return operation
-
+    counted = dying_at(call)
     TensorWriter._put = counted(TensorWriter._put)
     TensorWriter.close = counted(TensorWriter.close)
     for name in ("write_synced", "sync_folder"):

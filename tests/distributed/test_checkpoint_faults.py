@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import Died, run_ranks
-from toy_runs import CURSOR, build, everything, go, same, save_and_go_on
+from toy_runs import CURSOR, build, dying_at, everything, go, same, save_and_go_on
 
 from parallel.checkpoint import read_manifest
 from parallel.errors import CheckpointError, SaveError
@@ -110,18 +110,7 @@ def die_while_saving(folder: Path, call: int) -> None:
     go(engine, 0, 1)
     save_checkpoint(engine, folder, 1, CURSOR)
     go(engine, 1, 2)
-    count = 0
-
-    def counted(original):
-        def operation(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return operation
-
+    counted = dying_at(call)
     writer.TensorWriter._put = counted(writer.TensorWriter._put)
     save.make_empty = counted(save.make_empty)
     for name in ("write_synced", "sync_folder"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +73,19 @@ def resume_and_go_on(folder: Path, tp: int, zero: int, stop: int, **changes):
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def dying_at(call: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A wrapper for file operations: the `call`-th one of all that are wrapped is never made, its
+    process is killed instead."""
+    calls = count(1)
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return operation
+
+    return counted

@@ -201,6 +201,14 @@ def test_a_killed_launcher_leaves_no_rank_behind(stage: Stage) -> None:
     assert not any(map(is_running, pids))
 
 
+def is_free(run: Path) -> bool:
+    try:
+        with exclusive(run):
+            return True
+    except ConfigError:
+        return False
+
+
 def test_one_process_trains_in_a_folder_even_when_its_parent_was_killed(stage: Stage) -> None:
     first = stage.start("train")
     pids = stage.rank_pids()
@@ -215,10 +223,7 @@ def test_one_process_trains_in_a_folder_even_when_its_parent_was_killed(stage: S
         pass
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: not any(map(is_running, pids)), "the ranks' end")
-    time.sleep(0.5)
-    with exclusive(stage.run):
-        pass
+    wait_for(lambda: is_free(stage.run), "the folder's release")
 
 
 def test_with_the_real_launcher(stage: Stage) -> None:

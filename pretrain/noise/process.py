@@ -87,7 +87,8 @@ class NoiseProcess(ABC):
         """p(z_s | z_t, x_theta) [n, v] for s < t [n], by Bayes' rule with x_theta in place of x.
 
         x_theta [n, v] holds probabilities of the clean token, zero outside the allowed ids; z [n].
-        Rows sum to one for any x_theta.
+        Rows sum to one for any x_theta, also for one that says z cannot be: a token that no noise
+        could have made is the clean one, whatever a nucleus has cut off.
         """
         alpha_t, r_t, m_t = (x[:, None] for x in self.masses(t))
         alpha_s, r_s, m_s = (x[:, None] for x in self.masses(s))
@@ -99,6 +100,7 @@ class NoiseProcess(ABC):
         prior[:, self.allowed.to(z.device)] += r_s
         prior[:, self.space.mask_id] += m_s[:, 0]
         stay = survive * prior.gather(1, z[:, None])
+        stay = torch.where(arrive > 0, stay, 1.0)
         joint = (arrive * prior).scatter_add(1, z[:, None], stay)
         return joint / joint.sum(dim=1, keepdim=True)
 

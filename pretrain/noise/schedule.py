@@ -31,6 +31,12 @@ class Schedule:
         """-alpha' / (1 - alpha), the weight of a masked token's cross-entropy (MDLM eq. 10)."""
         return -self.alpha_prime(t) / self.noise(t)
 
+    @property
+    def mean_noise(self) -> float:
+        """Mean of 1 - alpha over t in (0, 1): the share of tokens that are masked or redrawn."""
+        nodes = 1000  # of a midpoint sum: exact where linear, to 1e-6 else
+        return float(self.noise((torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes).mean())
+
 
 LINEAR = Schedule("linear", lambda t: 1.0 - t, lambda t: -torch.ones_like(t), lambda t: t)
 LOG_LINEAR = Schedule(

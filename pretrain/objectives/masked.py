@@ -43,7 +43,6 @@ from pretrain.vocabulary import TokenSpace
 class Masked(Objective):
     """Absorbing-state diffusion."""
 
-    head_share = 0.5
     settings = frozenset({"loss", "schedule", "ar_ratio", "random_length"})
 
     def __init__(
@@ -52,6 +51,7 @@ class Masked(Objective):
         super().__init__(config, space, static_rows)
         refuse_loss(config, "elbo", "simple")
         self.schedule = SCHEDULES[config.schedule]
+        self.head_share = self.schedule.mean_noise
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each valid token independently with probability 1 - alpha_t."""

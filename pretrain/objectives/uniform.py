@@ -61,7 +61,7 @@ class Uniform(Noised):
         refuse_loss(config, "elbo", "simple")
         self.curriculum = Curriculum(config, space)
         if config.loss == "simple":
-            self.head_share = 0.5
+            self.head_share = self.training_process.schedule.mean_noise
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Draw tokens anew; weights of the bound, or 1 at the redrawn positions."""

@@ -186,6 +186,25 @@ def test_predictor_corrector_steps_keep_the_marginal(process, kappa):
     np.testing.assert_allclose(total, at_s, atol=1e-14)
 
 
+@every_process
+def test_a_nucleus_that_lacks_the_token_on_the_page_leaves_a_distribution(process):
+    """x_theta may be zero at z (top-p, temperature 0). Where noise is <mask> alone a visible token is
+    then the clean one all the same, else noise explains it."""
+    ids = [*ALLOWED, MASK]
+    x_theta = torch.zeros(len(ids), SPACE.padded_vocab_size, dtype=torch.float64)
+    x_theta[:, 6] = 1.0
+    z = torch.tensor(ids)
+    for t, s in ((1.0, 0.5), (0.7, 0.4), (0.3, 0.0)):
+        got = process.reverse(x_theta, z, times(*[t] * len(ids)), times(*[s] * len(ids)))
+        possible = [marginal_row(process, t, v)[v] > 0 for v in ids]
+        assert torch.isfinite(got[possible]).all()
+        np.testing.assert_allclose(got[possible].sum(dim=1), 1, atol=1e-14)
+        _, r, _ = process.masses(times(t))
+        if float(r) == 0 and t < 1:
+            visible = torch.eye(SPACE.padded_vocab_size, dtype=torch.float64)[z[:-1]]
+            assert torch.equal(got[:-1], visible)
+
+
 def test_uniform_reverse_kernel_is_the_published_closed_form():
     """UDLM, Duo: K a_t z.x + (a_t|s - a_t) z + (a_s - a_t) x + (1 - a_t|s)(1 - a_s)/K, divided by
     K a_t <z,x> + 1 - a_t."""

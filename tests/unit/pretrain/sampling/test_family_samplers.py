@@ -113,6 +113,37 @@ def test_a_greedy_tail_is_the_mode_of_the_posterior_and_not_of_x_theta():
     assert int(posterior.argmax()) == SYMBOLS[3] != int(x_theta.argmax())
 
 
+class Undecided:
+    """Sure of the next symbol at every position, whatever stands there: what a network says of
+    positions that its training never scores."""
+
+    space = SPACE
+
+    def __call__(self, ids, positions, rule, level):
+        return ids.t()
+
+    def vocabulary(self, ids):
+        logits = torch.full((len(ids), SPACE.padded_vocab_size), -torch.inf, dtype=torch.float64)
+        logits[:, SYMBOLS] = 0.0
+        nearest = (ids - SYMBOLS[0] + 1) % len(SYMBOLS) + SYMBOLS[0]
+        return Chunk(logits.scatter(1, nearest[:, None], 6.0))
+
+
+@pytest.mark.parametrize("fields", [{"top_p": 0.5}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "noise", [{"noise": "masked"}, {"noise": "hybrid", "uniform_share": 0.0}, {"noise": "balanced"}]
+)
+def test_a_nucleus_without_the_visible_token_draws_text_all_the_same(noise, fields):
+    process = build_objective(ObjectiveConfig(name="interpolating", **noise), SPACE).process
+    tokens, _ = sample_interpolating(
+        Undecided(), process, torch.full((8, 1), 8), NoiseKey(0, torch.arange(8)),
+        length=6, steps=8, **fields,
+    )  # fmt: skip
+    assert set(tokens.flatten().tolist()) <= set(SYMBOLS) and (tokens[:, 0] == 8).all()
+    if process.mask_only:  # what was revealed stays: the symbol after <mask> in every place
+        assert (tokens[:, 1:] == (SPACE.mask_id - SYMBOLS[0] + 1) % 4 + SYMBOLS[0]).all()
+
+
 class ReadingModel:
     """Exact conditionals of JOINT given exactly what the attention rule lets each position know."""
 

@@ -110,6 +110,9 @@ class ObjectiveConfig(Section):
     """block: interval of noise levels while training; the bound always uses all of them."""
     adapt_clip: bool = False
     """block: at every evaluation move `clip` to the interval of least measured variance."""
+    clip_masks: bool = False
+    """block: clip the share of a block's tokens that is masked as well, not only the probability of
+    masking them, as the published code does."""
     alpha0: Fraction = 1.0
     """esoteric: share of tokens that diffusion fills in; the rest is filled left to right."""
     diffusion_share: Annotated[float, Field(gt=0, lt=1)] = 0.5

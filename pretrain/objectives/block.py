@@ -8,7 +8,9 @@ Blocks of 1 token are autoregressive (the bound is the likelihood itself), one b
 masked diffusion; the bound tightens as blocks shrink. Each block has its own t, stratified over the
 blocks of the window. While training, t_b is uniform on `clip` = [low, high]: a narrower interval
 trades what is trained for less variance, and `adapt_clip` moves to the one of least measured
-variance at every evaluation; at blocks of 1 token [1, 1] removes all of it. The bound is never
+variance at every evaluation; at blocks of 1 token [1, 1] removes all of it. `clip_masks` clips the
+share of a block that is really masked as well, as the published code does by drawing again: the
+weights stay, so that it trains something other than a bound over fewer levels. The bound is never
 clipped.
 """
 
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
 from pretrain.config import ObjectiveConfig
+from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times
 from pretrain.objectives.base import (
@@ -31,7 +34,15 @@ from pretrain.objectives.base import (
     refuse_loss,
     register,
 )
-from pretrain.objectives.clipping import Interval, best_interval, interval_sums
+from pretrain.objectives.clipping import (
+    Interval,
+    allowed_counts,
+    best_interval,
+    candidate_intervals,
+    count_weights,
+    draw_counts,
+    interval_sums,
+)
 from pretrain.objectives.reading import pair
 from pretrain.vocabulary import TokenSpace
 
@@ -41,7 +52,7 @@ class Block(Objective):
     """Masked diffusion inside blocks, in one pass over the noisy and the clean sequence."""
 
     positions_per_token = 2.0
-    settings = frozenset({"loss", "block_size", "clip", "adapt_clip"})
+    settings = frozenset({"loss", "block_size", "clip", "adapt_clip", "clip_masks"})
 
     def __init__(
         self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
@@ -52,6 +63,8 @@ class Block(Objective):
         self.interval = config.clip
         self.adapts = config.adapt_clip
         self.head_share = sum(config.clip) / 2
+        if config.clip_masks:
+            refuse_impossible_shares(config)
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
         """Columns always."""
@@ -61,7 +74,13 @@ class Block(Objective):
         """Mask each token of a block with the block's own probability t."""
         block = self._blocks(clean)
         t = self._times(noise, block, self.interval)
-        mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
+        if self.config.clip_masks:
+            each = t[:, :: self.config.block_size]  # the level of each block
+            size = self._sizes(clean, block)
+            number = draw_counts(size, each, self.interval, noise.uniform("count", each.shape[1]))
+            mask = self._choose(clean, block, size, number, noise)
+        else:
+            mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
         return self._batch(clean, block, mask, self._weight(t).float())
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
@@ -69,13 +88,9 @@ class Block(Objective):
         block = self._blocks(clean)
         count = int(block[0, -1]) + 1
         t = stratified_times(noise, self.time_window, count)
-        size = torch.zeros_like(t).scatter_add_(1, block, clean.valid.double())
+        size = self._sizes(clean, block)
         number = torch.minimum((t * size).floor() + 1.0, size)
-        # Ranks inside blocks: random keys that sort by block first.
-        key = block + noise.fine_uniform("mask", block.shape[1])
-        rank = torch.where(clean.valid, key, torch.inf).argsort(dim=1).argsort(dim=1)
-        before = (size.cumsum(dim=1) - size).gather(1, block)
-        mask = (rank - before < number.gather(1, block)) & clean.valid
+        mask = self._choose(clean, block, size, number, noise)
         return self._batch(clean, block, mask, (size / number.clamp(min=1.0)).gather(1, block))
 
     def measure(
@@ -93,7 +108,11 @@ class Block(Objective):
         loss = score(self._batch(clean, block, mask, weight)).cpu()
         level = t.gather(1, (block == chosen).int().argmax(dim=1, keepdim=True))[:, 0]
         there = size[:, 0] > 0
-        return interval_sums(level[there], loss[there])
+        if not self.config.clip_masks or not there.any():
+            return interval_sums(level[there], loss[there])
+        number = (own & mask).sum(dim=1)[there]
+        weight = count_weights(size[there, 0].double(), level[there], number)
+        return interval_sums(level[there], loss[there], weight)
 
     def adapt(self, sums: Tensor) -> None:
         """Move to the interval of least variance."""
@@ -115,6 +134,21 @@ class Block(Objective):
         low, high = interval
         t = stratified_times(noise, self.time_window, int(block[0, -1]) + 1)
         return (low + (high - low) * t).gather(1, block)
+
+    def _sizes(self, clean: CleanBatch, block: Tensor) -> Tensor:
+        """Valid tokens of each block, float64 [b, blocks]."""
+        sizes = torch.zeros(len(block), int(block[0, -1]) + 1, dtype=torch.float64)
+        return sizes.scatter_add_(1, block, clean.valid.double())
+
+    def _choose(
+        self, clean: CleanBatch, block: Tensor, size: Tensor, number: Tensor, noise: NoiseKey
+    ) -> Tensor:
+        """Masks [b, s] of exactly `number` random valid tokens of each block [b, blocks]."""
+        # Ranks inside blocks: random keys that sort by block first.
+        key = block + noise.fine_uniform("mask", block.shape[1])
+        rank = torch.where(clean.valid, key, torch.inf).argsort(dim=1).argsort(dim=1)
+        before = (size.cumsum(dim=1) - size).gather(1, block)
+        return (rank - before < number.gather(1, block)) & clean.valid
 
     def _weight(self, t: Tensor) -> Tensor:
         return 1.0 / t if self.config.loss == "elbo" else torch.ones_like(t)
@@ -138,4 +172,19 @@ class Block(Objective):
             targets=rows.take(clean.tokens.repeat(1, 2), self.space.doc_id),
             weight=rows.take(weight.repeat(1, 2), 0.0),
             sequence=rows.index // (2 * s),
+        )
+
+
+def refuse_impossible_shares(config: ObjectiveConfig) -> None:
+    """Raise ConfigError where no number of masked tokens of a block is a share inside `clip`."""
+    size = config.block_size
+    given = [config.clip, *(candidate_intervals() if config.adapt_clip else [])]
+    for low, high in given:
+        counts = allowed_counts(torch.tensor(float(size)), (low, high)).nonzero()[:, 0] / size
+        if low - 1e-9 <= float(counts[0]) and float(counts[-1]) <= high + 1e-9:
+            continue
+        raise ConfigError(
+            f"objective.clip_masks is true, but no number of masks among block_size {size} tokens "
+            f"is a share in [{low:g}, {high:g}]; widen objective.clip, take larger blocks, or set "
+            "clip_masks (at blocks of one token also adapt_clip) to false"
         )

@@ -188,8 +188,8 @@ def test_predictor_corrector_steps_keep_the_marginal(process, kappa):
 
 @every_process
 def test_a_nucleus_that_lacks_the_token_on_the_page_leaves_a_distribution(process):
-    """x_theta may be zero at z (top-p, temperature 0). Where noise is <mask> alone a visible token is
-    then the clean one all the same, else noise explains it."""
+    """x_theta may be zero at z (top-p, temperature 0). Where noise is <mask> alone a visible token
+    is then the clean one all the same, else noise explains it."""
     ids = [*ALLOWED, MASK]
     x_theta = torch.zeros(len(ids), SPACE.padded_vocab_size, dtype=torch.float64)
     x_theta[:, 6] = 1.0

@@ -174,6 +174,30 @@ def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
     assert len(sizes) <= 8
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("autoregressive", {}),
+        ("masked", {}),
+        ("masked", {"schedule": "cosine"}),
+        ("masked", {"schedule": "log_linear", "ar_ratio": 0.5}),
+        ("uniform", {"loss": "simple", "schedule": "cosine"}),
+        ("uniform", {}),
+        ("interpolating", {"noise": "masked"}),
+        ("interpolating", {"noise": "hybrid", "uniform_share": 0.0}),
+        ("block", {"clip": (0.3, 0.8)}),
+        ("esoteric", {"alpha0": 0.5, "diffusion_share": 0.25}),
+        ("esoteric", {"alpha0": 1.0}),
+    ],
+)
+def test_operations_count_the_head_rows_that_are_drawn(name, fields):
+    """`head_share`, from which FLOPs and plans follow, is the share of tokens that are scored."""
+    clean = toy.clean_batch(torch.zeros(1024, 24, dtype=torch.int64), range(1024))
+    family = objective(name, **fields)
+    scored = len(family.corrupt(clean, NoiseKey(1, clean.position)).targets)
+    assert abs(scored / clean.tokens.numel() - family.head_share) < 0.015
+
+
 def test_a_batch_without_any_noise_still_has_a_row():
     for static in (False, True):
         rows = head_rows(torch.zeros(2, 12, dtype=torch.bool), static)
@@ -190,8 +214,10 @@ FAMILIES = [
     ("interpolating", {"independent_levels": 0.5}),
     ("interpolating", {"noise": "hybrid"}),
     ("block", {"block_size": 2}),
+    ("block", {"block_size": 3, "clip": (0.3, 0.8), "clip_masks": True}),
     ("esoteric", {"alpha0": 0.5}),
     ("esoteric", {"alpha0": 1.0}),
+    ("distillation", {"round_sequences": 32, "first_gap": 0.25}),
 ]
 
 
@@ -213,6 +239,8 @@ def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
         assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
         if whole.mix is not None:
             assert torch.equal(torch.cat([p.mix for p in parts]), whole.mix)
+        for field, values in whole.teacher.items():
+            assert torch.equal(torch.cat([p.teacher[field] for p in parts]), values)
         if columns is not None and all(p.attention.columns is not None for p in parts):
             together = torch.cat([p.attention.columns for p in parts], dim=1)
             assert torch.equal(together, columns)

@@ -4,9 +4,10 @@
     losses = run_ranks(2, train_a_little, zero_stage=1)     # [return of rank 0, return of rank 1]
 
 One helper process imports torch, DeepSpeed and megatron-core once for the whole test session (more
-than ten seconds) and forks fresh ranks for every call, so a call costs a fraction of a second and
-no state leaks from one case into the next. A rank that raises, dies or hangs fails the call with
-the output and traceback of every rank; all its processes are gone afterwards.
+than ten seconds), later the file of each function too, and forks fresh ranks for every call. So a
+call costs a fraction of a second, and no state leaks from one case into the next. A rank that
+raises, dies or hangs fails the call with the output and traceback of every rank; all its processes
+are gone afterwards.
 
 The function must be defined at the top level of a file; arguments and results are pickled. Inside
 it, RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* are set as a launcher sets them. A rank that means to
@@ -16,27 +17,19 @@ die (`os._exit`, `os.kill`) does so with `may_die=True`; its result is then a `D
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import pickle
-import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-GRACE_SECONDS = 5.0
-"""How long the other ranks may go on after one has failed."""
+import forks
 
 
 class RankError(AssertionError):
@@ -113,7 +106,7 @@ class _Helper:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             env.pop(name, None)
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, forks.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,121 +145,3 @@ def _helper() -> _Helper:
         _HELPERS.append(_Helper())
         atexit.register(_HELPERS[-1].close)
     return _HELPERS[-1]
-
-
-def load_source(path: str) -> ModuleType:
-    """The module in a test file, imported from its path; its folder becomes importable."""
-    folder = str(Path(path).parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name = Path(path).stem
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _serve() -> None:
-    """Body of the helper: import, then fork ranks for every request line on stdin."""
-    requests = os.fdopen(os.dup(0), "r")
-    answers = os.fdopen(os.dup(1), "w")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)  # whatever an import prints must not become an answer
-    sys.path.insert(0, str(Path(__file__).parent))
-    from parallel.runtime import warm_up
-
-    warm_up()
-    while line := requests.readline():
-        request = json.loads(line)
-        children = [_fork(rank, request) for rank in range(request["ranks"])]
-        codes = _wait(children, request["timeout"], request["may_die"])
-        answers.write(json.dumps(codes) + "\n")
-        answers.flush()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _fork(rank: int, request: dict[str, Any]) -> int:
-    """Fork one rank; the parent gets its process id."""
-    if rank == 0:
-        request["port"] = _free_port()
-    pid = os.fork()
-    if pid:
-        return pid
-    os.setpgid(0, 0)
-    code = 1
-    try:
-        folder = Path(request["folder"])
-        output = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT, 0o644)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        if request["launcher"]:
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(request["ranks"]),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(request["port"]),
-            )
-        code = _run(rank, folder, request["source"])
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _run(rank: int, folder: Path, source: str) -> int:
-    """Run the requested function on this rank and leave its result in the folder."""
-    try:
-        module = load_source(source)
-        qualname, args, kwargs = pickle.loads((folder / "call.pkl").read_bytes())
-        function: Any = module
-        for part in qualname.split("."):
-            function = getattr(function, part)
-        result = (True, function(*args, **kwargs))
-    except BaseException:
-        result = (False, traceback.format_exc())
-    partial = folder / f"partial-{rank}.pkl"
-    partial.write_bytes(pickle.dumps(result))
-    partial.rename(folder / f"result-{rank}.pkl")
-    from parallel.runtime import shutdown
-
-    if result[0]:
-        shutdown()
-    return 0 if result[0] else 1
-
-
-def _wait(children: list[int], timeout: float, may_die: bool) -> list[int]:
-    """Wait for all ranks; kill the rest when time is up or shortly after one has failed."""
-    deadline = time.monotonic() + timeout
-    codes: dict[int, int] = {}
-    while len(codes) < len(children):
-        for pid in children:
-            if pid in codes:
-                continue
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-                if codes[pid] and not may_die:
-                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        if len(codes) < len(children) and time.monotonic() > deadline:
-            for pid in children:
-                if pid not in codes:
-                    os.killpg(pid, signal.SIGKILL)
-            deadline = float("inf")
-        select.select([], [], [], 0.01)
-    return [codes[pid] for pid in children]
-
-
-if __name__ == "__main__":
-    _serve()

@@ -21,6 +21,9 @@ def test_summary_is_a_ratio_of_sums_in_the_stated_units():
     assert result.tokens == 25
     assert result.noise_error == 0.0
     assert summarize(bounds, tokens, 3.0, is_bound=True).noise_error is None
+    # I40: one nat a token of 4.2278 bytes.
+    one = summarize(np.array([[10.0]]), np.array([10]), 4.2278, is_bound=False)
+    assert one.bits_per_byte == pytest.approx(0.34124, rel=1e-4)
 
 
 def test_standard_errors_cover_the_truth_as_often_as_they_claim():

@@ -113,6 +113,32 @@ def test_hybrid_weights_have_the_published_ratios():
         assert abs(float(w.clean_weight / w.noise_weight) - r / (1 + r)) < 1e-12
 
 
+@every_process
+def test_exact_weights_make_the_leave_one_out_predictive_the_optimum(process):
+    """I9b: q_t(z|x) w_t(z, x) does not depend on x, so that weights turn p(x | z) into the prior.
+    I11: the last reverse step multiplies by the likelihood of z, and dividing undoes it."""
+    prior = np.random.default_rng(3).dirichlet(np.ones(K))
+    x_theta = torch.zeros(1, SPACE.padded_vocab_size, dtype=torch.float64)
+    x_theta[0, ALLOWED] = torch.from_numpy(prior)
+    for t in (0.05, 0.4, 0.9):
+        w = process.marginal(times(t))
+        rows = np.stack([marginal_row(process, t, x) for x in ALLOWED])
+        for z in (ALLOWED[1], MASK):
+            word = rows[:, z]
+            if word.max() == 0:
+                continue
+            other = float(w.mask_weight if z == MASK else w.noise_weight)
+            same = ALLOWED.index(z) if z in ALLOWED else None
+            weights = np.array([float(w.clean_weight) if i == same else other for i in range(K)])
+            if not weights.any():
+                continue  # a visible token under <mask> alone: nothing to learn there
+            tilted = prior * word * weights
+            np.testing.assert_allclose(tilted / tilted.sum(), prior, rtol=1e-12)
+            last = process.reverse(x_theta, torch.tensor([z]), times(t), times(0.0))
+            back = last[0, ALLOWED].numpy() / word
+            np.testing.assert_allclose(back / back.sum(), prior, rtol=1e-12)
+
+
 def test_log_snr_weights_are_the_closed_forms():
     """1 + s for mask, s for noise, (s^2/K) / (s/K + e^lambda) for clean, all times |d lambda|."""
     for shift, level in itertools.product((-2.0, 0.0, 2.0), (-4.0, -1.0, 0.0, 2.0, 5.0)):

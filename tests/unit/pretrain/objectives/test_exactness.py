@@ -52,10 +52,23 @@ def test_fixed_count_has_less_variance_than_independent_masks():
     assert spread[0] < spread[1] / 3
 
 
-@pytest.mark.parametrize("name", ["masked", "autoregressive"])
-def test_a_model_that_knows_nothing_has_bound_ln_k(name):
-    """Every target can take K ids; mask, pad, control and padding columns have probability zero."""
-    family = objective(name)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("autoregressive", {}),
+        ("masked", {}),
+        ("block", {"block_size": 1}),
+        ("block", {"block_size": 2}),
+        ("esoteric", {"alpha0": 1.0}),
+        ("esoteric", {"alpha0": 0.0}),
+    ],
+)
+def test_a_model_that_knows_nothing_has_bound_ln_k(name, fields):
+    """Every target can take K ids; mask, pad, control and padding columns have probability zero.
+
+    Exactly so in every draw, because fixed counts cancel their own weights.
+    """
+    family = objective(name, **fields)
     clean = toy.clean_batch(toy.SEQUENCES, range(len(toy.SEQUENCES)))
     batch = family.bound_batch(clean, NoiseKey(1, clean.position))
     logits = torch.zeros(len(batch.targets), toy.SPACE.padded_vocab_size, dtype=torch.float64)
@@ -129,8 +142,21 @@ def test_invalid_positions_are_never_noised_read_or_counted(topology, name, meth
     torch.testing.assert_close(module(changed, exact=True), totals, rtol=1e-6, atol=0)
 
 
-def test_masked_rows_head_equals_dense_head(topology):
-    """Evaluating the head at masked positions only is the same loss and gradient as everywhere."""
+SPARSE = [
+    ("masked", {}),
+    ("masked", {"loss": "simple", "schedule": "cosine"}),
+    ("uniform", {"loss": "simple"}),
+    ("interpolating", {"noise": "masked"}),
+    ("interpolating", {"noise": "hybrid", "uniform_share": 0.0, "loss": "dynamic"}),
+    ("block", {"block_size": 2}),
+    ("esoteric", {"alpha0": 1.0}),
+    ("esoteric", {"alpha0": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), SPARSE, ids=str)
+def test_head_at_chosen_rows_equals_dense_head(topology, name, fields):
+    """Evaluating the head where something is scored is the same loss and gradient as everywhere."""
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.module import ObjectiveModule
@@ -140,18 +166,24 @@ def test_masked_rows_head_equals_dense_head(topology):
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.5)
     model = Transformer(config, space, parallel_config(topology))
     initialize(model, seed=1)
-    module = ObjectiveModule(model, objective("masked"))
+    module = ObjectiveModule(model, objective(name, **fields))
     clean = toy.clean_batch(toy.SEQUENCES, range(27))
     batch = module.objective.corrupt(clean, NoiseKey(1, clean.position))
-    weight = torch.zeros(27 * toy.L)
-    weight[batch.rows] = batch.weight
+    n = batch.ids.numel()
+    assert 0 < len(batch.rows) < n
+
+    def spread(values, filler):
+        return torch.full((n,), filler, dtype=values.dtype).index_put((batch.rows,), values)
+
+    fillers = {"noisy": 5, "noisy_is_mask": False, "alpha": 0.5, "uniform": 0.0}
     dense = type(batch)(
         **{
             **batch.__dict__,
             "rows": None,
-            "targets": clean.tokens.flatten(),
-            "weight": weight,
-            "sequence": torch.arange(27).repeat_interleave(toy.L),
+            "targets": spread(batch.targets, 5),
+            "weight": spread(batch.weight, 0.0),
+            "sequence": torch.arange(27).repeat_interleave(batch.ids.shape[1]),
+            "extra": {key: spread(value, fillers[key]) for key, value in batch.extra.items()},
         }
     )
     results = []
@@ -194,6 +226,43 @@ def test_mask_frequency_follows_t():
     t = stratified_time(key, 64)
     expected, spread = float(t.sum() * s), math.sqrt(float((t * (1 - t)).sum() * s))
     assert abs(len(batch.rows) - expected) < 4 * spread
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("block", {"block_size": 4}),
+        ("block", {"block_size": 20, "clip": (0.3, 0.8)}),
+        ("esoteric", {"alpha0": 1.0}),
+        ("esoteric", {"alpha0": 0.5, "diffusion_share": 0.25}),
+    ],
+)
+def test_masks_of_the_ordered_families_have_their_frequency(name, fields):
+    """1e6 tokens: masks within four standard errors of the sum of their levels, at every level."""
+    from pretrain.noise.time import stratified_time, stratified_times
+
+    n, s = 2500, 400
+    clean = toy.clean_batch(torch.zeros(n, s, dtype=torch.int64), range(n))
+    key = NoiseKey(9, clean.position)
+    family = objective(name, **fields)
+    batch = family.corrupt(clean, key)
+    masked = batch.ids[:, :s] == toy.SPACE.mask_id
+    if name == "block":
+        size = fields["block_size"]
+        low, high = fields.get("clip", (0.0, 1.0))
+        t = low + (high - low) * stratified_times(key, 64, s // size)
+        p = t.repeat_interleave(size, dim=1)
+    else:
+        share, alpha0 = fields.get("diffusion_share", 1.0), fields["alpha0"]
+        p = (1 - alpha0 * (1 - stratified_time(key, 64)))[:, None].expand(n, s)
+        if alpha0 < 1:
+            diffusion = stratified_time(key, 64, "phase")[:, None] < share
+            p = torch.where(diffusion, p, 1 - alpha0)
+    for low in (0.0, 0.25, 0.5, 0.75):
+        here = (p >= low) & (p < low + 0.25)
+        expected, variance = float(p[here].sum()), float((p * (1 - p))[here].sum())
+        assert abs(float(masked[here].sum()) - expected) <= 4 * math.sqrt(variance)
+    assert not (batch.ids[:, s:] == toy.SPACE.mask_id).any()
 
 
 def test_corruption_is_the_same_for_any_cut_of_the_batch():

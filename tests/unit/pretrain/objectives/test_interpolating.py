@@ -12,6 +12,7 @@ import torch
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
+from pretrain.noise.schedule import SCHEDULES
 from pretrain.objectives.divergence import divergence
 
 _spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
@@ -206,6 +207,59 @@ def test_the_ordinary_posterior_gives_a_loose_bound_unless_noise_is_mask(name):
         assert gap > 0.1
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "log_linear"])
+def test_the_uniform_bound_does_not_depend_on_the_schedule_but_on_its_ends(schedule):
+    """I17: cosine reaches both ends, as linear does. Log-linear stops at alpha = 1e-3 and public
+    code begins at t = 1e-3 as well: a constant prediction of 7 symbols is then 0.33 % too low."""
+    family, k = noised("duo", 7), 7
+    process = type(family.process)(family.space, SCHEDULES[schedule])
+    prior = np.full(k, 1 / k) if schedule == "log_linear" else np.arange(1, k + 1) / 28
+
+    def predict(z, q):
+        return np.broadcast_to(prior, (*z.shape, k))
+
+    if schedule == "cosine":
+        for x in (0, 3, 6):
+            bound = tables.exact_bound(family, process, [x], predict)
+            assert abs(bound + math.log(prior[x])) < 1e-5
+        return
+    nodes, weights = np.polynomial.legendre.leggauss(300)
+    total = 0.0
+    for v, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        t = 1e-3 + (1 - 1e-3) * v**3  # finer at the clean end
+        z = np.arange(k)[:, None]
+        each = tables.terms(family, process, t, np.zeros((k, 1), int), z, predict(z, None))
+        total += weight * 3 * v * v * float(tables.kernel(process, t)[0, :k] @ each[:, 0])
+    assert total / math.log(k) == pytest.approx(1 - 0.0033, abs=1e-4)
+
+
+def test_cutting_hybrid_noise_at_both_ends_would_drop_what_the_literature_drops():
+    """I10: levels below 1e-4 hold 1 to 10 times B sqrt(1e-4) nats of the entropy; ours has all."""
+    k, share = 6, 0.2
+    family = noised("hybrid", k, uniform_share=share)
+    prior = np.random.default_rng(12).dirichlet(np.ones(k))
+    x, z = (a.ravel()[:, None] for a in np.meshgrid(np.arange(k), np.arange(-1, k), indexing="ij"))
+    predicted = np.broadcast_to(prior, (len(x), 1, k))
+
+    def bound(low):
+        ends = [2 / np.pi * np.arcsin(np.sqrt(e)) for e in (low, 1 - low)]
+        nodes, weights = np.polynomial.legendre.leggauss(300)
+        total = 0.0
+        for v, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+            v = ends[0] + (ends[1] - ends[0]) * v
+            t = math.sin(math.pi * v / 2) ** 2
+            q = np.roll(tables.kernel(family.process, t), 1, axis=1)
+            each = tables.terms(family, family.process, t, x, z, predicted)[:, 0]
+            speed = math.pi / 2 * math.sin(math.pi * v) * (ends[1] - ends[0])
+            total += weight * speed * float((prior[x] * q[x, z + 1])[:, 0] @ each)
+        return total
+
+    entropy = tables.entropy(prior)
+    assert bound(0.0) == pytest.approx(entropy, abs=1e-4)
+    missed = (entropy - bound(1e-4)) / (2 * share / (1 - share) * 1e-2)
+    assert 1 < missed < 10
+
+
 def test_given_that_a_token_was_redrawn_its_posterior_is_the_leave_one_out_predictive():
     """So cross-entropy on redrawn tokens (accidental hits included) has the bound's minimiser.
 
@@ -277,6 +331,19 @@ def test_dynamic_weights_are_the_published_ones():
     np.testing.assert_allclose(batch.weight.numpy(), expected, rtol=1e-6)
     with pytest.raises(ConfigError, match="hybrid"):
         noised("balanced", k, loss="dynamic")
+
+
+def test_dynamic_weights_exceed_the_exact_ratio_as_far_as_the_literature_says():
+    """Clean to noise is too large by sqrt((t + c) / t): 1.58, 1.27 and 1.12 at t = .1, .4, .8."""
+    k = 50_000
+    family = noised("hybrid", k, loss="dynamic", uniform_share=0.2)
+    for t, excess in ((0.1, 1.58), (0.4, 1.27), (0.8, 1.12)):
+        marginal = family.process.marginal(torch.full((1, 1), t, dtype=torch.float64))
+        clean = tables.clean_batch([[3, 3]])
+        noisy = torch.tensor([[3, 4]]) + tables.FIRST
+        dynamic = family._dynamic_weight(clean, noisy, marginal)[0]
+        exact = marginal.clean_weight / marginal.noise_weight
+        assert float(dynamic[0] / dynamic[1] / exact) == pytest.approx(excess, abs=0.006)
 
 
 def test_simple_weights_are_the_exact_ones_times_t_1_minus_t():

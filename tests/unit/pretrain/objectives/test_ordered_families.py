@@ -33,49 +33,6 @@ def objective(name, **fields):
     return build_objective(ObjectiveConfig(name=name, time_window=64, **fields), toy.SPACE)
 
 
-def known_to(batch, row):
-    """What the network can know at a row: symbols {position: symbol} that its query reaches through
-    any number of layers under the attention mask."""
-    width = batch.ids.shape[1]
-    b, at = divmod(row, width)
-    mask = batch.attention.mask()[b, 0].numpy()
-    reached = np.zeros(width, dtype=bool)
-    reached[at] = True
-    while True:
-        further = reached | mask[reached].any(axis=0)
-        if (further == reached).all():
-            break
-        reached = further
-    tokens = batch.ids[b].numpy()
-    positions = batch.positions[0].numpy()
-    return {
-        int(positions[i]): int(tokens[i] - toy.FIRST)
-        for i in np.flatnonzero(reached)
-        if tokens[i] != toy.SPACE.mask_id
-    }
-
-
-def exact_chunk(batch):
-    """True conditionals of the toy language given what each row can know; a row that can see its
-    own target fails here, because that position has no conditional."""
-    out = np.full((len(batch.rows), toy.SPACE.vocab_size), np.nan)
-    width, table = batch.ids.shape[1], {}
-    for i, row in enumerate(batch.rows.tolist()):
-        b, at = divmod(row, width)
-        key = (
-            at,
-            tuple(batch.ids[b].tolist()),
-            tuple(batch.attention.columns[:, b].flatten().tolist()),
-        )
-        if key not in table:
-            shown = known_to(batch, row)
-            place = int(batch.positions[0, at])
-            assert place not in shown, "the target leaks into its own input"
-            table[key] = np.log(toy.conditional(shown)[place])
-        out[i, toy.FIRST :] = table[key]
-    return toy.TableChunk(torch.from_numpy(out))
-
-
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=str)
 @pytest.mark.parametrize("method", ["bound_batch", "corrupt"])
 def test_exact_conditionals_give_minus_log_p(name, fields, method):
@@ -83,7 +40,7 @@ def test_exact_conditionals_give_minus_log_p(name, fields, method):
     family, n, x = objective(name, **fields), 6000, (0, 1, 2)
     clean = toy.clean_batch([x] * n, range(n))
     batch = getattr(family, method)(clean, NoiseKey(1, clean.position))
-    loss = family.token_bound(exact_chunk(batch), batch.targets, batch.extra)
+    loss = family.token_bound(toy.reading_chunk(batch), batch.targets, batch.extra)
     each = torch.zeros(n, dtype=torch.float64)
     each.index_add_(0, batch.sequence, loss * batch.weight.double())
     error = float(each.std()) / math.sqrt(n)

@@ -51,6 +51,49 @@ class TableChunk:
         return -self.log_probability.gather(1, ids[:, None])[:, 0]
 
 
+def known_to(batch, row):
+    """What the network can know at a row: symbols {position: symbol} that its query reaches through
+    any number of layers under the attention rule."""
+    width = batch.ids.shape[1]
+    b, at = divmod(row, width)
+    if batch.attention.kind == "bidirectional":
+        mask = np.ones((width, width), dtype=bool)
+    else:
+        mask = batch.attention.mask()[b, 0].numpy()
+    reached = np.zeros(width, dtype=bool)
+    reached[at] = True
+    while True:
+        further = reached | mask[reached].any(axis=0)
+        if (further == reached).all():
+            break
+        reached = further
+    tokens, positions = batch.ids[b].numpy(), batch.positions[0].numpy()
+    return {
+        int(positions[i]): int(tokens[i] - FIRST)
+        for i in np.flatnonzero(reached)
+        if tokens[i] != SPACE.mask_id
+    }
+
+
+def reading_chunk(batch, table=conditional):
+    """Answers of `table` (what is known -> [L][V]) at the rows of a batch, each given what it can
+    know; a row that can see its own target fails here."""
+    out = np.full((len(batch.rows), SPACE.vocab_size), -np.inf)
+    width, made = batch.ids.shape[1], {}
+    columns = batch.attention.columns
+    for i, row in enumerate(batch.rows.tolist()):
+        b, at = divmod(row, width)
+        rule = () if columns is None else tuple(columns[:, b].flatten().tolist())
+        key = (at, tuple(batch.ids[b].tolist()), rule)
+        if key not in made:
+            shown = known_to(batch, row)
+            place = int(batch.positions[0, at])
+            assert place not in shown, "the target leaks into its own input"
+            made[key] = np.log(table(shown)[place])
+        out[i, FIRST:] = made[key]
+    return TableChunk(torch.from_numpy(out))
+
+
 def masked_chunk(batch):
     """Exact conditionals of the toy language at the rows of a masked batch."""
     out = np.full((len(batch.rows), SPACE.vocab_size), -math.inf)

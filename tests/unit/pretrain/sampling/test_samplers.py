@@ -144,6 +144,26 @@ def test_draws_are_float64_only():
     assert ((u * 2**33) % 1 != 0).double().mean() > 0.99  # finer than 32 bits
 
 
+def test_gumbel_draws_at_a_temperature_are_a_power_of_uniforms():
+    """I25: argmax exp(l) / (-log U)^T draws from softmax(l / T)."""
+    logits, temperature, n = torch.tensor([1.0, 0.0, -1.0]), 0.7, 100_000
+    u = NoiseKey(1, torch.arange(n)).fine_uniform("sample", 3)
+    drawn = gumbel_argmax(sharpen(logits, temperature, 1.0).expand(n, 3), u)
+    powers = logits.double().exp() / (-u.log()) ** temperature
+    assert torch.equal(drawn, powers.argmax(dim=1))
+    p = (logits.double() / temperature).softmax(0).numpy()
+    assert abs(chi_square(np.bincount(drawn.numpy(), minlength=3).astype(float), p)) < 4
+
+
+def test_the_tail_of_the_uniforms_reaches_tokens_of_any_probability():
+    """A token of 1e-8 beside one of .999: float32 uniforms end at a Gumbel of 17, with which it
+    would be drawn 65 times too rarely; 52 bits go on to 36."""
+    log_p = torch.tensor([0.999, 1e-8], dtype=torch.float64).log()
+    for bits, drawn in ((24, 0), (53, 1)):
+        largest = torch.tensor([0.5, 1 - 2.0**-bits], dtype=torch.float64)
+        assert int(gumbel_argmax(log_p, largest)) == drawn
+
+
 def test_gumbel_draws_follow_their_probabilities():
     p = torch.tensor([0.9, 0.09, 0.009, 0.001], dtype=torch.float64)
     u = NoiseKey(0, torch.arange(100_000)).fine_uniform("sample", 4)

@@ -61,6 +61,56 @@ def test_cheaper_heads_and_causal_attention_are_credited():
     assert full - causal == 3 * 4 * 64 * (128 - 129 / 2)
 
 
+PUBLISHED = [  # layers, width, parameters in millions, GFLOP of a forward pass of 2048 tokens
+    (6, 256, 22.45, 53.0),
+    (12, 768, 141.566, 449.41),
+    (24, 1792, 1073.7, 4025.6),
+    (28, 2176, 1778.5, 6805.4),
+]
+
+
+def diffusion_transformer(layers, width):
+    """The network of the scaling study (arXiv 2602.15014), in our terms."""
+    return ModelConfig(
+        num_layers=layers, hidden_size=width, num_attention_heads=width // 64, activation="gelu",
+        ffn_hidden_size=4 * width, tie_embeddings=False, time_conditioning=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "width", "millions", "giga"), PUBLISHED)
+def test_published_diffusion_transformers_have_their_parameters_and_operations(
+    layers, width, millions, giga
+):
+    """T22 to T24. Theirs has biases in MLP and head, which ours lacks, and counts no attention."""
+    vocabulary, length = 32_001, 2048
+    config = diffusion_transformer(layers, width)
+    count = parameter_count(config, vocabulary) + 5 * width * layers + vocabulary
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
+    attention = 4 * layers * width * length
+    each = forward_flops_per_token(config, vocabulary, length, causal=False) - attention
+    assert length * each / 1e9 == pytest.approx(giga, rel=4e-3)
+    if layers == 12:
+        train = train_flops_per_token(config, vocabulary, length, causal=False) - 3 * attention
+        steps = 6e18 / (256 * length * train)
+        assert steps == pytest.approx(17_383, rel=4e-3)
+        assert 3 * attention / train == pytest.approx(0.34, abs=0.01)  # what they leave out
+
+
+def test_operations_of_published_runs_are_theirs():
+    """I35, I36 (arXiv 2512.10858): 72 L d^2 + 12 L d S for each token, and what two runs cost."""
+
+    def flops(layers, width):
+        config = ModelConfig(
+            num_layers=layers, hidden_size=width, num_attention_heads=width // 128,
+            activation="squared_relu", ffn_hidden_size=4 * width,
+        )  # fmt: skip
+        return train_flops_per_token(config, 1, 2048, causal=False, head_share=0.0)
+
+    assert flops(24, 2048) == 8_455_716_864
+    assert flops(18, 3072) * 1536 * 2048 * 23_500 == pytest.approx(1e21, rel=0.01)
+    assert flops(34, 4608) * 3072 * 2048 * 29_000 == pytest.approx(1e22, rel=0.02)
+
+
 def curve(label, losses, error=0.01):
     return Curve(
         label,

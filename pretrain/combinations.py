@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.rules import divisors
-from pretrain.compilation import conflict
+from pretrain.compilation import conflict, loss_conflict
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -150,6 +150,12 @@ def _check_compile(config: Config) -> None:
         raise ValueError(
             f"train.compile true cannot be had while {obstacle}; change that, or set train.compile "
             "to auto or false"
+        )
+    obstacle = loss_conflict(config) if config.train.compile_loss else None
+    if obstacle is not None:
+        raise ValueError(
+            f"train.compile_loss true cannot be had while {obstacle}; change that, or set "
+            "train.compile_loss to false"
         )
 
 

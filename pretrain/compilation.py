@@ -1,7 +1,8 @@
-"""Whether the transformer's layers are compiled: what was asked for, and what stands against it.
+"""Whether layers and loss are compiled: what was asked for, and what stands against it.
 
 A compiled layer is right only where a layer sees the same shapes and numbers in every batch; where
-it does not, it would be compiled again for each. Free of torch, as the configuration is.
+it does not, it would be compiled again for each. A loss is the same formula in every batch. Free
+of torch, as the configuration is.
 """
 
 from __future__ import annotations
@@ -51,6 +52,16 @@ def conflict(config: Config) -> str | None:
             return f"model.{name} is {getattr(m, name)}, allowed is 0"
     if config.data.documents == "masked":
         return "data.documents is masked (bounds vary from batch to batch), allowed is packed"
+    return None
+
+
+def loss_conflict(config: Config) -> str | None:
+    """The setting beside which the loss cannot be compiled and what is allowed for it, or None."""
+    ranks = config.parallel.tensor_parallel_size
+    if ranks > 1:  # the sums over ranks lie in the middle of the formula
+        return f"parallel.tensor_parallel_size is {ranks}, allowed is 1"
+    if config.objective.name == "gaussian":
+        return "objective is gaussian, whose loss has a pass over the vocabulary of its own"
     return None
 
 

@@ -173,6 +173,9 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool = False
     """torch.compile of each transformer layer; `auto` on a GPU in bfloat16 where its shapes stay
     the same, never on a CPU. Changes rounding, neither names nor checkpoints. Off by default."""
+    compile_loss: bool = False
+    """torch.compile of the training loss from the logits on: in bfloat16 less memory and fewer
+    passes. Changes rounding; evaluation stays as it is. Not with tensor parallelism."""
     loss_chunk: Annotated[int, Field(ge=0)] | None = None
     """Rows of the head that are scored at once; 0 scores all. Null: chunks of 256 MiB of logits on
     a GPU, and on a CPU where all logits together exceed 1 GiB."""

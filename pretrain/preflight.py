@@ -142,9 +142,12 @@ def _check_machine(config: Config) -> None:
                 f"model.attention={wanted} trains on NVIDIA GPUs only and this machine has none; "
                 "set model.attention to auto (SDPA on a CPU)"
             )
-    missing = missing_compiler() if config.train.compile is True else None
-    if missing is not None:
-        raise ConfigError(f"train.compile true: {missing}, or set train.compile to auto or false")
+    for name, without in (("compile", "auto or false"), ("compile_loss", "false")):
+        missing = missing_compiler() if getattr(config.train, name) is True else None
+        if missing is not None:
+            raise ConfigError(
+                f"train.{name} true: {missing}, or set train.{name} to {without}"
+            )
     if wanted == "flash" and find_spec("flash_attn") is None:
         raise ConfigError(
             "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "

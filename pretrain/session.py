@@ -200,7 +200,10 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     recompute = Recompute(config.train.recompute, config.train.recompute_layers)
     model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
     initialize(model, config.run.seed)
-    return ObjectiveModule(model, objective, config.run.seed, config.train.loss_chunk)
+    train = config.train
+    return ObjectiveModule(
+        model, objective, config.run.seed, train.loss_chunk, train.compile_loss
+    )
 
 
 def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:

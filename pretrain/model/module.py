@@ -18,6 +18,7 @@ from pretrain.model.chunked import each, total
 from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
+from pretrain.model.vocab_compiled import CompiledChunk
 from pretrain.objectives.base import Objective
 
 
@@ -30,14 +31,16 @@ class ObjectiveModule(nn.Module):
         objective: Objective,
         seed: int = 0,
         loss_chunk: int | None = None,
+        compile_loss: bool = False,
     ) -> None:
         """`seed` is that of the weights which the objective brings; `loss_chunk` rows are scored at
-        once, 0 all, None as many as memory suggests."""
+        once, 0 all, None as many as memory suggests; `compile_loss` concerns training only."""
         super().__init__()
         self.model = model
         self.objective = objective
         self.own = objective.own_network(model, seed)
         self.loss_chunk = loss_chunk
+        self.compile_loss = compile_loss
         self.teacher: Teacher | None = None
         """What a distilling objective learns from while training."""
 
@@ -85,6 +88,8 @@ class ObjectiveModule(nn.Module):
         taught = None if exact or self.teacher is None else self.teacher.read(batch)
 
         def terms(chunk: VocabChunk, part: slice) -> Tensor:
+            if self.compile_loss and not exact:
+                chunk = CompiledChunk(chunk)
             if taught is not None:
                 return self.objective.teacher_loss(chunk, taught(part)) * weight[part]
             loss = term(chunk, targets[part], {name: v[part] for name, v in extra.items()})

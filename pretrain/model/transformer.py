@@ -147,15 +147,14 @@ class Head(nn.Module):
         )
 
     def _outputs(self, rows: Tensor, weight: Tensor, project: Callable[..., Any]) -> VocabChunk:
-        """Float32 (or float64) outputs of rows [n, h]; excluded columns hold -inf."""
+        """Outputs of rows [n, h]; excluded columns hold -inf."""
         # Three dimensions, because megatron-core's layer counts on [s, b, h].
         logits = project(rows[:, None], weight=weight)[0]
         # A column of probability zero has gradient zero either way. Filled before any view is
         # taken: after it, the gradient of the view would become a zero-filled copy of the whole.
         with torch.no_grad():
             logits.index_fill_(2, self.excluded, -torch.inf)
-        logits = logits.squeeze(1)
-        return VocabChunk(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return VocabChunk(logits.squeeze(1))
 
 
 class Transformer(nn.Module):

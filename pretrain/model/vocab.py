@@ -21,17 +21,21 @@ from pretrain.model.vocab_functions import Log1pSum, LogProbability
 
 
 class VocabChunk:
-    """Head outputs of n positions; excluded columns already hold -inf.
+    """Head outputs of n positions; excluded columns already hold -inf."""
 
-    `logits` is float32 [n, v/tp]: this rank's columns.
-    """
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, outputs: Tensor) -> None:
+        """`outputs` [n, v/tp]: this rank's columns in the precision of the projection."""
+        self.outputs = outputs
         self.tp_size = parallel_state.get_tensor_model_parallel_world_size()
         self.first, self.last = VocabUtility.vocab_range_from_per_partition_vocab_size(
-            logits.shape[-1], parallel_state.get_tensor_model_parallel_rank(), self.tp_size
+            outputs.shape[-1], parallel_state.get_tensor_model_parallel_rank(), self.tp_size
         )
+
+    @property
+    def logits(self) -> Tensor:
+        """The outputs in float32 (or float64), which take the place of those they come from."""
+        self.outputs = widen(self.outputs)
+        return self.outputs
 
     def cross_entropy(self, ids: Tensor) -> Tensor:
         """-log p(ids), float32 [n]; ids int64 [n]."""
@@ -75,3 +79,8 @@ class VocabChunk:
         """KL(self || other) [n] with `reverse`, else KL(other || self); `other` is a constant."""
         divergence: Tensor = Divergence.apply(self.logits, other.logits, reverse)
         return divergence
+
+
+def widen(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

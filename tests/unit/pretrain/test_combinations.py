@@ -35,6 +35,7 @@ BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
 DISK = "parallel.offload_path=/nowhere/swap"
 COMPILE = "train.compile=true"
+COMPILE_LOSS = "train.compile_loss=true"
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
 
 LAYOUTS_REFUSED = [
@@ -102,6 +103,11 @@ KERNELS_REFUSED = [
     ([COMPILE, "model.attention_dropout=0.1"], "model.attention_dropout is 0.1, allowed is 0"),
     ([COMPILE, "objective=autoregressive", "data.documents=masked"], "allowed is packed"),
     (["train.compile=some"], "train.compile"),
+    (
+        [COMPILE_LOSS, TP(2)],
+        "compile_loss true .*tensor_parallel_size is 2, allowed is 1; .* compile_loss to false",
+    ),
+    ([COMPILE_LOSS, "objective=gaussian"], "compile_loss true .*objective is gaussian, whose"),
     (["train.loss_chunk=-1"], "greater than or equal to 0"),
     (["objective=gaussian", "train.loss_chunk=64"], "is null or 0, not 64; lower"),
     (["objective=autoregressive", "objective.orders=2", "data.documents=masked"],

@@ -1,6 +1,7 @@
 """A training step on a GPU: tokens a second, MFU, peak memory, and where the time goes.
 
     python benchmarks/gpu_step.py [--models 127m medium 1.7b] [--compile on off] [--json FILE]
+    python benchmarks/gpu_step.py --compile-loss off on     a row of each
     python benchmarks/gpu_step.py --dry-run      a tiny shape on the CPU: proves the script, no more
 
 Each row is the step of `epochal train` on one GPU (bfloat16, ZeRO 1, fused AdamW, corruption on the
@@ -64,6 +65,7 @@ class Setting:
     micro_batch: int
     recompute: str
     compile: str = "off"
+    compile_loss: str = "off"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--compile", nargs="*", choices=("on", "off"), default=["off"])
+    parser.add_argument("--compile-loss", nargs="*", choices=("on", "off"), default=["off"])
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -108,9 +111,10 @@ def main() -> int:
     device = torch.device("cpu" if arguments.dry_run else "cuda")
     rate = product_rate(device, 256 if arguments.dry_run else 8192)
     rows = [
-        fastest(model, objective, arguments, device)
+        fastest(model, objective, compile_loss, arguments, device)
         for model in arguments.models
         for objective in arguments.objectives
+        for compile_loss in arguments.compile_loss
     ]
     print(table(rows, rate, arguments, device_name(device)))
     if arguments.json:
@@ -120,14 +124,17 @@ def main() -> int:
     return 0
 
 
-def fastest(model: str, objective: str, arguments: Any, device: torch.device) -> Row:
+def fastest(
+    model: str, objective: str, compile_loss: str, arguments: Any, device: torch.device
+) -> Row:
     """The row with most tokens a second over micro-batches and recompute settings that fit."""
     rows = []
     sizes = (2,) if arguments.dry_run else MICRO_BATCHES
     for recompute, compiled in itertools.product(RECOMPUTE, arguments.compile):
         fitting = 0
         for size in sizes:
-            row = measure(model, objective, Setting(size, recompute, compiled), arguments, device)
+            setting = Setting(size, recompute, compiled, compile_loss)
+            row = measure(model, objective, setting, arguments, device)
             rows += [row] if row else []
             fitting += row is not None
             if fitting == 2:  # half of what fits can be faster, a quarter never was
@@ -267,6 +274,7 @@ def configuration(model: str, objective: str, setting: Setting, arguments: Any) 
         f"data.seq_length={arguments.length}",
         f"train.recompute={setting.recompute}",
         f"train.compile={'true' if setting.compile == 'on' else 'false'}",
+        f"train.compile_loss={'true' if setting.compile_loss == 'on' else 'false'}",
         f"train.global_batch_size={setting.micro_batch}",
         "train.precision=bfloat16",
         "parallel.zero_stage=1",
@@ -335,21 +343,25 @@ def table(rows: list[Row], rate: float, arguments: Any, hardware: str) -> str:
         f"denominators: {DENSE_FLOPS / 1e12:.0f} TFLOP/s dense; square products of this run "
         f"{rate / 1e12:.1f} TFLOP/s",
         "",
-        "| model | objective | micro-batch | recompute | compile | tokens/s | MFU of 989 | "
-        "of products | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | objective | micro-batch | recompute | compile | compile loss | tokens/s | "
+        "MFU of 989 | of products | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row.model} | {row.objective} | {row.setting.micro_batch} | "
-            f"{row.setting.recompute} | {row.setting.compile} | {row.tokens_per_second:,.0f} | "
-            f"{row.flops / DENSE_FLOPS:.1%} | {row.flops / rate:.1%} | "
-            f"{row.peak_bytes / 2**30:.1f} |"
+            f"{row.setting.recompute} | {row.setting.compile} | {row.setting.compile_loss} | "
+            f"{row.tokens_per_second:,.0f} | {row.flops / DENSE_FLOPS:.1%} | "
+            f"{row.flops / rate:.1%} | {row.peak_bytes / 2**30:.1f} |"
         )
-    lines += ["", "| model | objective | device time by class of kernels |", "|---|---|---|"]
+    lines += [
+        "",
+        "| model | objective | compile loss | device time by class of kernels |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row.kernels.items())
-        lines.append(f"| {row.model} | {row.objective} | {shares} |")
+        lines.append(f"| {row.model} | {row.objective} | {row.setting.compile_loss} | {shares} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,8 @@
-"""What recomputation, chunks of the loss and dropout cost, and what they save, on one CPU thread.
+"""What recomputation, chunks of the loss, its compilation and dropout cost, and what they save, on
+one CPU thread.
 
     python benchmarks/step_memory.py [--layers 6] [--hidden 256] [--length 256] [--rounds 5]
+                                     [--precision float32|bfloat16]
 
 Every row trains the same autoregressive transformer on the same tokens, forward and backward.
 CPU seconds of this process, the best of the rounds, which go over the rows in turn. Bytes are those
@@ -38,6 +40,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "recompute=full": {"mode": "full"},
     "loss_chunk=128": {"chunk": 128},
     "full, loss_chunk=128": {"mode": "full", "chunk": 128},
+    "compile_loss": {"compile_loss": True},
+    "compile_loss, loss_chunk=128": {"compile_loss": True, "chunk": 128},
     "dropout=0.1": {"dropout": 0.1},
     "attention_dropout=0.1": {"attention_dropout": 0.1},
 }
@@ -48,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in {"layers": 6, "hidden": 256, "length": 256, "batch": 4, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
     init_distributed(device="cpu")
@@ -59,10 +64,10 @@ def main() -> None:
             seconds[name].append(step_seconds(module, corrupted(module, options)))
     best = {name: min(values) for name, values in seconds.items()}
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options}")
-    print(f"{'':24} {'CPU s':>7} {'ratio':>6} {'MB kept':>8}")
+    print(f"{'':30} {'CPU s':>7} {'ratio':>6} {'MB kept':>8}")
     for name, module in modules.items():
         kept = bytes_kept(module, corrupted(module, options)) / 1e6
-        print(f"{name:24} {best[name]:7.3f} {best[name] / best['plain']:6.2f} {kept:8.1f}")
+        print(f"{name:30} {best[name]:7.3f} {best[name] / best['plain']:6.2f} {kept:8.1f}")
 
 
 def build(
@@ -70,6 +75,7 @@ def build(
     options: argparse.Namespace,
     mode: Mode = "none",
     chunk: int = 0,
+    compile_loss: bool = False,
     **model: float,
 ) -> ObjectiveModule:
     """The same weights in every row."""
@@ -83,7 +89,9 @@ def build(
     network = Transformer(config, space, parallel_config(topology), recompute=Recompute(mode))
     initialize(network, seed=0)
     settings = ObjectiveConfig(name="autoregressive", time_window=options.batch)
-    return ObjectiveModule(network, build_objective(settings, space), loss_chunk=chunk)
+    objective = build_objective(settings, space)
+    module = ObjectiveModule(network, objective, loss_chunk=chunk, compile_loss=compile_loss)
+    return module.to(getattr(torch, options.precision))
 
 
 def corrupted(module: ObjectiveModule, options: argparse.Namespace) -> TrainBatch:

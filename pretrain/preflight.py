@@ -145,9 +145,7 @@ def _check_machine(config: Config) -> None:
     for name, without in (("compile", "auto or false"), ("compile_loss", "false")):
         missing = missing_compiler() if getattr(config.train, name) is True else None
         if missing is not None:
-            raise ConfigError(
-                f"train.{name} true: {missing}, or set train.{name} to {without}"
-            )
+            raise ConfigError(f"train.{name} true: {missing}, or set train.{name} to {without}")
     if wanted == "flash" and find_spec("flash_attn") is None:
         raise ConfigError(
             "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "

@@ -201,9 +201,7 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
     initialize(model, config.run.seed)
     train = config.train
-    return ObjectiveModule(
-        model, objective, config.run.seed, train.loss_chunk, train.compile_loss
-    )
+    return ObjectiveModule(model, objective, config.run.seed, train.loss_chunk, train.compile_loss)
 
 
 def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:

@@ -56,6 +56,7 @@ class Cut:
     """Rows of the head at once."""
     offload: str = "none"
     compiled: bool = False
+    compiled_loss: bool = False
 
     @property
     def ranks(self) -> int:
@@ -70,6 +71,7 @@ class Cut:
         further += [] if self.precision == "float32" else [self.precision]
         further += [] if self.offload == "none" else ["offload"]
         further += ["compiled"] if self.compiled else []
+        further += ["compiled loss"] if self.compiled_loss else []
         return "-".join([*parts, *further])
 
 
@@ -148,7 +150,9 @@ class Trainer:
         initialize(model, SEED)
         if cut.compiled:
             model.compile_layers()
-        module = ObjectiveModule(model, self.objective, loss_chunk=cut.chunk)
+        module = ObjectiveModule(
+            model, self.objective, loss_chunk=cut.chunk, compile_loss=cut.compiled_loss
+        )
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.
             _shake_modulations(module)

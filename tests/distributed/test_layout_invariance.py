@@ -52,7 +52,9 @@ COMPILED = [
     Cut(dp=2, zero=2, compiled=True),
     Cut(tp=2, compiled=True),
     Cut(tp=2, sp=True, zero=1, recompute="selective", compiled=True),
-    Cut(pp=2, zero=1, recompute="full", compiled=True),
+    Cut(pp=2, zero=1, recompute="full", compiled=True, compiled_loss=True),
+    Cut(dp=2, zero=3, chunk=7, compiled_loss=True),
+    Cut(cp=2, zero=1, compiled_loss=True),
 ]
 EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
@@ -109,7 +111,7 @@ def test_every_other_layout_equals_one_rank(cut) -> None:
 @pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 @pytest.mark.parametrize("task", ["autoregressive", "uniform", "block"])
 @pytest.mark.parametrize("cut", COMPILED, ids=str)
-def test_compiled_layers_train_as_one_rank_does_without(cut, task) -> None:
+def test_compiled_layers_and_losses_train_as_one_rank_does_without(cut, task) -> None:
     check(cut, task)
 
 

@@ -72,14 +72,14 @@ def test_operations_follow_from_the_matrices_and_the_rows_that_are_evaluated(gpu
 
 
 def test_the_table_names_hardware_commit_and_denominators(gpu_step):
-    setting = gpu_step.Setting(8, "selective", "on")
+    setting = gpu_step.Setting(8, "selective", "on", "off")
     row = gpu_step.Row("1.7b", "masked", setting, 1.0, 50_000.0, 1e10, 3 << 30, {"copy": 1.0})
     arguments = Namespace(length=2048, vocabulary=32768, dry_run=False)
     text = gpu_step.table([row], 625e12, arguments, "NVIDIA H200")
     assert "NVIDIA H200" in text and f"commit {gpu_step.commit()}" in text
     assert "989 TFLOP/s dense" in text and "625.0 TFLOP/s" in text
     # 5e4 tokens/s of 1e10 operations are 500 TFLOP/s.
-    expected = "| 1.7b | masked | 8 | selective | on | 50,000 | 50.6% | 80.0% | 3.0 |"
+    expected = "| 1.7b | masked | 8 | selective | on | off | 50,000 | 50.6% | 80.0% | 3.0 |"
     assert expected in text.splitlines()
 
 

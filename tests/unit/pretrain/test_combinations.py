@@ -105,7 +105,7 @@ KERNELS_REFUSED = [
     (["train.compile=some"], "train.compile"),
     (
         [COMPILE_LOSS, TP(2)],
-        "compile_loss true .*tensor_parallel_size is 2, allowed is 1; .* compile_loss to false",
+        "compile_loss true .*parallel_size is 2, allowed is 1; change that, or set .*loss to false",
     ),
     ([COMPILE_LOSS, "objective=gaussian"], "compile_loss true .*objective is gaussian, whose"),
     (["train.loss_chunk=-1"], "greater than or equal to 0"),

@@ -53,3 +53,5 @@ def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch, tmp_pa
     assert "no C++ compiler" in choice.said
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler .*install g\+\+.* auto or false"):
         preflight(compose([*SHAPE, "train.compile=true"]))
+    with pytest.raises(ConfigError, match=r"compile_loss true: .*install g\+\+.* to false$"):
+        preflight(compose([*SHAPE, "train.compile_loss=true"]))

@@ -7,6 +7,7 @@ follows from its attention rule. Numbers T1 to T8 are those of `docs/identities.
 import importlib.util
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,18 @@ def test_documents_kept_apart_are_scored_apart(name, fields):
     want = -math.log(first[x[0]]) - math.log(rest[x[1], x[2]])
     error = float(each.std()) / math.sqrt(n)
     assert error < 0.05 and abs(float(each.mean()) - want) < 4 * error + 1e-12
+
+
+def test_the_table_names_every_identity_and_only_tests_that_exist():
+    """`docs/identities.md`: T1 to T25, I1 to I45, and a function for each name it gives."""
+    unit = Path(__file__).parents[1]
+    text = (Path(__file__).parents[4] / "docs" / "identities.md").read_text()
+    for letter, last in (("T", 25), ("I", 45)):
+        found = set()
+        for first, until in re.findall(rf"\b{letter}(\d+)(?:-{letter}(\d+))?\b", text):
+            found |= set(range(int(first), int(until or first) + 1))
+        assert found == set(range(1, last + 1)), letter
+    names = re.findall(r"`(\S+\.py)::(\w+)`", text)
+    assert len(names) > 60
+    for file, name in names:
+        assert f"\ndef {name}(" in (unit / file).read_text(), f"{file}::{name}"

@@ -34,14 +34,36 @@ def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
     return sha256(canonical_json(rows)).hexdigest()
 
 
-def refuse_other_preparation(path: Path, identity: dict[str, str]) -> None:
+def refuse_other_preparation(
+    path: Path, identity: dict[str, str], settings: PrepareSettings
+) -> None:
     """DataError if `path` reports a finished preparation with other settings or input files."""
     what = _difference(path, identity)
     if what:
+        before = json.loads(path.read_text(encoding="utf-8")).get("settings")
+        changes = _changes("", before, settings.content()) if before else []
+        named = f" ({'; '.join(changes)})" if changes else ""
         raise DataError(
-            f"{path.parent} was prepared with other {what}; "
+            f"{path.parent} was prepared with other {what}{named}; "
             "choose another output folder, or remove this one to start again"
         )
+
+
+def _changes(key: str, before: Any, now: Any) -> list[str]:
+    """The settings that differ, by their dotted key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*now, *(k for k in before if k not in now)]
+        prefix = f"{key}." if key else ""
+        return [c for k in keys for c in _changes(f"{prefix}{k}", before.get(k), now.get(k))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        rows = enumerate(zip(before, now, strict=True))
+        return [c for n, pair in rows for c in _changes(f"{key}.{n}", *pair)]
+    return [] if before == now else [f"{key}: {_brief(before)} there, {_brief(now)} given"]
+
+
+def _brief(value: Any) -> str:
+    """A list of sources by their number: each may be long."""
+    return f"{len(value)} of them" if isinstance(value, list) else repr(value)
 
 
 def discard_other_start(out: Path, identity: dict[str, str], progress: Progress) -> None:

@@ -154,6 +154,8 @@ def describe_sequence(
     pool: TokenPool, tokenizer: Tokenizer, sequence: int, seq_length: int
 ) -> dict[str, Any]:
     """One sequence of the pool: text with visible special ids, and its documents."""
+    if seq_length < 1:
+        raise DataError(f"seq_length is {seq_length}; allowed: 1 or more tokens")
     total = -(-pool.num_tokens // seq_length)
     if not 0 <= sequence < total:
         raise DataError(

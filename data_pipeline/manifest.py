@@ -190,7 +190,14 @@ def read_local(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ShardError(f"no manifest at {path}; `epochal data prepare` writes one") from None
+        out = path.parent.parent
+        raise ShardError(
+            f"no manifest at {path}; `epochal data prepare SOURCES --out {out}` writes one"
+        ) from None
+    except IsADirectoryError:
+        raise ShardError(
+            f"{path} is a folder; name a manifest, e.g. {path / 'train' / 'manifest.json'}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ShardError(f"cannot read the manifest {path}: {error}") from error
 

@@ -164,7 +164,9 @@ def read_content(location: Location) -> Manifest | Mix:
         return Mix.model_validate(value)
     except ValidationError as error:
         problems = "\n  ".join(
-            ".".join(map(str, p["loc"])) + (": " if p["loc"] else "") + p["msg"]
+            ".".join(map(str, p["loc"]))
+            + (": " if p["loc"] else "")
+            + p["msg"].removeprefix("Value error, ")
             for p in error.errors()
         )
         raise DataError(f"{location} is not a mix of format mixture/1:\n  {problems}") from None

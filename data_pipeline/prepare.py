@@ -67,7 +67,7 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
         "settings_sha256": settings.sha256(),
         "inputs_sha256": inputs_sha256(units, settings),
     }
-    refuse_other_preparation(settings.out / "report.json", identity)
+    refuse_other_preparation(settings.out / "report.json", identity, settings)
     staging = settings.out / ".staging"
     if not (settings.out / "report.json").exists():
         try:
@@ -119,6 +119,7 @@ def _run_stages(
         summaries[split] = manifest_summary(path)
     report: dict[str, Any] = {
         **identity,
+        "settings": settings.content(),
         "tokenizer": {"file": tokenizer_path.name, **tokenizer.record.model_dump(mode="json")},
         "pools": summaries,
         "sources": _source_report(settings, collected, results),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -85,6 +85,14 @@ class PrepareSettings(_Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes; null takes one per core. Does not change the output."""
 
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _a_word_is_a_path(cls, value: Any) -> Any:
+        """`sources: [books, more.jsonl]` names paths."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
+
     @field_validator("member_bytes")
     @classmethod
     def _multiple_of_block(cls, value: int) -> int:
@@ -92,7 +100,10 @@ class PrepareSettings(_Section):
             raise ValueError("must be a multiple of 512, the block of a tar file")
         return value
 
+    def content(self) -> dict[str, Any]:
+        """What decides the output: all but where it goes and `workers`."""
+        return self.model_dump(mode="json", exclude={"out", "workers"})
+
     def sha256(self) -> str:
-        """Hash of what decides the output (not of where it goes, nor of `workers`)."""
-        content = self.model_dump(mode="json", exclude={"out", "workers"})
-        return sha256(canonical_json(content)).hexdigest()
+        """Hash of what decides the output."""
+        return sha256(canonical_json(self.content())).hexdigest()

@@ -77,7 +77,7 @@ def train(
         typer.Option(help="Check everything and write RUN/config.yaml; srun starts the ranks."),
     ] = False,
     world_size: Annotated[
-        int | None, typer.Option(help="With --prepare: how many ranks will be started.")
+        int | None, typer.Option(min=1, help="With --prepare: how many ranks will be started.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -298,8 +298,11 @@ def _print_red(text: str) -> None:
 
 
 def _print_table(values: dict[str, Any]) -> None:
-    width = max(len(key) for key in values)
-    for key, value in values.items():
+    """Two columns; parts are told one a line, what is not known is left out."""
+    parts = values.get("parts") or {}
+    rows = {k: v for k, v in {**values, **parts}.items() if k != "parts" and v is not None}
+    width = max(len(key) for key in rows)
+    for key, value in rows.items():
         print(f"{key:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
 
 

@@ -1,4 +1,4 @@
-"""`epochal data`: prepare text for training, verify pools, look into them."""
+"""`epochal data`: `prepare` (in `pretrain.cli_prepare`), verify pools, look into them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pretrain.cli_prepare import given, prepare
+
 if TYPE_CHECKING:
     from data_pipeline.inspection import StepPositions
-    from data_pipeline.settings import PrepareSettings
     from data_pipeline.stream import Stream
     from pretrain.config import Config
 
@@ -23,76 +24,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
-
-@app.command()
-def prepare(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Files, folders, or `builtin` (the text of the Python installation, the default)."
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for tokenizer and pools.")] = Path("data/pool"),
-    settings: Annotated[
-        Path | None, typer.Option(help="YAML file with all settings, instead of the options.")
-    ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Ids of the tokenizer to train.")] = 32000,
-    model_type: Annotated[str, typer.Option(help="`unigram` or `bpe`.")] = "unigram",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Existing tokenizer file, instead of training one.")
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for validation.")
-    ] = 0.01,
-    near_duplicates: Annotated[
-        float | None,
-        typer.Option(help="Drop documents this similar (Jaccard, e.g. 0.8); default: keep them."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Key of the document order.")] = 17,
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    id_field: Annotated[str, typer.Option(help="Field that holds a document's id.")] = "id",
-    chunk_characters: Annotated[
-        int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
-    ] = 0,
-    skip_bad: Annotated[int, typer.Option(help="Malformed records to tolerate.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Turn text into a tokenizer and two pools of tokens, training and validation.
-
-    A start after an interruption finishes the job; a finished folder is left alone.
-    """
-    from data_pipeline.prepare import prepare as run
-    from pretrain.cli_progress import make_progress
-
-    source = {
-        "text_field": text_field,
-        "id_field": id_field,
-        "chunk_characters": chunk_characters,
-    }
-    values: dict[str, Any] = {
-        "sources": [{"path": path, **source} for path in sources or ["builtin"]],
-        "tokenizer": {"path": tokenizer, "model_type": model_type, "vocab_size": vocab_size},
-        "validation_fraction": validation_fraction,
-        "near_duplicates": near_duplicates,
-        "seed": seed,
-        "skip_bad": skip_bad,
-        "workers": workers,
-    }
-    chosen = _settings(settings, values, out)
-    with make_progress(quiet=as_json) as progress:
-        result = run(chosen, progress)
-    if as_json:
-        paths = {"train": str(result.train), "validation": str(result.validation)}
-        _print_json({**paths, "already_done": result.already_done, "report": result.report})
-        return
-    _print_report(result.report)
-    print(
-        f"nothing to do: {chosen.out} is already prepared"
-        if result.already_done
-        else f"ready: data.train={result.train} data.validation={result.validation} "
-        f"data.tokenizer={result.tokenizer}"
-    )
+app.command()(prepare)
 
 
 @app.command()
@@ -111,6 +43,11 @@ def verify(
     from data_pipeline.verify import find_manifests, pool_problems
     from pretrain.cli_progress import make_progress
 
+    if visits is not None and paths:
+        raise DataError(
+            f"--visits {visits} counts a run's visits and {paths[0]} names bytes to verify; "
+            "give one of them"
+        )
     if visits is not None:
         _verify_visits(visits, as_json)
         return
@@ -135,6 +72,7 @@ def verify(
 
 @app.command()
 def inspect(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Manifest of a pool, or folder of a run.")],
     sequence: Annotated[
         list[int] | None, typer.Option(help="Sequence of the pool to show; may be repeated.")
@@ -154,6 +92,7 @@ def inspect(
     """Show decoded sequences of a pool, or what a run sees at a position or a step."""
     from dataclasses import asdict
 
+    _check_place(source, given(context))
     from data_pipeline.inspection import check_tokenizer, describe_position, describe_sequence
     from data_pipeline.pool import TokenPool
     from data_pipeline.tokenizer import load_tokenizer
@@ -193,7 +132,8 @@ def inspect(
         print(f"step {step:,}: positions {taken.start:,} to {taken.stop:,}; {taken.basis}")
     for entry in shown:
         first, last = entry["pool_tokens"]
-        at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if position or step else ""
+        run = "position" in entry
+        at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if run else ""
         at += f"source {entry['source']}, " if "source" in entry else ""
         print(
             f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
@@ -215,7 +155,33 @@ def stats(
         _print_json(found)
         return
     for key, value in found.items():
-        print(f"{key.replace('_', ' '):22} {value}")
+        if isinstance(value, dict):
+            shown = ", ".join(f"{name} {number:,.0f}" for name, number in value.items())
+        elif isinstance(value, list):
+            shown = " ".join(map(str, value))
+        else:
+            shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{key.replace('_', ' '):22} {shown}")
+
+
+def _check_place(source: Path, given: list[str]) -> None:
+    """DataError where `inspect` got options that belong to the other kind of place."""
+    from data_pipeline.errors import DataError
+
+    run = source.is_dir()
+    if run and not (source / "config.yaml").exists():
+        raise DataError(
+            f"{source} is not a run folder: it has no config.yaml. To look into a pool name its "
+            f"manifest, e.g. {source / 'train' / 'manifest.json'}"
+        )
+    foreign = ("sequence", "seq_length") if run else ("position", "step")
+    for name in foreign:
+        if name in given:
+            kinds = ("a pool's manifest", "a run") if run else ("a run folder", "a manifest")
+            raise DataError(
+                f"--{name.replace('_', '-')} belongs to {kinds[0]} and {source} is {kinds[1]}; "
+                f"use {'--position or --step' if run else '--sequence'}"
+            )
 
 
 def _run_stream(run: Path) -> tuple[Config, Stream]:
@@ -266,41 +232,6 @@ def _verify_visits(run: Path, as_json: bool) -> None:
     if report.problems:
         listed = "\n  ".join(report.problems)
         raise DataError(f"the log of {run} does not prove its visits:\n  {listed}")
-
-
-def _settings(path: Path | None, values: dict[str, Any], out: Path) -> PrepareSettings:
-    """Settings from a YAML file or from the options; DataError names what is wrong."""
-    from pydantic import ValidationError
-
-    from data_pipeline.errors import DataError
-    from data_pipeline.settings import PrepareSettings
-
-    try:
-        if path is not None:
-            import yaml
-
-            values = {"workers": values["workers"], **yaml.safe_load(path.read_text())}
-        return PrepareSettings.model_validate({"out": out, **values})
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (ValidationError, ValueError, TypeError) as error:
-        raise DataError(f"settings of the preparation: {error}") from error
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    for source in report["sources"]:
-        dropped = ", ".join(f"{n:,} {why}" for why, n in source["dropped"].items() if n)
-        print(
-            f"{source['name']}: {source['documents_read']:,} documents, "
-            f"{source['bytes_read'] / 1e6:.1f} MB read; dropped: {dropped or 'nothing'}"
-        )
-    for split, pool in report["pools"].items():
-        print(
-            f"{split}: {pool['tokens']:,} tokens from {pool['documents']:,} documents, "
-            f"{pool['bytes_per_token']} bytes/token, {pool['shards']} shard(s), "
-            f"{pool['round_trip']['failed']} of {pool['round_trip']['checked']} documents not "
-            f"restored exactly, identity {pool['manifest_sha256'][:16]}"
-        )
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class LogProgress:
         """Done, rates per second and time left."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         of = f"/{format_amount(self._total)}" if self._total else ""
-        parts = [f"{format_amount(self._done)}{of} {self._unit}"]
+        parts = [f"{format_amount(self._done)}{of} {self._unit}"] if self._unit else []
         parts += [f"{format_amount(v / elapsed)} {k}/s" for k, v in self._sums.items()]
         if self._total and 0 < self._done < self._total:
             left = elapsed * (self._total - self._done) / self._done
@@ -69,7 +69,8 @@ class LogProgress:
 
     def _finish(self) -> None:
         if self._stage:
-            self._line(f"done in {time.monotonic() - self._began:.1f} s ({self.describe()})")
+            seconds, amounts = time.monotonic() - self._began, self.describe()
+            self._line(f"done in {seconds:.1f} s" + (f" ({amounts})" if amounts else ""))
         self._stage = ""
 
     def _line(self, text: str) -> None:

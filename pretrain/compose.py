@@ -10,6 +10,7 @@ means the same from any folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from pretrain.config import Config
 from pretrain.errors import ConfigError
+from pretrain.problems import describe_all, unknown_key
 from pretrain.suggest import closest
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ OPTIONAL_GROUPS = ("study", "runs")
 """Groups that need not be chosen; their options set values of several sections."""
 NOT_GROUPS = ("machine",)
 """Folders of `configs/` that say nothing about a run."""
+_ASK = "docs/configuration.md and pretrain/config.py, where all keys stand"
+_CALL = re.compile(r"([\w.]+)=(\w+\([^()'\"]*\))")
+"""KEY=NAME(ARGUMENTS): Hydra would call a function, ours are words such as `window(8)`."""
 
 
 def compose(overrides: list[str], config_file: Path | None = None) -> Config:
@@ -58,8 +63,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        lines = sorted({_describe(problem) for problem in error.errors()})
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(describe_all(error, known_keys(), _ASK))) from None
     return _absolute(config)
 
 
@@ -131,7 +135,7 @@ def _parse(overrides: list[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_override(_CALL.sub(r'\1="\2"', text))
         except HydraException:
             raise ConfigError(
                 f"cannot read the override {text!r}; write KEY=VALUE (optimizer.lr=1e-3) or "
@@ -182,6 +186,10 @@ def _read(path: Path) -> DictConfig:
 
     try:
         tree = OmegaConf.load(path)
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder; give its configuration, {path}/config.yaml"
+        ) from None
     except FileNotFoundError:
         raise ConfigError(
             f"no configuration at {path}; give the config.yaml of a run folder, or name groups "
@@ -233,29 +241,7 @@ def _check_key(key: str) -> None:
     leaves = known_keys()
     if key in leaves or any(leaf.startswith(f"{key}.") for leaf in leaves):
         return
-    raise ConfigError(_unknown(key, [*leaves, *groups()]))
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    hint = closest(key, known)
-    return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else "; see epochal train -h")
-
-
-def _describe(problem: Any) -> str:
-    """One line for one pydantic problem: the path, what was given, what is allowed."""
-    path = ".".join(str(part) for part in problem["loc"])
-    kind, given = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return _unknown(path, known_keys())
-    if kind == "missing" or given == "???":
-        return f"{path}: no value given; it is required (choose data=... or set {path}=...)"
-    reason = problem["msg"].removeprefix("Value error, ")
-    if kind in ("value_error", "assertion_error"):
-        return f"{path}: {reason}" if path else reason
-    if kind == "model_type":
-        return f"{path}: given {given!r}, but it is a section; set {path}.KEY=VALUE"
-    reason = reason.removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{path}: given {given!r}, allowed: {reason}"
+    raise ConfigError(unknown_key(key, [*leaves, *groups()], _ASK))
 
 
 def _absolute(config: Config) -> Config:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.config_model import ModelConfig, ObjectiveConfig
-from pretrain.config_types import Fraction, Location, PositiveInt, Section
+from pretrain.config_types import Fraction, Location, Momentum, PositiveInt, Section
 
 __all__ = [
     "Config",
@@ -33,11 +33,18 @@ __all__ = [
 ]
 
 
+TRACKING_SCHEMES = (
+    "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
+)  # fmt: skip
+"""Kinds of MLflow stores; a database may name its driver (`mysql+pymysql`)."""
+
+
 class RunConfig(Section):
     """Where the run lives and what makes it repeatable."""
 
     name: str = "run"
-    """Shown in MLflow and on the console; also the folder below `root` when `dir` is not given."""
+    """Shown in MLflow and on the console; also the folder below `root` when `dir` is not given,
+    therefore not empty and without `..`."""
     root: Path = Path("runs")
     dir: Path | None = None
     """Folder of this run: configuration, checkpoints, logs. Default: `root`/`name`."""
@@ -48,6 +55,13 @@ class RunConfig(Section):
     initialises from the seed. Names and shapes must be those of the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where torch sees a GPU, else the CPU."""
+
+    @field_validator("name")
+    @classmethod
+    def _stays_below_root(cls, name: str) -> str:
+        if not name.strip(" ./") or ".." in Path(name).parts or Path(name).is_absolute():
+            raise ValueError(f"given {name!r}, allowed: a name that makes a folder below run.root")
+        return name
 
     @property
     def path(self) -> Path:
@@ -69,7 +83,7 @@ class DataConfig(Section):
     """Tokens per sequence; a view of the shards, changing it needs no re-tokenising."""
     unique_tokens: PositiveInt | None = None
     """U, exact to the token; null takes the whole pool. A mix holds its own budgets: null."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """E, how often the U tokens are seen; fractions are allowed and reported."""
     order: str = "global"
     """`global` (keyed permutation of the budget each epoch), `window(W)` or `sequential`."""
@@ -101,7 +115,7 @@ class OptimizerConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 3e-4
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     """Absolute rate at the end of the decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     decay_embeddings: bool = True
@@ -184,7 +198,7 @@ class TrainConfig(Section):
     log_interval: PositiveInt = 10
     eval_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
-    eval_epochs: tuple[float, ...] = ()
+    eval_epochs: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Further evaluations at these epochs (curves that are dense at the start need them)."""
     checkpoint_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0 saves at the end and on preemption only."""
@@ -218,6 +232,15 @@ class TrackingConfig(Section):
     experiment: str = "epochal"
     queue_size: PositiveInt = 10000
     """Measurements kept while the tracker does not answer; older ones are dropped and counted."""
+
+    @field_validator("uri")
+    @classmethod
+    def _has_a_known_scheme(cls, uri: str | None) -> str | None:
+        scheme, separator, _ = (uri or "").partition("://")
+        if separator and scheme.partition("+")[0] not in TRACKING_SCHEMES:
+            allowed = ", ".join(f"{name}://..." for name in TRACKING_SCHEMES)
+            raise ValueError(f"given {uri!r}, allowed: {allowed}")
+        return uri
 
 
 class Config(Section):

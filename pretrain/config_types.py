@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e3)]
 
 
@@ -31,6 +32,8 @@ Location = Annotated[Path | str, PlainValidator(_location)]
 
 
 class Section(BaseModel):
-    """Base of every group: frozen, and unknown keys are an error."""
+    """Base of every group: frozen; unknown keys and numbers without end are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )

@@ -18,8 +18,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"cannot read parallel.hostfile {path}: {error}; "
+            f"cannot read parallel.hostfile {path}: {reason}; "
             f"null trains on this machine, cluster/hostfile.example shows the format"
         ) from None
     slots: dict[str, int] = {}

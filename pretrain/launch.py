@@ -120,7 +120,10 @@ def judge(status: dict[str, Any] | None, return_code: int, stopped_by: str | Non
     if status and state in ("finished", "preempted", "failed"):
         message, code = status["message"], status["exit_code"]
         if state == "failed" and code == 1 and return_code > 192:  # a negative code, modulo 256
-            killed = f"a rank was killed by signal {256 - return_code} (9: often out of memory)"
+            killed = (
+                f"a rank was killed by signal {256 - return_code} (9: often out of memory, then "
+                f"lower train.micro_batch_size)"
+            )
             message, code = f"{killed}; the others met {message}", LaunchError.exit_code
         return Outcome(state, step, message, code)
     at = "before the first step" if step is None else f"after it was at step {step:,}"
@@ -130,8 +133,9 @@ def judge(status: dict[str, Any] | None, return_code: int, stopped_by: str | Non
     if 1 < return_code <= 5 and state is None:  # a rank has printed why
         return Outcome("failed", step, "", return_code)
     message = (
-        f"the ranks died {at} (launcher exit code {return_code}): out of memory, killed, or an "
-        f"error above; checkpoints are intact, start the same command again to resume"
+        f"the ranks died {at} (launcher exit code {return_code}): out of memory (then lower "
+        f"train.micro_batch_size), killed, or an error above; checkpoints are intact, start the "
+        f"same command again to resume"
     )
     return Outcome("failed", step, message, LaunchError.exit_code)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.batch import TrainBatch
 from pretrain.data import training_stream, validation_stream
+from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import evaluate_likelihood
 from pretrain.evaluation.restore import Weights, restore
 
@@ -28,12 +29,14 @@ def evaluate_run(
 
     The result is also appended to `RUN/evaluations.jsonl`.
     """
+    given = {"draws": draws, "sequences": sequences}
+    changes = {name: value for name, value in given.items() if value is not None}
+    for name, value in changes.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; allowed: 1 or more")
     restored = restore(run, checkpoint, weights)
     config, module = restored.config, restored.module
-    changes = {"draws": draws, "sequences": sequences}
-    settings = config.evaluation.model_copy(
-        update={name: value for name, value in changes.items() if value is not None}
-    )
+    settings = config.evaluation.model_copy(update=changes)
     stream = validation_stream(config) if split == "validation" else training_stream(config)
 
     def score(batch: TrainBatch) -> Tensor:

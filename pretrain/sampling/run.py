@@ -49,7 +49,7 @@ def sample_run(
     distillation, interpolating). Results are appended to `RUN/samples.jsonl`. Raises ConfigError
     for unusable settings.
     """
-    _check(num, temperature, top_p, steps)
+    _check(num, temperature, top_p, steps, seed)
     restored = restore(run, checkpoint, weights)
     length = length or restored.config.data.seq_length
     given = restored.tokenizer.encode(prompt)
@@ -137,11 +137,12 @@ def _run(
     raise ConfigError(f"objective {objective.name!r} has no sampler")
 
 
-def _check(num: int, temperature: float, top_p: float, steps: int | None) -> None:
+def _check(num: int, temperature: float, top_p: float, steps: int | None, seed: int) -> None:
     for name, value, allowed, good in (
         ("num", num, "1 or more", num >= 1),
         ("temperature", temperature, "0 or more", temperature >= 0),
         ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+        ("seed", seed, "0 to 2^63 - 1", 0 <= seed < 1 << 63),
         ("steps", steps, "1 to 65,535", steps is None or 1 <= steps < 1 << 16),
     ):
         if not good:

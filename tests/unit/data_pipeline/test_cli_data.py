@@ -62,6 +62,34 @@ def test_prepare_reports_and_does_nothing_twice(run: Run, source: Path, tmp_path
     assert second["report"] == first["report"]
 
 
+def test_a_settings_file_gives_the_bytes_that_the_options_give(
+    run: Run, source: Path, pool: Path, tmp_path: Path
+) -> None:
+    """Sources may be words; the folder of the command line wins over that of the file."""
+    file = tmp_path / "prepare.yaml"
+    file.write_text(
+        f"out: {tmp_path / 'unused'}\n"
+        f"sources: ['{source}']\n"
+        "tokenizer: {vocab_size: 500, model_type: bpe}\n"
+        "validation_fraction: 0.2\n"
+    )
+    code, made, _ = run("data", "prepare", "--settings", file, "--out", tmp_path / "p", "--json")
+    assert code == 0
+    assert not (tmp_path / "unused").exists()
+    pools = json.loads((pool / "report.json").read_text())["pools"]
+    assert made["report"]["pools"] == pools
+
+
+def test_pools_are_prepared_where_training_looks_for_them() -> None:
+    from pretrain.prepare_settings import default_out
+
+    data = [f"data={name}" for name in ("builtin", "pool")]
+    builtin, pool = (compose([choice]).data.train.parent.parent for choice in data)
+    assert default_out(None).absolute() == builtin
+    assert default_out(["builtin"]).absolute() == builtin
+    assert default_out(["books", "builtin"]).absolute() == pool
+
+
 def test_verify_inspect_and_stats_agree_with_the_manifest(run: Run, pool: Path) -> None:
     assert run("data", "verify", pool, "--json")[:2][0] == 0
     manifest = pool / "train" / "manifest.json"
@@ -96,21 +124,36 @@ def test_bad_input_ends_with_2_and_says_what_to_change(
     shutil.copy(source, bad)
     with open(bad, "a") as file:
         file.write("{\n")
+    typo, words = tmp_path / "typo.yaml", tmp_path / "words.yaml"
+    typo.write_text("sources: [a.txt]\nvocab_size: 500\n")
+    words.write_text("just words")
     cases: list[tuple[tuple[object, ...], str]] = [
         (("prepare", tmp_path / "none.txt", "--out", tmp_path / "o"), "no such file"),
         (("prepare", bad, "--out", tmp_path / "o", *OPTIONS), "bad.jsonl:51: not JSON"),
-        (("prepare", source, "--out", pool, "--vocab-size", 600), "other settings"),
+        (
+            ("prepare", source, "--out", pool, *OPTIONS, "--vocab-size", 600),
+            "other settings (tokenizer.vocab_size: 500 there, 600 given)",
+        ),
         (("prepare", source, "--out", tmp_path / "o", "--vocab-size", 9999), "lower vocab_size"),
         (("prepare", source, "--out", tmp_path / "o", "--model-type", "wordpiece"), "model_type"),
         (("prepare", "--settings", tmp_path / "none.yaml"), "cannot read"),
+        (("prepare", source, "--settings", typo), "SOURCES beside --settings"),
+        (("prepare", "--settings", typo, "--seed", 17), "--seed beside --settings"),
+        (("prepare", "--settings", typo), "vocab_size; did you mean tokenizer.vocab_size?"),
+        (("prepare", "--settings", words), "is not a mapping of settings"),
         (("verify",), "nothing to verify"),
         (("verify", tmp_path), "no manifest.json"),
+        (("verify", pool, "--visits", pool), "give one of them"),
         (("inspect", pool / "train" / "manifest.json", "--sequence", 10**6), "does not exist"),
+        (("inspect", pool / "train" / "manifest.json", "--seq-length", 0), "1 or more"),
+        (("inspect", pool / "train" / "manifest.json", "--step", 3), "--step belongs to a run"),
+        (("inspect", pool), "name its manifest"),
     ]
-    for words, reason in cases:
-        code, _, error = run("data", *words)
-        assert (code, reason in " ".join(error.split())) == (2, True), (words, error)
+    for arguments, reason in cases:
+        code, _, error = run("data", *arguments)
+        assert (code, reason in " ".join(error.split())) == (2, True), (arguments, error)
         assert "Traceback" not in error
+        assert "pydantic" not in error
 
 
 def test_another_tokenizer_is_refused(run: Run, source: Path, pool: Path, tmp_path: Path) -> None:

@@ -93,6 +93,38 @@ def test_cross_field_checks_speak_plainly() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lr=inf", ["optimizer.lr", "finite"]),
+        ("data.epochs=inf", ["data.epochs", "finite"]),
+        ("data.epochs=1e30", ["data.epochs", "1000000"]),
+        ("optimizer.betas=[0.9,1]", ["optimizer.betas.1", "less than 1"]),
+        ("optimizer.betas=0.9", ["optimizer.betas", "a list"]),
+        ("train.eval_epochs=[-1]", ["train.eval_epochs.0", "-1"]),
+        ("run.name=", ["run.name", "below run.root"]),
+        ("run.name=../elsewhere", ["run.name", "'../elsewhere'"]),
+        ("tracking.uri=htp://host", ["tracking.uri", "'htp://host'", "http://..."]),
+    ],
+)
+def test_values_that_could_not_train_are_refused_by_name(override: str, words: list[str]) -> None:
+    message = refusal(*DATA, override)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_an_order_is_written_as_the_documents_do() -> None:
+    """Hydra takes parentheses for a call of a function; they belong to our word."""
+    assert compose(["data.order=window(8)", *DATA]).data.order == "window(8)"
+    assert compose(['data.order="window(8)"', *DATA]).data.order == "window(8)"
+
+
+def test_a_run_folder_in_place_of_its_configuration_is_answered_with_the_file(
+    tmp_path: Path,
+) -> None:
+    assert str(tmp_path / "config.yaml") in refusal(file=tmp_path)
+
+
+@pytest.mark.parametrize(
     "override",
     ["optimizer.lr=1,2", "a b=c", "model.num_layers=[1", "~model.num_layers", "run.name=${nope}",
      "optimizer.schedule=wsd", "model=null", "=", "model", "optimizer.lr.x=1", "data.train=null"],

@@ -40,6 +40,15 @@ def test_standard_errors_cover_the_truth_as_often_as_they_claim():
     assert 0.92 < noise_inside / 400 < 0.98
 
 
+@pytest.mark.parametrize(("draws", "sequences"), [(0, None), (-1, None), (None, 0)])
+def test_counts_below_one_are_refused_before_anything_is_read(tmp_path, draws, sequences):
+    from pretrain.errors import ConfigError
+    from pretrain.evaluation.run import evaluate_run
+
+    with pytest.raises(ConfigError, match="allowed: 1 or more"):
+        evaluate_run(tmp_path / "none", draws=draws, sequences=sequences)
+
+
 @pytest.fixture(scope="module")
 def stream(pool):
     from data_pipeline.budget import Budget

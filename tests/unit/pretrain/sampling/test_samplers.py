@@ -170,3 +170,23 @@ def test_gumbel_draws_follow_their_probabilities():
     counts = np.bincount(gumbel_argmax(p.log().expand(100_000, 4), u).numpy(), minlength=4)
     assert abs(chi_square(counts.astype(float), p.numpy())) < 4
     assert list(itertools.accumulate(counts))[-1] == 100_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": -1},
+        {"seed": 2**63},
+        {"steps": 0},
+        {"num": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+    ],
+)
+def test_settings_out_of_range_are_refused_before_a_run_is_read(tmp_path, wrong):
+    from pretrain.errors import ConfigError
+    from pretrain.sampling.run import sample_run
+
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} is .*; allowed: "):
+        sample_run(tmp_path / "none", **wrong)

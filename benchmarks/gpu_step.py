@@ -288,8 +288,8 @@ def build(config: Config, objective: Objective, device: torch.device) -> Any:
     """The engine of a configuration on one rank."""
     from parallel.engine import EngineConfig, build_engine
     from parallel.topology import Topology
+    from pretrain.build import build_model
     from pretrain.optimizer import parameter_groups
-    from pretrain.session import build_model
 
     topology = Topology.build(zero_stage=1, precision="bfloat16")
     module = build_model(config, topology, objective).to(device)

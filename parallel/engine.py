@@ -8,7 +8,7 @@ every layout without a pipeline, `PipelineEngine` the others; both are DeepSpeed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -73,17 +73,25 @@ class Engine(ABC):
         self.optimizer = adamw(param_groups, config)
         self._updates = 0  # as `optimizer_step`, without asking the device
         self.parameters = dict(module.named_parameters())
+        self._largest = max(parameter.numel() for parameter in self.parameters.values())
         self.shapes = {
             name: whole_shape(p, topology.tensor_parallel_size)
             for name, p in self.parameters.items()
         }
 
     @abstractmethod
-    def step(self, batches: Sequence[Any], denominator: int, lr: float) -> StepResult:
+    def step(
+        self,
+        batches: Sequence[Any],
+        denominator: int,
+        lr: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> StepResult:
         """One optimizer step over this rank's micro-batches.
 
         `denominator` is the number of valid token positions of the global batch, known before the
-        forward pass; `lr` is multiplied by each group's `lr_scale`.
+        forward pass; `lr` is multiplied by each group's `lr_scale`. `meanwhile` is called after
+        each forward pass: the device then has work, and nothing has waited for it yet.
         """
 
     @abstractmethod
@@ -167,7 +175,9 @@ def build_engine(
     hold every trainable parameter once. Raises LayoutError for a ZeRO stage or precision that is
     illegal in this layout.
     """
-    check_rules(topology.layout, config.zero_stage, config.precision, config.offload)
+    check_rules(
+        topology.layout, config.zero_stage, config.precision, config.offload, config.overlap_comm
+    )
     given = [id(p) for group in param_groups for p in group["params"]]
     trainable = {id(p) for p in module.parameters() if p.requires_grad}
     assert sorted(given) == sorted(trainable), (

@@ -20,13 +20,20 @@ def global_grad_norm(parameters: Sequence[Tensor], topology: Topology) -> Tensor
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     assert len(grads) == len(parameters), "every parameter has a gradient here"
-    squares = torch.stack(torch._foreach_norm(grads)).float().square()  # [parameters]
+    norms = torch._foreach_norm(grads)
     if topology.tensor_parallel_size == 1:
-        return squares.sum().sqrt()
-    sliced = torch.tensor([partition_dim(p) is not None for p in parameters])
-    split = squares[sliced.to(squares.device)].sum()
+        return _sum_of_squares(norms).sqrt()
+    # Sorted on the host: to index by a mask a GPU would have to be waited for.
+    sliced = [n for n, p in zip(norms, parameters, strict=True) if partition_dim(p) is not None]
+    whole = [n for n, p in zip(norms, parameters, strict=True) if partition_dim(p) is None]
+    split = _sum_of_squares(sliced)
     dist.all_reduce(split, group=topology.tp_group)
-    return (split + squares[~sliced.to(squares.device)].sum()).sqrt()
+    return (split + _sum_of_squares(whole)).sqrt() if whole else split.sqrt()
+
+
+def _sum_of_squares(norms: Sequence[Tensor]) -> Tensor:
+    """Of at least one 0-d norm, 0-d float32."""
+    return torch.stack(list(norms)).float().square().sum()
 
 
 def clip_divisor(norm: Tensor, largest: float) -> Tensor:

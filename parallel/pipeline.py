@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class StageRunner(nn.Module):
         """Micro-batches of this step that have not come yet; 1F1B keeps their order."""
         self.scale = 1.0
         """Factor of the loss of a micro-batch."""
+        self.meanwhile: Callable[[], object] = lambda: None
+        """What the host does after each forward pass."""
 
     def forward(self, carried: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """Run the next micro-batch through the stage."""
@@ -45,6 +47,7 @@ class StageRunner(nn.Module):
             out = self.stage(batch)
         else:
             out = self.stage(batch, carried=carried if isinstance(carried, tuple) else (carried,))
+        self.meanwhile()
         return out * self.scale if self.last else out
 
 
@@ -65,19 +68,25 @@ class PipelineEngine(Engine):
         self.deepspeed, *_ = deepspeed.initialize(
             model=_pipeline_module(self._runner, self._tied(), topology),
             optimizer=self.optimizer,
-            config=deepspeed_config(config, topology),
+            config=deepspeed_config(config, topology, self._largest),
         )
         _check_ranks(self.deepspeed.grid, topology)
         self._owner = self._index_parameters()
         # DeepSpeed takes input and label of a micro-batch from an iterator; ours come by the queue.
         self._placeholder = (torch.zeros(1, dtype=torch.int64), torch.zeros(1))
 
-    def step(self, batches: Sequence[Any], denominator: int, lr: float) -> StepResult:
+    def step(
+        self,
+        batches: Sequence[Any],
+        denominator: int,
+        lr: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> StepResult:
         """See `Engine.step`."""
         count = self.config.num_microbatches
         assert len(batches) == count, "one batch per micro-batch"
         self._set_lr(lr)
-        self._runner.queue = list(batches)
+        self._runner.queue, self._runner.meanwhile = list(batches), meanwhile
         # DeepSpeed averages over micro-batches and data-parallel ranks; the factor undoes that.
         self._runner.scale = self.topology.data_parallel_size * count / denominator
         loss = self.deepspeed.train_batch(iter([self._placeholder] * count))

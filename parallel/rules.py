@@ -94,7 +94,13 @@ def check_layout(
     return layout
 
 
-def check_rules(layout: Layout, zero_stage: int, precision: str, offload: str = "none") -> None:
+def check_rules(
+    layout: Layout,
+    zero_stage: int,
+    precision: str,
+    offload: str = "none",
+    overlap_comm: bool | None = None,
+) -> None:
     """Refuse, by LayoutError, combinations that cannot work or would train wrongly."""
     tp, pp, cp = (
         layout.tensor_parallel_size,
@@ -122,6 +128,9 @@ def check_rules(layout: Layout, zero_stage: int, precision: str, offload: str = 
             f"offload {offload} needs zero_stage 1 or higher: stage 0 keeps the optimizer where "
             "the weights are"
         )
+    obstacle = overlap_obstacle(layout, zero_stage, precision, offload)
+    if overlap_comm and obstacle is not None:
+        raise LayoutError(f"overlap_comm true has no effect {obstacle}; leave it empty")
     if pp > 1 and zero_stage != 1:
         raise LayoutError(
             f"pipeline_parallel_size {pp} needs zero_stage 1, not {zero_stage}: stage 0 clips "
@@ -140,6 +149,30 @@ def check_rules(layout: Layout, zero_stage: int, precision: str, offload: str = 
         raise LayoutError(
             f"sequence_parallel and context_parallel_size {cp} both split the sequence; choose one"
         )
+
+
+def overlaps(zero_stage: int, asked: bool | None) -> bool:
+    """Whether DeepSpeed is told to overlap; by itself at stage 3 only.
+
+    There it also gathers weights ahead, and this is how everybody runs it. Stages 1 and 2 reduced
+    wrong gradients in this mode time and again (buffers reused too early; last mended in 0.19), and
+    wait for the device after every backward pass. So they want to be asked, until somebody has
+    compared both modes on GPUs.
+    """
+    return zero_stage == 3 if asked is None else asked
+
+
+def overlap_obstacle(
+    layout: Layout, zero_stage: int, precision: str, offload: str = "none"
+) -> str | None:
+    """Where DeepSpeed reduces gradients after the backward pass whatever it is told, or None."""
+    if zero_stage == 0:
+        return "at zero_stage 0: gradients are reduced once, after the last backward pass"
+    if layout.pipeline_parallel_size > 1:
+        return "in a pipeline: its stages reduce when all micro-batches are through"
+    if zero_stage == 1 and precision == "bfloat16" and offload == "none":
+        return "at zero_stage 1 in bfloat16: DeepSpeed adds up in float32 and reduces at the end"
+    return None
 
 
 def _check_sizes(

@@ -98,17 +98,21 @@ def first_host(nodelist: str) -> str:
 
 
 def init_distributed(
-    timeout_minutes: float = 30.0, device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_minutes: float = 30.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tensor_parallel_size: int = 1,
 ) -> Runtime:
     """Join the run's process group (nccl on CUDA, gloo on CPU) and prepare DeepSpeed and megatron.
 
     Calling it again returns the same group. Collectives that take longer than `timeout_minutes`
-    end the process.
+    end the process. `tensor_parallel_size` only decides how GPUs order their kernels.
     """
     import torch
     import torch.distributed as dist
 
     where = read_environment()
+    if device != "cpu" and tensor_parallel_size > 1:
+        order_kernels(compute_capability())
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise LayoutError(
@@ -131,6 +135,38 @@ def init_distributed(
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False)
     torch_device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
     return Runtime(dist.get_rank(), dist.get_world_size(), where.local_rank, torch_device, backend)
+
+
+def order_kernels(capability: int | None) -> None:
+    """Let GPUs before Blackwell start kernels in the order in which the host enqueues them.
+
+    megatron-core enqueues the all-reduce (or reduce-scatter) of an input gradient before the
+    product that gives the weight's gradient, to hide one behind the other. With several hardware
+    queues the product may take all multiprocessors first, and the message then waits for it.
+    Without tensor parallelism a single queue would hold up ZeRO's messages for nothing; from
+    compute capability 10 on it is not needed. A user's own setting stays. CUDA reads it once, when
+    it starts.
+    """
+    if capability is not None and capability < 10:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def compute_capability() -> int | None:
+    """Major number of the first GPU's compute capability, None without an NVIDIA driver.
+
+    Asked of the driver's management library, because asking CUDA would start it.
+    """
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    gpu, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        library.nvmlInit_v2()
+        or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(gpu))
+        or library.nvmlDeviceGetCudaComputeCapability(gpu, ctypes.byref(major), ctypes.byref(minor))
+    )
+    return None if failed else major.value
 
 
 def shutdown() -> None:
@@ -196,10 +232,7 @@ def _prepare_deepspeed(cuda: bool, local_rank: int) -> None:
     import deepspeed.ops
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    if cuda:
-        # Lets megatron overlap the all-reduce of an input gradient with that of the weight.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    else:
+    if not cuda:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 

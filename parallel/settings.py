@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from parallel.rules import overlaps
 from parallel.topology import Topology
 
 
@@ -38,7 +39,9 @@ class EngineConfig:
     swap_elements: int = 50_000_000
     """Elements of this rank that `nvme` has in host memory at once, in four float32 tensors."""
     reduce_bucket_size: int = 50_000_000
-    """Elements per gradient reduction of ZeRO 2 and 3."""
+    """Elements per gradient reduction of ZeRO 1 to 3."""
+    overlap_comm: bool | None = None
+    """Whether gradients are reduced beside the backward pass; None as `overlaps` decides."""
     whole_below: int = 100_000
     """ZeRO 3 keeps parameters with fewer elements whole on every rank."""
 
@@ -61,11 +64,26 @@ def effective_stage(config: EngineConfig, topology: Topology) -> int:
     return 0 if alone and plain else config.zero_stage
 
 
+def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
+    """Elements of a reduction, where `largest` is the number of those of the largest parameter.
+
+    Stages 1 and 2 reduce a gradient that exceeds a bucket where it lies, and free it at once:
+    beside the backward pass its memory could be written anew before it has been read. So none may
+    exceed it there.
+    """
+    overlapping = stage in (1, 2) and overlaps(stage, config.overlap_comm)
+    return max(config.reduce_bucket_size, largest if overlapping else 0)
+
+
 def deepspeed_config(
-    config: EngineConfig, topology: Topology, swap_folder: Path | None = None
+    config: EngineConfig, topology: Topology, largest: int, swap_folder: Path | None = None
 ) -> dict[str, Any]:
-    """DeepSpeed's JSON for this step and layout; `swap_folder` is this rank's own."""
+    """DeepSpeed's JSON for this step and layout.
+
+    `largest` is the number of elements of the rank's largest parameter, `swap_folder` its own.
+    """
     stage = effective_stage(config, topology)
+    bucket = bucket_size(config, stage, largest)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.num_microbatches,
@@ -73,8 +91,9 @@ def deepspeed_config(
         "gradient_clipping": config.clip_grad_norm if stage > 0 else 0.0,
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": config.reduce_bucket_size,
-            "allgather_bucket_size": config.reduce_bucket_size,
+            "overlap_comm": stage > 0 and overlaps(stage, config.overlap_comm),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": config.whole_below,
         },
         "zero_allow_untested_optimizer": True,

@@ -6,7 +6,7 @@ norm and clips wrongly under tensor parallelism, so both are computed here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class SingleStageEngine(Engine):
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            config=deepspeed_config(config, topology, self._swap_folder),
+            config=deepspeed_config(config, topology, self._largest, self._swap_folder),
             mpu=topology.mpu,
         )
         self._own_norm = effective_stage(config, topology) == 0
@@ -50,7 +50,13 @@ class SingleStageEngine(Engine):
         self.deepspeed.enable_backward_allreduce = not self._own_norm
         self._trainable = [p for p in self.parameters.values() if p.requires_grad]
 
-    def step(self, batches: Sequence[Any], denominator: int, lr: float) -> StepResult:
+    def step(
+        self,
+        batches: Sequence[Any],
+        denominator: int,
+        lr: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> StepResult:
         """See `Engine.step`."""
         assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
         self._set_lr(lr)
@@ -60,6 +66,7 @@ class SingleStageEngine(Engine):
         losses, norm, finite = [], None, None
         for index, batch in enumerate(batches):
             loss_sum = self.deepspeed(batch)
+            meanwhile()  # not after the backward pass: some ZeRO stages wait for the device in it
             self.deepspeed.backward(loss_sum * scale, scale_wrt_gas=False)
             losses.append(loss_sum.detach().float())
             if self._own_norm and index == len(batches) - 1:

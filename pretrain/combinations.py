@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parallel.rules import divisors
+from parallel.rules import Layout, divisors, overlap_obstacle
 from pretrain.compilation import conflict, loss_conflict
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config import Config, ParallelConfig
 
 FLASH_HEADS, FLEX_HEADS = 256, 16
 """Widest head of flash-attn, narrowest of FlexAttention."""
@@ -72,6 +72,18 @@ def _check_precision(config: Config) -> None:
             "stage 0 keeps the optimizer where the weights are"
         )
     _check_swapping(config)
+    _check_overlap(config.parallel, config.train.precision)
+
+
+def _check_overlap(p: ParallelConfig, precision: str) -> None:
+    """Whether what `parallel.overlap_comm` asks for can be had."""
+    layout = Layout(pipeline_parallel_size=p.pipeline_parallel_size)
+    obstacle = overlap_obstacle(layout, p.zero_stage, precision, p.offload)
+    if p.overlap_comm and obstacle is not None:
+        raise ValueError(
+            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or take "
+            "parallel.zero_stage 2 or 3 without a pipeline"
+        )
 
 
 def _check_swapping(config: Config) -> None:

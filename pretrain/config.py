@@ -147,6 +147,9 @@ class ParallelConfig(Section):
     the weights in host memory; needs zero_stage 3."""
     offload_path: Path | None = None
     """Folder on a fast disk of each node, for `offload: nvme`; every rank makes its own below."""
+    overlap_comm: bool | None = None
+    """Reduce gradients of ZeRO 1 to 3 while the backward pass goes on. Null: at stage 3 only, see
+    docs/performance.md. On a CPU the same messages in another order, and no gain."""
     hostfile: Path | None = None
     """Hosts for the DeepSpeed launcher; null trains on this machine."""
     threads_per_rank: PositiveInt | None = None

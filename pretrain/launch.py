@@ -28,7 +28,10 @@ from pretrain.status import read_status
 MODULE = "pretrain.train"
 LAUNCHER_PID = "EPOCHAL_LAUNCHER_PID"
 """Tells ranks whose death ends them; see `pretrain.resilience.orphan`."""
-_FORWARDED = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_", "TORCH_")
+_FORWARDED = (
+    *("DS_ACCELERATOR", "OMP_NUM_THREADS", "CUDA_DEVICE_MAX_CONNECTIONS"),
+    *("GLOO_SOCKET_IFNAME", "NCCL_", "TORCH_"),
+)
 """Variables that other hosts need; DeepSpeed itself forwards only PYTHON*, MLFLOW* and a few."""
 _KEEP_ALIVE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 """Without it ssh, and so the launcher, waits for ever on a host that lost its network."""

@@ -197,4 +197,5 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         recompute_layers=t.recompute_layers,
         averages=1 if t.ema_decay > 0 else 0,
         offload=p.offload != "none",
+        overlap_comm=p.overlap_comm,
     )

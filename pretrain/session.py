@@ -6,6 +6,8 @@ the checkpoint. What the loop uses afterwards are the attributes of `Session`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from data_pipeline.cursor import Cursor
-from data_pipeline.loader import BudgetLoader
+from data_pipeline.loader import BudgetLoader, TokenBatch
 from data_pipeline.mixture import MixtureStream
 from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
@@ -23,26 +25,21 @@ from parallel.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from parallel.engine import Engine, EngineConfig, build_engine
-from parallel.errors import LayoutError
-from parallel.layers import parallel_config
+from parallel.engine import Engine, build_engine
 from parallel.runtime import Runtime
 from parallel.topology import Topology
-from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.ahead import Ahead
+from pretrain.batch import TrainBatch
+from pretrain.build import add_teacher, build_model, engine_config
 from pretrain.compilation import choose_compilation
 from pretrain.compose import flatten
 from pretrain.config import Config
-from pretrain.data import open_streams, token_space
+from pretrain.data import clean_batch, open_streams, token_space
 from pretrain.evaluation.adaptation import adapt_objective
 from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
 from pretrain.learning_rate import learning_rate
 from pretrain.model.attention import Call, describe_kernels
-from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
-from pretrain.model.recompute import Recompute
-from pretrain.model.teacher import Teacher
-from pretrain.model.transformer import Transformer
-from pretrain.model_size import parameter_count, stage_costs
+from pretrain.model_size import parameter_count
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.optimizer import parameter_groups
@@ -106,11 +103,18 @@ class Session:
         """Randomness of the run at global positions."""
         return NoiseKey(self.config.run.seed, position)
 
-    def training_batch(self, clean: CleanBatch) -> TrainBatch:
+    @contextmanager
+    def batches(self) -> Iterator[Ahead]:
+        """Training batches on the device from the present position on, made one step ahead."""
+        with self.loader() as loader:
+            yield Ahead(loader, self.training_batch, lambda: self.objective.state)
+
+    def training_batch(self, tokens: TokenBatch) -> TrainBatch:
         """What the objective makes of clean tokens, and the key of what the model drops."""
+        clean = clean_batch(tokens)
         noise = self.noise(clean.position)
         batch = self.objective.corrupt(clean, noise)
-        return replace(batch, dropout_seed=noise.number("dropout"))
+        return replace(batch, dropout_seed=noise.number("dropout")).to(self.runtime.device)
 
     def learning_rate(self, position: int) -> float:
         """Rate of the step that ends at `position`."""
@@ -191,28 +195,6 @@ class Session:
         }
 
 
-def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
-    """The initialised module of a configuration, on the CPU; in a pipeline this rank's stage."""
-    layers, head = stage_costs(
-        config.model, objective.space.padded_vocab_size, objective.head_share
-    )
-    stage = topology.stage(layers, last_cost=head)
-    recompute = Recompute(config.train.recompute, config.train.recompute_layers)
-    model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
-    initialize(model, config.run.seed)
-    train = config.train
-    return ObjectiveModule(model, objective, config.run.seed, train.loss_chunk, train.compile_loss)
-
-
-def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:
-    """Give the objective the frozen copy of the model that it learns from, if it does."""
-    if module.objective.teacher:
-        space, parallel = module.objective.space, parallel_config(engine.topology)
-        module.teacher = Teacher(Transformer(config.model, space, parallel).to(device))
-        module.teacher.renew(module.model)
-        engine.teacher = module.teacher.parameters
-
-
 def open_session(config: Config, runtime: Runtime) -> Session:
     """Build everything and, where the run folder holds a checkpoint, restore it.
 
@@ -247,7 +229,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
     engine = build_engine(
         module.to(runtime.device),
         parameter_groups(module, config.optimizer),
-        _engine_config(config, topology),
+        engine_config(config, topology),
         topology,
     )
     add_teacher(config, engine, module, runtime.device)
@@ -284,32 +266,3 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         session.state = TrainState.from_dict(saved["train"])
         objective.restore(saved.get("objective", {}))
     return session
-
-
-def _engine_config(config: Config, topology: Topology) -> EngineConfig:
-    """The engine's part of the configuration, for the ranks that are really there."""
-    dp, size = topology.data_parallel_size, config.train.global_batch_size
-    if size % dp:
-        raise LayoutError(
-            f"train.global_batch_size {size} is not divisible by the {dp} data-parallel ranks; "
-            "change the number of ranks or the batch size"
-        )
-    micro = config.train.micro_batch_size or size // dp
-    if (size // dp) % micro:
-        raise LayoutError(
-            f"train.micro_batch_size {micro} does not divide the {size // dp} sequences of a rank "
-            f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
-        )
-    return EngineConfig(
-        zero_stage=config.parallel.zero_stage,
-        offload=config.parallel.offload,
-        offload_path=config.parallel.offload_path,
-        precision=config.train.precision,
-        micro_batch_size=micro,
-        num_microbatches=size // dp // micro,
-        clip_grad_norm=config.optimizer.clip_grad_norm,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        ema_decay=config.train.ema_decay,
-        ema_warmup=config.train.ema_warmup,
-    )

@@ -29,24 +29,20 @@ MIXTURE_FACTS = ("unique_tokens", "share", "epochs")
 
 def train(session: Session, hooks: Hooks) -> None:
     """Optimizer steps from the session's state to its end, or until a hook says stop."""
-    from pretrain.data import clean_batch
     from pretrain.hooks import check_applied
 
     engine, state = session.engine, session.state
     hooks.before_first_step()
     if hooks.should_stop():
         return
-    with session.loader() as loader:
-        for clean in loader:
+    with session.batches() as batches:
+        for batch in batches:
             session.renew_teacher()
-            batches = [
-                session.training_batch(batch).to(session.runtime.device)
-                for batch in map(clean_batch, clean.micro_batches)
-            ]
-            lr = session.learning_rate(clean.stop)
-            result = engine.step(batches, clean.num_valid, lr)
+            lr = session.learning_rate(batch.stop)
+            # The next step's batches are made while the device works on this one's.
+            result = engine.step(batch.micro_batches, batch.num_valid, lr, batches.prepare)
             check_applied(result, state.step)
-            state.advance(clean.stop, clean.num_valid, session.flops_per_token)
+            state.advance(batch.stop, batch.num_valid, session.flops_per_token)
             hooks.after_step(result, lr)
             if hooks.should_stop():
                 break
@@ -54,7 +50,8 @@ def train(session: Session, hooks: Hooks) -> None:
 
 def run(config: Config) -> int:
     """Train a configuration on this rank and return the exit code."""
-    runtime = init_distributed(config.parallel.timeout_minutes, config.run.device)
+    p = config.parallel
+    runtime = init_distributed(p.timeout_minutes, config.run.device, p.tensor_parallel_size)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
     from pretrain.hooks import Hooks
     from pretrain.resilience.orphan import end_with_launcher

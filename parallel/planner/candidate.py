@@ -25,6 +25,8 @@ class Candidate:
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
     offload: bool = False
     """Whether optimizer state lives in host memory."""
+    overlap_comm: bool | None = None
+    """As in `parallel.settings`."""
     reduce_bucket_size: int = 50_000_000
     """Elements of a gradient reduction, as in `parallel.settings`."""
     whole_below: int = 100_000

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Weight
+from parallel.rules import overlaps
 
 _MASTER, _MOMENTS, _STEP = 4, 8, 4
 """Bytes of a float32 weight, of both Adam moments, and of the step that Adam counts per tensor."""
@@ -77,18 +78,21 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     multiple = _ALIGNMENT * shards
     padded = [-(-sum(group) // multiple) * multiple for group in groups]
     total, share = sum(padded), sum(padded) // shards
-    bucket = candidate.reduce_bucket_size
+    bucket, buffers = candidate.reduce_bucket_size, 1
+    largest = max(size for group in groups for size in group)
+    if overlaps(candidate.zero_stage, candidate.overlap_comm):
+        # One is filled while the other is reduced, and either takes the largest gradient.
+        bucket, buffers = max(bucket, largest), 2
     if candidate.zero_stage == 1 and candidate.precision == "bfloat16":
         # bfloat16 gradients stay beside the float32 ones that they are added to.
         gradients, gathered = (2 + 4) * total, 0
         update = 4 * min(total, ALL_REDUCE) if shards > 1 else 0
     elif candidate.zero_stage == 1:
-        gradients, gathered, update = size * total, size * bucket, 4 * share
+        gradients, gathered, update = size * total, buffers * size * bucket, 4 * share
     else:
         # What is larger than the bucket is reduced on its own; both once more in float32.
-        largest = max(size for group in groups for size in group)
         gradients, update = 4 * share, 4 * share
-        gathered = size * bucket + (size + 4) * max(bucket, largest)
+        gathered = buffers * size * bucket + (size + 4) * max(bucket, largest)
     return StateBytes(
         parameters=size * total,
         optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),

@@ -41,7 +41,7 @@ def restore(run: Path, checkpoint: Path | None = None, weights: Weights | None =
     `weights` insists on one kind. Raises ConfigError when the folder is no run or holds no
     checkpoint, CheckpointError when its weights do not match their hash or are not there.
     """
-    from pretrain.session import build_model
+    from pretrain.build import build_model
 
     if not (run / "config.yaml").is_file():
         raise ConfigError(

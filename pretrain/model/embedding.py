@@ -1,7 +1,8 @@
 """The token embedding: a row of the matrix, or a weighted sum of a few.
 
 Under tensor parallelism each rank sums the rows it holds and the sums are reduced once, so that a
-mix of k tokens costs no more communication than one token.
+mix of k tokens costs no more communication than one token. megatron-core's own look-up indexes by a
+mask of what other ranks hold, which can make the host wait for a GPU; here such rows are filled.
 """
 
 from __future__ import annotations
@@ -24,23 +25,33 @@ class TokenEmbedding(VocabParallelEmbedding):
         With sequence parallelism the result is [s / tp, b, h] instead, as megatron-core has it. No
         gradient reaches mix.
         """
-        if mix is None:
-            embedded: Tensor = super().forward(ids)
-            return embedded
-        first, last = self.vocab_start_index, self.vocab_end_index
-        mine = (ids >= first) & (ids < last)
+        own = self._rows(ids) if mix is None else self._mixed(ids, mix)
+        if self.reduce_scatter_embeddings:
+            own = own.transpose(0, 1).contiguous()
+            scattered: Tensor = reduce_scatter_to_sequence_parallel_region(own, group=self.tp_group)
+            return scattered
+        whole: Tensor = reduce_from_tensor_model_parallel_region(own, group=self.tp_group)
+        return whole
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Rows of this rank's ids, zero where another rank holds them."""
+        if self.tp_group.size() == 1:
+            return F.embedding(ids, self.weight)
+        local, mine = self._local(ids)
+        return F.embedding(local, self.weight).masked_fill_(~mine[..., None], 0.0)
+
+    def _mixed(self, ids: Tensor, mix: Tensor) -> Tensor:
+        """Weighted sums of the rows that this rank holds."""
+        local, mine = self._local(ids)
         # embedding_bag weighs and sums without a [b, s, k, h] tensor in between.
-        summed = F.embedding_bag(
-            (ids - first).clamp(0, last - first - 1).flatten(0, 1),
+        return F.embedding_bag(
+            local.flatten(0, 1),
             self.weight,
             mode="sum",
             per_sample_weights=(mix * mine).flatten(0, 1).to(self.weight.dtype),
         ).view(*ids.shape[:2], -1)
-        if self.reduce_scatter_embeddings:
-            summed = summed.transpose(0, 1).contiguous()
-            scattered: Tensor = reduce_scatter_to_sequence_parallel_region(
-                summed, group=self.tp_group
-            )
-            return scattered
-        whole: Tensor = reduce_from_tensor_model_parallel_region(summed, group=self.tp_group)
-        return whole
+
+    def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of this rank's rows each id is, and whether it is one of them at all."""
+        first, last = self.vocab_start_index, self.vocab_end_index
+        return (ids - first).clamp(0, last - first - 1), (ids >= first) & (ids < last)

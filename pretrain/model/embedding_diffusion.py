@@ -18,15 +18,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import (
-    VocabParallelEmbedding,
-    scatter_to_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from torch import Tensor, nn
 
 from parallel.layers import mark_tensor_parallel
 from pretrain.batch import AttentionRule, TrainBatch
 from pretrain.model.chunked import each
+from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.initialize import keyed_normal
 from pretrain.model.layers import _no_init
 from pretrain.model.transformer import Transformer
@@ -40,10 +38,10 @@ LR_SCALE = 7.0
 """Rate of embeddings and schedule, as a factor of the matrices' (1e-2 over 1.4e-3 in Plaid)."""
 
 
-class UnitEmbedding(VocabParallelEmbedding):
+class UnitEmbedding(TokenEmbedding):
     """Embeddings whose rows are normalised whenever they are read."""
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Rows of ids [b, s] as [b, s, d], and this rank's part of all rows [v/tp, d]; float64."""
         rows = F.normalize(super().forward(ids).double(), dim=-1)
         # Both come from here, because ZeRO 3 holds the weight only while this method runs.

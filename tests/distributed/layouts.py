@@ -25,6 +25,8 @@ from pretrain.optimizer import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
 LENGTH, GLOBAL_BATCH, STEPS, SEED = 16, 8, 20, 5
+SMALL_BUCKET = 2000
+"""Elements: less than a matrix of the model has, so that a step takes many buckets."""
 SPACE = TokenSpace(
     vocab_size=60, padded_vocab_size=64, pad_id=0, mask_id=1, doc_id=2, never_targets=(0, 1, 3)
 )
@@ -55,6 +57,8 @@ class Cut:
     chunk: int | None = None
     """Rows of the head at once."""
     offload: str = "none"
+    overlap: bool | None = None
+    """True also makes buckets smaller than the largest parameter."""
     compiled: bool = False
     compiled_loss: bool = False
 
@@ -70,6 +74,7 @@ class Cut:
         further += [] if self.chunk is None else [f"chunk{self.chunk}"]
         further += [] if self.precision == "float32" else [self.precision]
         further += [] if self.offload == "none" else ["offload"]
+        further += [] if self.overlap is None else ["overlap" if self.overlap else "apart"]
         further += ["compiled"] if self.compiled else []
         further += ["compiled loss"] if self.compiled_loss else []
         return "-".join([*parts, *further])
@@ -158,6 +163,8 @@ class Trainer:
             _shake_modulations(module)
         optimizer = OptimizerConfig(lr=3e-3)
         self.per_rank = GLOBAL_BATCH // cut.dp
+        if cut.overlap:
+            changes = {"reduce_bucket_size": SMALL_BUCKET, **changes}
         settings = EngineConfig(
             zero_stage=cut.zero,
             precision=cut.precision,  # type: ignore[arg-type]
@@ -166,7 +173,7 @@ class Trainer:
             clip_grad_norm=0.5,
             eps=task.eps,
             whole_below=0,  # or ZeRO 3 would leave a model as small as this one whole
-            **{"offload": cut.offload, **changes},
+            **{"offload": cut.offload, "overlap_comm": cut.overlap, **changes},
         )
         self.start = {n: p.detach().clone() for n, p in module.named_parameters()}
         self.engine: Engine = build_engine(

@@ -17,6 +17,7 @@ from parallel.rules import Layout
 from parallel.runtime import init_distributed
 from parallel.topology import Topology
 from pretrain.batch import CleanBatch, TrainBatch
+from pretrain.build import build_model
 from pretrain.config import Config
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Keep
@@ -24,7 +25,6 @@ from pretrain.model_cost import model_cost
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.plan import objective_cost
-from pretrain.session import build_model
 from pretrain.vocabulary import TokenSpace
 
 

@@ -39,6 +39,9 @@ FURTHER = [
     Cut(pp=4, zero=1, recompute="full"),
     Cut(cp=2, dp=2, zero=2),
     Cut(cp=2, tp=2, zero=1),
+    *(Cut(dp=2, zero=z, overlap=True) for z in (1, 2)),
+    Cut(tp=2, dp=2, zero=2, overlap=True, chunk=7),
+    Cut(cp=2, zero=3, overlap=False),
 ]
 WHOLE = [
     Cut(dp=2, zero=2),

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from parallel import runtime
 from parallel.errors import LayoutError
-from parallel.runtime import Environment, first_host, read_environment
+from parallel.runtime import (
+    Environment,
+    compute_capability,
+    first_host,
+    order_kernels,
+    read_environment,
+)
 
 SLURM = {
     "SLURM_PROCID": "5",
@@ -94,3 +104,53 @@ def test_memory_of_a_step_is_kept_for_the_next_unless_the_user_says_otherwise(ke
     pages = (64 << 20) // resource.getpagesize()
     assert first > pages / 2
     assert last < pages / 100 if kept else last > pages / 2
+
+
+ORDER = "CUDA_DEVICE_MAX_CONNECTIONS"
+
+
+@pytest.mark.parametrize(
+    ("capability", "before", "after"),
+    [(9, None, "1"), (8, None, "1"), (10, None, None), (None, None, None), (9, "16", "16")],
+)
+def test_gpus_before_blackwell_start_kernels_in_order(
+    monkeypatch: pytest.MonkeyPatch, capability: int | None, before: str | None, after: str | None
+) -> None:
+    monkeypatch.delenv(ORDER, raising=False)
+    if before is not None:
+        monkeypatch.setenv(ORDER, before)
+    order_kernels(capability)
+    assert os.environ.get(ORDER) == after
+    monkeypatch.delenv(ORDER, raising=False)
+
+
+def management_library(broken: str = "") -> SimpleNamespace:
+    """The driver's, with one GPU of compute capability 9.0; `broken` names a call that fails."""
+
+    def capability(gpu: object, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = 9, 0
+        return int(broken == "capability")
+
+    return SimpleNamespace(
+        nvmlInit_v2=lambda: int(broken == "init"),
+        nvmlDeviceGetHandleByIndex_v2=lambda index, gpu: int(broken == "handle"),
+        nvmlDeviceGetCudaComputeCapability=capability,
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"), [("", 9), ("init", None), ("handle", None), ("capability", None)]
+)
+def test_the_driver_is_asked_for_the_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, broken: str, found: int | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: management_library(broken))
+    assert compute_capability() == found
+
+
+def test_without_a_driver_there_is_no_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
+    assert compute_capability() is None

@@ -33,6 +33,7 @@ SHAPE = [
 ]  # fmt: skip
 BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
+OVERLAP = "parallel.overlap_comm=true"
 DISK = "parallel.offload_path=/nowhere/swap"
 COMPILE = "train.compile=true"
 COMPILE_LOSS = "train.compile_loss=true"
@@ -74,6 +75,9 @@ LAYOUTS_REFUSED = [
     ([*TAUGHT, CP(2)], None, "context_parallel_size 1 or less, not 2"),
     ([*TAUGHT, ZERO(3)], None, "zero_stage 2 or less, not 3"),
     # offloading
+    ([OVERLAP, ZERO(0)], None, "no effect at zero_stage 0: .*; leave it empty"),
+    ([OVERLAP, ZERO(1), BF16], None, "no effect at zero_stage 1 in bfloat16"),
+    ([OVERLAP, ZERO(1), PP(2)], None, "no effect in a pipeline"),
     ([OFFLOAD("cpu"), ZERO(0)], None, "offload cpu needs parallel.zero_stage 1 or higher"),
     ([OFFLOAD("disk"), ZERO(3)], None, "'none', 'cpu' or 'nvme'"),
     ([OFFLOAD("nvme"), ZERO(2), DISK], None, "offload nvme needs parallel.zero_stage 3, not 2"),

@@ -197,6 +197,18 @@ class TestMemory:
         assert one.parameters == two.parameters == 8 * three.parameters == 2 * 2**20
         assert state_bytes(weights, candidate(layout, averages=1)).averages == 4 * 2**17
 
+    def test_overlap_takes_a_second_bucket_and_none_below_the_largest_tensor(self) -> None:
+        small, large = 1000, 4 * HIDDEN**2
+        for bucket, held in ((small, large), (10 * large, 10 * large)):
+            chosen = candidate(
+                Layout(data_parallel_size=4), zero_stage=2, reduce_bucket_size=bucket
+            )
+            apart = estimate_stages(model(), chosen)[0].state
+            beside = replace(chosen, overlap_comm=True)
+            overlapped = estimate_stages(model(), beside)[0].state
+            assert overlapped.gathered - apart.gathered == 2 * (2 * held - bucket)
+            assert replace(overlapped, gathered=apart.gathered) == apart
+
     def test_offloading_takes_the_optimizer_out_of_the_sum(self) -> None:
         here, away = (
             estimate_stages(model(), candidate(Layout(), offload=o, averages=1))[0]

@@ -1,0 +1,70 @@
+"""What a configuration makes of the model: the module, its teacher, and what the engine is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parallel.engine import Engine, EngineConfig
+from parallel.errors import LayoutError
+from parallel.layers import parallel_config
+from parallel.topology import Topology
+from pretrain.config import Config
+from pretrain.model.initialize import initialize
+from pretrain.model.module import ObjectiveModule
+from pretrain.model.recompute import Recompute
+from pretrain.model.teacher import Teacher
+from pretrain.model.transformer import Transformer
+from pretrain.model_size import stage_costs
+from pretrain.objectives import Objective
+
+
+def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
+    """The initialised module of a configuration, on the CPU; in a pipeline this rank's stage."""
+    layers, head = stage_costs(
+        config.model, objective.space.padded_vocab_size, objective.head_share
+    )
+    stage = topology.stage(layers, last_cost=head)
+    recompute = Recompute(config.train.recompute, config.train.recompute_layers)
+    model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
+    initialize(model, config.run.seed)
+    train = config.train
+    return ObjectiveModule(model, objective, config.run.seed, train.loss_chunk, train.compile_loss)
+
+
+def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:
+    """Give the objective the frozen copy of the model that it learns from, if it does."""
+    if module.objective.teacher:
+        space, parallel = module.objective.space, parallel_config(engine.topology)
+        module.teacher = Teacher(Transformer(config.model, space, parallel).to(device))
+        module.teacher.renew(module.model)
+        engine.teacher = module.teacher.parameters
+
+
+def engine_config(config: Config, topology: Topology) -> EngineConfig:
+    """The engine's part of the configuration, for the ranks that are really there."""
+    dp, size = topology.data_parallel_size, config.train.global_batch_size
+    if size % dp:
+        raise LayoutError(
+            f"train.global_batch_size {size} is not divisible by the {dp} data-parallel ranks; "
+            "change the number of ranks or the batch size"
+        )
+    micro = config.train.micro_batch_size or size // dp
+    if (size // dp) % micro:
+        raise LayoutError(
+            f"train.micro_batch_size {micro} does not divide the {size // dp} sequences of a rank "
+            f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
+        )
+    return EngineConfig(
+        zero_stage=config.parallel.zero_stage,
+        offload=config.parallel.offload,
+        offload_path=config.parallel.offload_path,
+        overlap_comm=config.parallel.overlap_comm,
+        precision=config.train.precision,
+        micro_batch_size=micro,
+        num_microbatches=size // dp // micro,
+        clip_grad_norm=config.optimizer.clip_grad_norm,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
+    )

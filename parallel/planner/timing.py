@@ -1,9 +1,10 @@
 """Time of a step: a roofline for each part, collectives beside it, and the pipeline's schedule.
 
-Nothing is assumed to overlap, although some of it does: neither gradient reduction with the backward
-pass (`overlap_comm`) nor tensor-parallel messages with matrix products. A kernel takes the longest of its operations, its memory traffic and
-the time in which the host starts it. So the estimate is meant to be an upper bound for a machine
-whose efficiencies (`configs/machine/`) are right.
+Nothing is assumed to overlap, although some of it does: neither gradient reduction with the
+backward pass (`overlap_comm`) nor tensor-parallel messages with matrix products. A kernel takes the
+longest of its operations, its memory traffic and the time in which the host starts it. So the
+estimate is meant to be an upper bound for a machine whose efficiencies (`configs/machine/`) are
+right.
 """
 
 from __future__ import annotations

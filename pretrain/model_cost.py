@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
 from pretrain.config import Config, ModelConfig
 from pretrain.model_size import CONDITION, FREQUENCIES, stage_costs
+from pretrain.objectives.own import OwnNetwork
 from pretrain.scaling.flops import train_flops_per_token
 
-_DECAYED, _KEPT, _OWN = 0, 1, 2
+_DECAYED, _KEPT, _SCALED = 0, 1, 2
 """The optimizer groups of `pretrain.optimizer`."""
 CHUNK_BYTES, WHOLE_BYTES = 256 << 20, 1 << 30
 """Those of `pretrain.model.chunked`, which cannot be imported without megatron-core."""
@@ -35,8 +36,8 @@ class ObjectiveCost:
     teacher: bool = False
     """Whether it learns from a frozen copy of the model."""
     on_gpu: bool = True
-    own_parameters: int = 0
-    """Weights that the objective brings."""
+    own: OwnNetwork | None = None
+    """The network that the objective brings."""
 
 
 def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
@@ -45,14 +46,14 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
     layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
     d, groups = m.head_size, m.query_groups
     return ModelCost(
-        first=_first(m, padded_vocab_size, config.optimizer.decay_embeddings, objective),
+        first=_first(m, padded_vocab_size, config, objective),
         layer=_layer(m, length * objective.positions_per_token, objective),
         num_layers=m.num_layers,
         last=_last(m, padded_vocab_size),
         loss=Loss(
             vocabulary=padded_vocab_size,
             hidden_size=m.hidden_size,
-            chunk=config.train.loss_chunk,
+            chunk=config.train.loss_chunk if objective.own is None else 0,
             whole_bytes=CHUNK_BYTES if objective.on_gpu else WHOLE_BYTES,
             chunk_bytes=CHUNK_BYTES,
         ),
@@ -77,7 +78,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         ),
         extra_passes=objective.extra_passes,
         teacher=objective.teacher,
-        one_stage=objective.extra_passes > 0 or objective.own_parameters > 0,
+        one_stage=objective.extra_passes > 0 or objective.own is not None,
         stage_costs=(tuple(layer), head),
         cut_sizes={
             "model.num_attention_heads": m.num_attention_heads,
@@ -98,13 +99,32 @@ def _linear(inputs: int, outputs: int) -> tuple[Weight, Weight]:
     return Weight(inputs * outputs, False, _DECAYED), Weight(outputs, False, _KEPT)
 
 
-def _first(m: ModelConfig, vocabulary: int, decayed: bool, objective: ObjectiveCost) -> Part:
-    weights = _embedding(m, vocabulary, decayed)
-    if objective.own_parameters:
-        weights += (Weight(objective.own_parameters, False, _OWN),)
+def _first(m: ModelConfig, vocabulary: int, config: Config, objective: ObjectiveCost) -> Part:
+    weights = _embedding(m, vocabulary, config.optimizer.decay_embeddings)
+    saved: tuple[Saved, ...] = (Saved(1, "whole", 8),)
+    kernels = 6
     if m.time_conditioning:
         weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
-    return Part(weights, saved=(Saved(1, "whole", 8),), elementwise=3 * m.hidden_size, kernels=6)
+    if objective.own is not None:
+        weights += _own_weights(objective.own)
+        saved += _own_saved(objective.own, vocabulary, config.data.seq_length)
+        kernels += 80
+    return Part(weights, saved=saved, elementwise=3 * m.hidden_size, kernels=kernels)
+
+
+def _own_weights(own: OwnNetwork) -> tuple[Weight, ...]:
+    groups = {"decayed": _DECAYED, "kept": _KEPT, "scaled": _SCALED}
+    return tuple(Weight(w.elements, w.over_vocabulary, groups[w.group]) for w in own.weights)
+
+
+def _own_saved(own: OwnNetwork, vocabulary: int, length: int) -> tuple[Saved, ...]:
+    """In bytes, where the precision is the network's own."""
+    return (
+        Saved(own.position_bytes + own.sequence_bytes / length, "whole", 1),
+        Saved(own.position_elements, "whole"),
+        Saved(own.token_bytes * vocabulary, "tensor", 1, fixed=True),
+        Saved(own.fixed_bytes, "whole", 1, fixed=True),
+    )
 
 
 def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:

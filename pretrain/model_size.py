@@ -6,6 +6,8 @@ from pretrain.config import ModelConfig
 
 CONDITION, FREQUENCIES = 128, 256
 """Sizes of the conditioning vector and of the sinusoids of a noise level."""
+LEVEL_FREQUENCIES = 32
+"""Sinusoids of the learned log noise-to-signal ratio, in Gaussian diffusion."""
 
 
 def matrix_parameters(model: ModelConfig) -> int:

@@ -158,7 +158,7 @@ def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> Obje
         teacher=objective.teacher,
         on_gpu=on_gpu,
         extra_passes=objective.extra_passes,
-        own_parameters=objective.own_parameters(config.model, space.padded_vocab_size),
+        own=objective.own_size(config.model, space.padded_vocab_size),
     )
 
 

@@ -97,7 +97,8 @@ class StageParts:
         """Logits, or the gradient of the head's weight if they go through in chunks."""
         loss, tp = self.model.loss, candidate.layout.tensor_parallel_size
         whole = loss.rows_at_once(rows, tp) == rows
-        return 4 * loss.vocabulary / tp * (rows if whole else loss.hidden_size)
+        logits = (2 if self.model.teacher else 1) * rows  # the teacher's are compared with them
+        return 4 * loss.vocabulary / tp * (logits if whole else loss.hidden_size)
 
     def logits(self, candidate: Candidate) -> float:
         """Bytes beside the activations when the loss is differentiated."""
@@ -109,8 +110,9 @@ class StageParts:
         gradient = chunk * columns * (4 + candidate.compute_bytes)
         if chunk == rows:
             return gradient
-        # Logits of one chunk, and what it adds to the gradient of the weight.
-        return gradient + columns * (4 * chunk + candidate.compute_bytes * loss.hidden_size)
+        # Logits of one chunk (and the teacher's), and what it adds to the gradient of the weight.
+        logits = 4 * chunk * (2 if self.model.teacher else 1)
+        return gradient + columns * (logits + candidate.compute_bytes * loss.hidden_size)
 
     def workspace(self, candidate: Candidate) -> float:
         """Bytes beside the activations when a layer is differentiated."""

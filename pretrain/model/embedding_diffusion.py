@@ -30,10 +30,9 @@ from pretrain.model.layers import _no_init
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
 from pretrain.model.vocab_expectation import VocabularyMean
+from pretrain.model_size import LEVEL_FREQUENCIES
 from pretrain.noise.learned import LearnedSchedule, Level
 
-FREQUENCIES = 32
-"""Sinusoids of gamma have frequencies from e^-5 to e^5."""
 LR_SCALE = 7.0
 """Rate of embeddings and schedule, as a factor of the matrices' (1e-2 over 1.4e-3 in Plaid)."""
 
@@ -67,7 +66,7 @@ class EmbeddingDiffusion(nn.Module):
         self.schedule = LearnedSchedule(end_points)
         self.enter = nn.Linear(size, hidden, bias=False)
         self.remember = nn.Linear(size, hidden, bias=False)
-        self.tell = nn.Linear(2 * FREQUENCIES, hidden)
+        self.tell = nn.Linear(2 * LEVEL_FREQUENCIES, hidden)
         self._initialize(seed)
 
     @property
@@ -230,14 +229,7 @@ def _keep(value: Tensor, learns: Tensor) -> Tensor:
 
 
 def _sinusoids(gamma: Tensor) -> Tensor:
-    """Features of gamma [b] as [b, 2 FREQUENCIES]."""
-    exponent = torch.linspace(-5.0, 5.0, FREQUENCIES, dtype=gamma.dtype, device=gamma.device)
+    """Features of gamma [b] as [b, 2 LEVEL_FREQUENCIES], of frequencies from e^-5 to e^5."""
+    exponent = torch.linspace(-5.0, 5.0, LEVEL_FREQUENCIES, dtype=gamma.dtype, device=gamma.device)
     phase = gamma[:, None] * exponent.exp()
     return torch.cat((phase.sin(), phase.cos()), dim=-1)
-
-
-def parameter_count(hidden_size: int, padded_vocab_size: int, size: int) -> int:
-    """Weights of an `EmbeddingDiffusion` over all ranks."""
-    from pretrain.noise.learned import UNITS
-
-    return padded_vocab_size * size + 2 + 3 * UNITS + hidden_size * (2 * size + 2 * FREQUENCIES + 1)

@@ -19,6 +19,7 @@ from pretrain.config import ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
+from pretrain.objectives.own import OwnNetwork
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
@@ -93,9 +94,14 @@ class Objective(ABC):
         the transformer, as `network(transformer, batch, exact)`, and names its `lr_scales`."""
         return None
 
+    def own_size(self, model: ModelConfig, padded_vocab_size: int) -> OwnNetwork | None:
+        """What that network holds and keeps, for the planner."""
+        return None
+
     def own_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
         """How many weights that network has, over all ranks."""
-        return 0
+        own = self.own_size(model, padded_vocab_size)
+        return 0 if own is None else own.parameters
 
     adapts: bool = False
     """Whether measurements during training change how it trains; `state` is what they changed."""

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.model_size import LEVEL_FREQUENCIES
 from pretrain.noise.key import NoiseKey
+from pretrain.noise.learned import UNITS
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     Objective,
@@ -35,6 +37,7 @@ from pretrain.objectives.base import (
     shorten,
     visible_attention,
 )
+from pretrain.objectives.own import OwnNetwork, embedding_diffusion
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
@@ -70,11 +73,15 @@ class Gaussian(Objective):
 
         return EmbeddingDiffusion(model, self.config.embedding_size, self.config.end_points, seed)
 
-    def own_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
+    def own_size(self, model: ModelConfig, padded_vocab_size: int) -> OwnNetwork:
         """As built."""
-        from pretrain.model.embedding_diffusion import parameter_count
-
-        return parameter_count(model.hidden_size, padded_vocab_size, self.config.embedding_size)
+        return embedding_diffusion(
+            model.hidden_size,
+            padded_vocab_size,
+            self.config.embedding_size,
+            LEVEL_FREQUENCIES,
+            UNITS,
+        )
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One draw of eps and t; a share of the sequences goes to t = 0 instead.

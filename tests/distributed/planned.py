@@ -7,9 +7,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from layouts import GLOBAL_BATCH, LENGTH, MODEL, SEED, SPACE, TASKS, Cut, Trainer
+from layouts import (
+    GLOBAL_BATCH,
+    LENGTH,
+    MODEL,
+    SEED,
+    SPACE,
+    TASKS,
+    WHOLE_TASKS,
+    Cut,
+    Task,
+    Trainer,
+)
 from torch import Tensor
 
+from parallel.layers import parallel_config
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost
 from parallel.planner.plan import estimate_stages
@@ -21,11 +33,20 @@ from pretrain.build import build_model
 from pretrain.config import Config
 from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Keep
+from pretrain.model.teacher import Teacher
+from pretrain.model.transformer import Transformer
 from pretrain.model_cost import model_cost
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.plan import objective_cost
 from pretrain.vocabulary import TokenSpace
+
+DISTILLED = "distillation"
+TASKS_HERE = {
+    **TASKS,
+    **WHOLE_TASKS,
+    DISTILLED: Task({"name": DISTILLED, "round_sequences": 80}, {"time_conditioning": True}),
+}
 
 
 def numbers(task: str) -> ModelCost:
@@ -33,8 +54,8 @@ def numbers(task: str) -> ModelCost:
     config = Config.model_validate(
         {
             "data": {"train": "a", "validation": "b", "tokenizer": "c", "seq_length": LENGTH},
-            "model": {**MODEL, **TASKS[task].model},
-            "objective": TASKS[task].objective,
+            "model": {**MODEL, **TASKS_HERE[task].model},
+            "objective": TASKS_HERE[task].objective,
             "train": {"global_batch_size": GLOBAL_BATCH},
         }
     )
@@ -71,9 +92,11 @@ def held_and_planned(cases: list[tuple[Cut, str, bool]]) -> list[dict[str, tuple
 
 
 def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, int]]:
-    trainer = Trainer(cut, TASKS[task], **({"ema_decay": 0.9} if ema else {}))
+    trainer = Trainer(cut, TASKS_HERE[task], **({"ema_decay": 0.9} if ema else {}))
+    engine = trainer.engine
+    teacher = add_teacher(engine.module, trainer.topology)
     trainer.train(0, 1)
-    engine, stage = trainer.engine, trainer.topology.pp_rank
+    stage = trainer.topology.pp_rank
     parameters = list(engine.module.parameters())
     weights = [p.data for p in parameters] + [getattr(p, "ds_tensor", None) for p in parameters]
     at_weights = {t.untyped_storage().data_ptr() for t in weights if t is not None}
@@ -84,11 +107,23 @@ def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, in
     masters = [p for p in masters if p.untyped_storage().data_ptr() not in at_weights]
     tensors = [v for v in [*states, *masters] if isinstance(v, Tensor)]
     plan = replace(candidate(cut), averages=int(ema))
-    planned = estimate_stages(numbers(task), plan)[stage].state
+    memory = estimate_stages(numbers(task), plan)[stage]
+    planned = memory.state
     return {
         "parameters": (unique_bytes(weights), planned.parameters),
         "optimizer": (unique_bytes(tensors), planned.optimizer + planned.averages),
+        "teacher": (unique_bytes(teacher), memory.teacher),
     }
+
+
+def add_teacher(module: ObjectiveModule, topology: Topology) -> list[Tensor]:
+    """Weights of the frozen copy that the module's objective learns from; [] where it has none."""
+    if not module.objective.teacher:
+        return []
+    model = module.model
+    module.teacher = Teacher(Transformer(model.config, model.space, parallel_config(topology)))
+    module.teacher.renew(model)
+    return list(module.teacher.parameters.values())
 
 
 ONE_RANK = Cut()
@@ -104,9 +139,11 @@ class Case:
     batch_size: int = 4
     length: int = 64
     loss_chunk: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the objective."""
 
     def __str__(self) -> str:
-        shape = ",".join(f"{k}={v}" for k, v in self.model.items())
+        shape = ",".join(f"{k}={v}" for k, v in {**self.settings, **self.model}.items())
         return f"{self.objective} b{self.batch_size} s{self.length} {shape} {self.cut}"
 
     @property
@@ -117,7 +154,11 @@ class Case:
                 "data": {"train": "a", "validation": "b", "tokenizer": "c"}
                 | {"seq_length": self.length},
                 "model": {**SHAPE, **self.model},
-                "objective": {"name": self.objective, "time_window": self.batch_size},
+                "objective": {
+                    "name": self.objective,
+                    "time_window": self.batch_size,
+                    **self.settings,
+                },
                 "train": {
                     "global_batch_size": self.batch_size,
                     "recompute": self.cut.recompute,
@@ -155,6 +196,7 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
     )
     objective = build_objective(config.objective, VOCABULARY)
     module = build_model(config, topology, objective)
+    add_teacher(module, topology)
     torch.manual_seed(0)
     tokens = torch.randint(4, 250, (case.batch_size, case.length))
     clean = CleanBatch(
@@ -164,7 +206,8 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
         valid=torch.ones_like(tokens, dtype=torch.bool),
         all_valid=True,
     )
-    batch = objective.corrupt(clean, NoiseKey(SEED, clean.position))
+    noise = NoiseKey(SEED, clean.position)
+    batch = replace(objective.corrupt(clean, noise), dropout_seed=noise.number("dropout"))
     carried = {}
     if not topology.is_first_stage:
         h = config.model.hidden_size

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import TASKS, Cut
-from planned import Case, held_and_planned, saved_and_planned
+from layouts import TASKS, WHOLE_TASKS, Cut
+from planned import DISTILLED, Case, held_and_planned, saved_and_planned
 from test_layout_invariance import FURTHER, TWO_RANKS
 
 BFLOAT16 = [
@@ -25,12 +25,21 @@ BFLOAT16 = [
     Cut(pp=2, dp=2, zero=1, precision="bfloat16"),
     Cut(cp=2, dp=2, zero=2, precision="bfloat16"),
 ]
+WHOLE_CUTS = [
+    Cut(),
+    Cut(dp=2, zero=2),
+    Cut(tp=2, zero=1, precision="bfloat16"),
+    Cut(tp=2, dp=2, zero=3),
+    Cut(dp=4, zero=2, precision="bfloat16"),
+]
 CUTS = list(dict.fromkeys([Cut(), Cut(zero=3), *TWO_RANKS, *FURTHER, *BFLOAT16]))
 
 
 def held_cases(ranks: int) -> list[tuple[Cut, str, bool]]:
-    """Every layout on so many ranks, objectives in turn, every third with averaged weights."""
-    cases = []
+    """Every layout on so many ranks, objectives in turn, every third with averaged weights; then
+    the objectives that bring weights of their own or a frozen copy of the model."""
+    cases = [(cut, name, True) for cut in WHOLE_CUTS for name in WHOLE_TASKS if cut.ranks == ranks]
+    cases += [(cut, DISTILLED, False) for cut in WHOLE_CUTS if cut.ranks == ranks and cut.zero < 3]
     for number, cut in enumerate(CUTS):
         tasks = [
             name
@@ -57,6 +66,7 @@ def test_parameters_and_optimizer_equal_those_of_an_engine_to_the_byte(ranks: in
     assert not wrong, "\n".join(wrong)
 
 
+CONDITIONED, ROUNDS = {"time_conditioning": True}, {"round_sequences": 4}
 ONE_RANK = [
     Case(),
     Case(batch_size=1),
@@ -75,6 +85,15 @@ ONE_RANK = [
     Case("esoteric"),
     Case(loss_chunk=50),
     Case("masked", {"tie_embeddings": False}, loss_chunk=16),
+    Case(model={"dropout": 0.1}),
+    Case("gaussian"),
+    Case("gaussian", {"time_conditioning": True}, settings={"self_conditioning": 0.0}),
+    Case("distillation", CONDITIONED, settings=ROUNDS),
+    Case("distillation", CONDITIONED, settings=ROUNDS, loss_chunk=50),
+    Case("uniform", CONDITIONED, settings={"curriculum_sequences": 1000}),
+    Case(settings={"orders": 3, "hide": "queries"}),
+    Case("esoteric", settings={"alpha0": 0.5}),
+    Case("masked", settings={"random_length": 0.5}),
 ]
 TWO_RANK_CASES = [
     Case(cut=Cut(tp=2)),
@@ -86,6 +105,9 @@ TWO_RANK_CASES = [
     Case("masked", {"qk_norm": True}, Cut(cp=2, zero=1)),
     Case(cut=Cut(pp=2, zero=1)),
     Case("masked", {"activation": "gelu"}, Cut(pp=2, zero=1)),
+    Case("gaussian", cut=Cut(tp=2)),
+    Case("gaussian", cut=Cut(tp=2, sp=True)),
+    Case("distillation", CONDITIONED, Cut(tp=2, sp=True), settings=ROUNDS),
 ]
 
 

@@ -82,7 +82,7 @@ def search_space(config: Config, machine: Machine) -> Space:
         global_batch_size=config.train.global_batch_size,
         precision=config.train.precision,
         averages=1 if config.train.ema_decay > 0 else 0,
-        offload=config.parallel.offload != "none",
+        offload=config.parallel.offload,
     )
 
 
@@ -196,6 +196,6 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         recompute=t.recompute,
         recompute_layers=t.recompute_layers,
         averages=1 if t.ema_decay > 0 else 0,
-        offload=p.offload != "none",
+        offload=p.offload,
         overlap_comm=p.overlap_comm,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.planner.costs import Recompute
+from parallel.planner.costs import Offload, Recompute
 from parallel.rules import Layout
 
 
@@ -23,8 +23,11 @@ class Candidate:
     """Layers of each stage that `recompute` concerns; None all."""
     averages: int = 0
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
-    offload: bool = False
-    """Whether optimizer state lives in host memory."""
+    offload: Offload = "none"
+    """Where optimizer state lives, at stage 3 also weights between their uses; with `nvme` they
+    stay in host memory."""
+    swap_elements: int = 50_000_000
+    """Elements that `nvme` has in host memory at once, as in `parallel.settings`."""
     overlap_comm: bool | None = None
     """As in `parallel.settings`."""
     reduce_bucket_size: int = 50_000_000
@@ -48,8 +51,13 @@ class Candidate:
         return self.micro_batch_size * self.num_microbatches * self.layout.data_parallel_size
 
     @property
+    def offloads(self) -> bool:
+        """Whether the optimizer runs in host memory."""
+        return self.offload != "none"
+
+    @property
     def effective_stage(self) -> int:
         """ZeRO stage that the engine really runs (`parallel.settings.effective_stage`)."""
         alone = self.shards == 1 and self.layout.pipeline_parallel_size == 1
-        plain = self.precision == "float32" and not self.offload
+        plain = self.precision == "float32" and not self.offloads
         return 0 if alone and plain else self.zero_stage

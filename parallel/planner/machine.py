@@ -9,6 +9,7 @@ from typing import Any
 from parallel.errors import LayoutError
 
 GIB = 2**30
+_MAY_BE_ZERO = ("reserved_gib", "host_reserved_gib", "latency_us", "launch_us")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Machine:
     """Time of a collective of no size."""
     launch_us: float = 6.0
     """Time in which the host starts a kernel: below it the GPU waits."""
+    host_memory_gib: float = 1024.0
+    """Memory of a node, for `parallel.offload`."""
+    host_reserved_gib: float = 128.0
+    """What of it the processes themselves, their data and the system take."""
+    host_bandwidth_gbs: float = 300.0
+    """GB/s of a node's memory."""
+    pcie_gbs: float = 25.0
+    """GB/s between a GPU and host memory, one direction."""
+    disk_gbs: float = 6.0
+    """GB/s to and from the disks of a node, for `offload: nvme`."""
 
     @property
     def num_gpus(self) -> int:
@@ -54,6 +65,11 @@ class Machine:
     def usable_bytes(self) -> float:
         """Memory of a GPU that tensors can have."""
         return (self.memory_gib - self.reserved_gib) * GIB
+
+    @property
+    def usable_host_bytes(self) -> float:
+        """Memory of a node that offloaded tensors can have."""
+        return (self.host_memory_gib - self.host_reserved_gib) * GIB
 
     def flops(self, precision: str) -> float:
         """Dense operations per second of one GPU."""
@@ -80,14 +96,17 @@ class Machine:
                 raise LayoutError(f"{source}: {key} is {value!r}; it must be {kind}")
             if key.endswith("_efficiency") and not 0 < value <= 1:
                 raise LayoutError(f"{source}: {key} is {value!r}; it must lie in (0, 1]")
-            if value == 0 and key not in ("reserved_gib", "latency_us", "launch_us"):
+            if value == 0 and key not in _MAY_BE_ZERO:
                 raise LayoutError(f"{source}: {key} is 0; it must be larger")
         machine = Machine(**{**values, "name": str(values["name"])})
-        if machine.reserved_gib >= machine.memory_gib:
-            raise LayoutError(
-                f"{source}: reserved_gib {machine.reserved_gib} leaves nothing of memory_gib "
-                f"{machine.memory_gib}"
-            )
+        for of in ("", "host_"):
+            reserved = getattr(machine, f"{of}reserved_gib")
+            memory = getattr(machine, f"{of}memory_gib")
+            if reserved >= memory:
+                raise LayoutError(
+                    f"{source}: {of}reserved_gib {reserved} leaves nothing of {of}memory_gib "
+                    f"{memory}"
+                )
         return machine
 
 

@@ -160,7 +160,7 @@ def stage_memory(
     whole = replace(candidate, recompute="none", recompute_layers=None)
     return MemoryPlan(
         state=state_bytes(stage.weights(), candidate),
-        offloaded=candidate.offload,
+        offloaded=candidate.offloads,
         teacher=stage.teacher(candidate),
         activations=in_flight * stage.kept(candidate),
         activations_without_recompute=in_flight * stage.kept(whole),

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from parallel.errors import LayoutError
 from parallel.planner.candidate import Candidate
-from parallel.planner.costs import ModelCost, Recompute
+from parallel.planner.costs import ModelCost, Offload, Recompute
 from parallel.planner.machine import Machine
 from parallel.planner.memory import MemoryPlan, StageParts, stage_memory
 from parallel.planner.timing import StepTime, step_time
@@ -44,8 +44,25 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every rank has the memory."""
-        return self.memory.total <= self.machine.usable_bytes
+        """Whether every rank has the memory, and every node what is offloaded to it."""
+        return self.lacking <= 0 and self.host_bytes <= self.machine.usable_host_bytes
+
+    @property
+    def lacking(self) -> float:
+        """Bytes that the worst rank needs beyond what its GPU has; negative to spare."""
+        return self.memory.total - self.machine.usable_bytes
+
+    @property
+    def host_bytes(self) -> float:
+        """What is offloaded into the memory of a node."""
+        ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
+        return ranks * self.memory.state.host
+
+    @property
+    def disk_bytes(self) -> float:
+        """What is swapped to the disks of a node."""
+        ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
+        return ranks * self.memory.state.disk
 
     @property
     def tokens_per_second(self) -> float:
@@ -118,7 +135,7 @@ class Space:
     global_batch_size: int
     precision: str
     averages: int = 0
-    offload: bool = False
+    offload: Offload = "none"
     largest_micro_batch: int = 64
 
 
@@ -161,8 +178,8 @@ def _candidates(
     model: ModelCost, machine: Machine, space: Space, refused: dict[str, int]
 ) -> Iterator[Candidate]:
     for tp, pp, cp in _degrees(model, machine, space):
-        for zero in _legal_stages(tp, pp, cp, space.precision):
-            if (model.teacher and zero == 3) or (space.offload and zero == 0):
+        for zero in _legal_stages(tp, pp, cp, space):
+            if model.teacher and zero == 3:
                 continue
             try:
                 layout = check_layout(
@@ -213,12 +230,12 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
                 yield tp, pp, cp
 
 
-def _legal_stages(tp: int, pp: int, cp: int, precision: str) -> list[int]:
+def _legal_stages(tp: int, pp: int, cp: int, space: Space) -> list[int]:
     """ZeRO stages that the general rules allow; their refusals tell nothing about the model."""
     legal = []
     for zero in (0, 1, 2, 3):
         with suppress(LayoutError):
-            check_rules(Layout(tp, pp, cp), zero, precision)
+            check_rules(Layout(tp, pp, cp), zero, space.precision, space.offload)
             legal.append(zero)
     return legal
 

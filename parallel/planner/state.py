@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Weight
+from parallel.planner.offload import offloaded_flat, offloaded_whole
 from parallel.rules import overlaps
 
 _MASTER, _MOMENTS, _STEP = 4, 8, 4
@@ -33,15 +34,19 @@ class StateBytes:
     parameters: int
     """Weights in the compute precision (at stage 0 they are the only copy)."""
     optimizer: int
-    """Float32 master weights where they exist, and both moments."""
+    """Float32 master weights where they exist, and both moments; wherever they are."""
     averages: int
-    """Float32 averages of the weights (EMA)."""
+    """Float32 averages of the weights (EMA); wherever they are."""
     gradients: int
     """What backward passes accumulate until the step."""
     gathered: int
     """Buckets of stages 1 to 3 and weights gathered by stage 3, beside the activations."""
     update: int
     """Buffers of the reduction and the update after the last backward pass."""
+    host: int = 0
+    """In host memory, where something is offloaded: what is kept there of the above, and copies."""
+    disk: int = 0
+    """On a disk of the node."""
 
 
 def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
@@ -93,7 +98,7 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         # What is larger than the bucket is reduced on its own; both once more in float32.
         gradients, update = 4 * share, 4 * share
         gathered = buffers * size * bucket + (size + 4) * max(bucket, largest)
-    return StateBytes(
+    state = StateBytes(
         parameters=size * total,
         optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
         averages=4 * share * candidate.averages,
@@ -101,17 +106,21 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         gathered=gathered,
         update=update,
     )
+    if not candidate.offloads:
+        return state
+    return offloaded_flat(state, [n // shards for n in padded], largest, candidate)
 
 
 def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     """Every tensor in equal pieces; small ones whole as well."""
     shards, size = candidate.shards, candidate.compute_bytes
-    share = sum(-(-n // shards) for group in groups for n in group)
+    pieces = [sum(-(-n // shards) for n in group) for group in groups]
+    share = sum(pieces)
     small = sum(n for group in groups for n in group if n <= candidate.whole_below)
     large = sum(n for group in groups for n in group) - small
     if shards == 1:  # a piece is the tensor itself
         small = large = 0
-    return StateBytes(
+    state = StateBytes(
         parameters=size * (share + small),
         optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
         averages=4 * share * candidate.averages,
@@ -119,3 +128,4 @@ def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         gathered=4 * candidate.reduce_bucket_size + size * min(large, LIVE + PREFETCH),
         update=0,
     )
+    return offloaded_whole(state, pieces, small, candidate) if candidate.offloads else state

@@ -15,6 +15,7 @@ from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost, Part
 from parallel.planner.machine import Machine
 from parallel.planner.memory import StageParts, layer_positions, scored_rows
+from parallel.planner.offload import offload_seconds
 from parallel.planner.traffic import (
     Messages,
     context_messages,
@@ -44,14 +45,17 @@ class StepTime:
     data: float
     """Gradients and weights between data-parallel ranks."""
     update: float
+    """On the GPU."""
+    offload: float
+    """To host memory (and disk) and back, and the update there."""
     sent: dict[str, float]
-    """Bytes by kind of parallelism: dp, tp, cp, pp."""
+    """Bytes by kind of parallelism: dp, tp, cp, pp; and over PCIe: host."""
 
     @property
     def total(self) -> float:
         """Seconds of a step."""
         passes = self.compute + self.tensor + self.context + self.pipeline + self.bubble
-        return passes + self.data + self.update
+        return passes + self.data + self.update + self.offload
 
     @property
     def bubble_share(self) -> float:
@@ -86,6 +90,7 @@ def step_time(
     data = data_messages(candidate, elements, tensors)
     share = elements / (candidate.shards if candidate.effective_stage else 1)
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
+    away, moved = offload_seconds(candidate, machine, elements)
     return StepTime(
         compute=count * slowest[0],
         tensor=count * slowest[1],
@@ -93,12 +98,14 @@ def step_time(
         pipeline=count * slowest[3],
         bubble=ends,
         data=seconds(data, machine, candidate.shards, tp),
-        update=_UPDATE_BYTES * share / rate,
+        update=0.0 if candidate.offloads else _UPDATE_BYTES * share / rate,
+        offload=away,
         sent={
             "dp": data.bytes,
             "tp": count * slowest[4],
             "cp": count * slowest[5],
             "pp": count * pipeline_messages(model, candidate).bytes,
+            "host": moved,
         },
     )
 

@@ -22,6 +22,7 @@ from layouts import (
 from torch import Tensor
 
 from parallel.layers import parallel_config
+from parallel.planner import offload
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost
 from parallel.planner.plan import estimate_stages
@@ -114,6 +115,39 @@ def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, in
         "optimizer": (unique_bytes(tensors), planned.optimizer + planned.averages),
         "teacher": (unique_bytes(teacher), memory.teacher),
     }
+
+
+def hosted_and_planned(cuts: list[Cut]) -> list[tuple[int, int, float, int]]:
+    """For each offloading layout: bytes of parameters that stay, and of what moves into host memory
+    (nothing is pinned here), on this rank after a step; (real, planned, real, planned)."""
+    offload.pinned = int  # type: ignore[assignment]
+    return [_hosted_and_planned(cut) for cut in cuts]
+
+
+HOSTED = (
+    "single_partition_of_fp32_groups", "param_buffer_of_bit16_for_cpu_offload_groups",
+    "accumulated_grads_in_cpu", "temp_grad_buffer_for_cpu_offload",  # stages 1 and 2
+    "fp32_partitioned_groups_flat", "fp16_partitioned_groups_flat", "grad_partitions_flat_buffer",
+)  # fmt: skip
+"""Where DeepSpeed's optimizers refer to what they have in host memory, beside Adam's state."""
+
+
+def _hosted_and_planned(cut: Cut) -> tuple[int, int, float, int]:
+    trainer = Trainer(cut, TASKS["autoregressive"], ema_decay=0.9)
+    trainer.train(0, 1)
+    host: Any = trainer.engine.deepspeed.optimizer
+    kept: list[Tensor] = []
+    for name in HOSTED:
+        there = getattr(host, name, ())
+        values = there.values() if isinstance(there, dict) else there
+        kept += [there] if isinstance(there, Tensor) else values
+    kept += [t.grad for t in kept if t.grad is not None]
+    states = [v for state in host.optimizer.state.values() for v in state.values()]
+    kept += [v for v in states if isinstance(v, Tensor) and v.numel() > 1]
+    weights = [] if cut.zero == 3 else [p.data for p in trainer.engine.module.parameters()]
+    plan = replace(candidate(cut), averages=1, offload=cut.offload)  # type: ignore[arg-type]
+    state = estimate_stages(numbers("autoregressive"), plan)[0].state
+    return unique_bytes(weights), state.parameters, unique_bytes(kept), state.host
 
 
 def add_teacher(module: ObjectiveModule, topology: Topology) -> list[Tensor]:

@@ -12,6 +12,7 @@ from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Loss, ModelCost, Part, Saved, Weight
 from parallel.planner.machine import Machine
 from parallel.planner.memory import saved_bytes, stage_memory
+from parallel.planner.offload import offload_seconds, pinned
 from parallel.planner.plan import Space, divisors, estimate, estimate_stages, search, stages_of
 from parallel.planner.state import state_bytes
 from parallel.planner.traffic import (
@@ -210,12 +211,54 @@ class TestMemory:
             assert replace(overlapped, gathered=apart.gathered) == apart
 
     def test_offloading_takes_the_optimizer_out_of_the_sum(self) -> None:
-        here, away = (
-            estimate_stages(model(), candidate(Layout(), offload=o, averages=1))[0]
-            for o in (False, True)
-        )
-        assert here.total - away.total == here.state.optimizer + here.state.averages
-        assert candidate(Layout(), precision="float32", offload=True).effective_stage == 1
+        layout = Layout(data_parallel_size=4)
+        for stage in (1, 2, 3):
+            here, away = (
+                estimate_stages(
+                    model(), candidate(layout, zero_stage=stage, offload=o, averages=1)
+                )[0]
+                for o in ("none", "cpu")
+            )
+            state = away.state
+            held = state.parameters + state.gradients
+            assert away.total == held + away.activations + away.workspace + state.gathered
+            assert state.optimizer + state.averages == here.state.optimizer + here.state.averages
+            assert state.host > state.optimizer + state.averages
+        assert candidate(Layout(), precision="float32", offload="cpu").effective_stage == 1
+
+    def test_pinned_memory_comes_in_powers_of_two(self) -> None:
+        assert [pinned(n) for n in (0, 1, 2, 3, 2**20, 2**20 + 1)] == [0, 1, 2, 4, 2**20, 2**21]
+
+    def test_what_a_node_holds_decides_whether_it_fits(self) -> None:
+        chosen = candidate(Layout(data_parallel_size=16), zero_stage=3, offload="cpu")
+        plan = estimate(model(), chosen, MACHINE)
+        assert plan.fits
+        assert plan.host_bytes == 8 * plan.memory.state.host
+        short = replace(MACHINE, host_memory_gib=plan.host_bytes / 2**30 + 0.9, host_reserved_gib=1)
+        assert not estimate(model(), chosen, short).fits
+        swapped = estimate(model(), replace(chosen, offload="nvme", swap_elements=1000), short)
+        assert swapped.fits
+        pieces = swapped.disk_bytes / 8 / 16
+        assert pieces == pytest.approx(model().parameters / 16, rel=1e-3)
+
+    def test_offloading_costs_the_ways_and_the_update_on_the_host(self) -> None:
+        """By hand: gradients in float32 down, weights in bfloat16 up, 44 bytes of host traffic."""
+        layout, one = Layout(data_parallel_size=16), 1e9
+        exact = replace(
+            MACHINE, network_efficiency=1, memory_efficiency=1, pcie_gbs=10, host_bandwidth_gbs=160,
+            disk_gbs=8,
+        )  # fmt: skip
+        share = one / 16
+        flat = candidate(layout, zero_stage=2, offload="cpu", num_microbatches=4)
+        seconds, moved = offload_seconds(flat, exact, int(one))
+        assert moved == share * 6
+        assert seconds == pytest.approx(share * (6 / 10e9 + 44 / 20e9))
+        whole = replace(flat, zero_stage=3)
+        seconds, moved = offload_seconds(whole, exact, int(one))
+        assert moved == share * (2 * 2 * 4 + 4 * 4 + 3 * 4)
+        swapped, _ = offload_seconds(replace(whole, offload="nvme"), exact, int(one))
+        assert swapped - seconds == pytest.approx(share * 32 / 1e9)
+        assert offload_seconds(replace(flat, offload="none"), exact, int(one)) == (0, 0)
 
     def test_a_teacher_costs_its_weights(self) -> None:
         chosen = candidate(Layout(data_parallel_size=4))
@@ -307,6 +350,12 @@ class TestSearch:
         assert any("does not divide heads 17" in reason for reason in found.refused)
         assert {plan.candidate.layout.tensor_parallel_size for plan in found.fitting} == {1}
 
+    def test_swapping_to_a_disk_is_searched_where_it_is_legal(self) -> None:
+        for offload, stages in (("cpu", {1, 2, 3}), ("nvme", {3})):
+            found = search(model(), MACHINE, replace(self.SPACE, offload=offload))
+            assert {plan.candidate.zero_stage for plan in found.fitting} == stages
+            assert {plan.candidate.offload for plan in found.fitting} == {offload}
+
     def test_an_objective_that_needs_the_whole_model_gets_it(self) -> None:
         found = search(model(one_stage=True), MACHINE, self.SPACE)
         layouts = [plan.candidate.layout for plan in found.fitting]
@@ -336,6 +385,7 @@ class TestMachine:
             ({"bfloat16_tflops": 0}, "bfloat16_tflops is 0; it must be larger"),
             ({"matrix_efficiency": 1.2}, r"matrix_efficiency is 1.2; it must lie in \(0, 1\]"),
             ({"reserved_gib": 80}, "reserved_gib 80 leaves nothing of memory_gib 80"),
+            ({"host_memory_gib": 100}, "host_reserved_gib 128.0 leaves nothing of host_memory_gib"),
         ],
     )
     def test_mistakes(self, change: dict[str, object], message: str) -> None:

@@ -53,7 +53,8 @@ def plan(
     from pretrain.compose import compose
     from pretrain.errors import ConfigError
     from pretrain.plan import plan as estimate
-    from pretrain.plan_report import sections, show, to_dict
+    from pretrain.plan_report import to_dict
+    from pretrain.plan_tables import sections, show
 
     if models:
         from pretrain.model_ladder import ladder_table

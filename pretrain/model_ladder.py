@@ -2,7 +2,7 @@
 
 `epochal plan --models` prints it; `docs/planning.md` holds the printed table, and a test compares
 the two. Layouts are the planner's best for an autoregressive run in bfloat16 with 1,024 sequences
-of 2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB; what fits these fits H200.
+of 2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB and on H200 with 141 GB.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from parallel.planner.machine import GIB
+from parallel.planner.plan import Search, search
 from pretrain.compose import groups, validate
 from pretrain.config import Config
-from pretrain.plan import MACHINES, Planned, costs, plan
+from pretrain.machines import MACHINES, load_machine
+from pretrain.plan import costs, search_space
 
 VOCABULARY, LENGTH = 32_000, 2048
+PLANNED = ("h100x8", "h100x64", "h200x8", "h200x64")
 HEADER = (
     "| model | parameters | without embeddings | GFLOP a token: AR | masked | "
-    "8 H100 | 64 H100 |\n|---|---:|---:|---:|---:|---|---|"
+    "8 H100 | 64 H100 | 8 H200 | 64 H200 |\n|---|---:|---:|---:|---:|---|---|---|---|"
 )
 
 
@@ -43,29 +46,29 @@ def ladder_config(name: str, objective: str = "autoregressive") -> Config:
 
 def _row(name: str) -> tuple[int, str]:
     config = ladder_config(name)
-    node = plan(config, machine="h100x8", vocab_size=VOCABULARY)
+    model = costs(config, VOCABULARY)
     masked = costs(ladder_config(name, "masked"), VOCABULARY)
-    size = node.model.parameters
     cells = [
         f"`{name}`",
-        f"{size / 1e6:,.1f} M",
-        f"{node.model.non_embedding_parameters / 1e6:,.2f} M",
-        f"{node.model.flops_per_token / 1e9:.3g}",
+        f"{model.parameters / 1e6:,.1f} M",
+        f"{model.non_embedding_parameters / 1e6:,.2f} M",
+        f"{model.flops_per_token / 1e9:.3g}",
         f"{masked.flops_per_token / 1e9:.3g}",
-        _layout(node),
-        _layout(plan(config, machine="h100x64", vocab_size=VOCABULARY)),
     ]
-    return node.model.non_embedding_parameters, f"| {' | '.join(cells)} |"
+    for machine in map(load_machine, PLANNED):
+        cells.append(_layout(search(model, machine, search_space(config, machine))))
+    return model.non_embedding_parameters, f"| {' | '.join(cells)} |"
 
 
-def _layout(planned: Planned) -> str:
+def _layout(found: Search) -> str:
     """The best layout in words, its memory and MFU."""
-    if not planned.found.fitting:
+    if not found.fitting:
         return "none fits"
-    best = planned.found.fitting[0]
+    best = found.fitting[0]
     c = best.candidate
     again = "" if c.recompute == "none" else f", {c.recompute}"
+    stage = "" if c.zero_stage == 1 else f", ZeRO {c.zero_stage}"
     return (
-        f"{c.layout}, ZeRO {c.zero_stage}, {c.micro_batch_size} x {c.num_microbatches}{again}: "
+        f"{c.layout}{stage}, {c.micro_batch_size} x {c.num_microbatches}{again}: "
         f"{best.memory.total / GIB:.0f} GiB, {100 * best.mfu:.0f} %"
     )

@@ -7,21 +7,19 @@ kind of attention), so that a new family is planned without a line here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost
 from parallel.planner.machine import Machine
 from parallel.planner.plan import Plan, Search, Space, estimate, search
 from parallel.rules import check_layout
-from pretrain.compose import CONFIG_ROOT
 from pretrain.config import Config
 from pretrain.errors import ConfigError
+from pretrain.machines import larger_machines, load_machine, sized
 from pretrain.model_cost import ObjectiveCost, model_cost
-from pretrain.suggest import closest
+from pretrain.plan_remedies import Remedy, remedies
 
-MACHINES = CONFIG_ROOT / "machine"
 ASSUMED_VOCABULARY = 32_000
 
 
@@ -37,6 +35,8 @@ class Planned:
     """No tokenizer was there to count."""
     given: Plan
     found: Search
+    remedies: tuple[Remedy, ...]
+    """What would fit, where `given` does not."""
     tokens: float | None
     """Target of the training run."""
     price: float | None
@@ -56,20 +56,24 @@ def plan(
 
     Raises ConfigError and LayoutError for anything that cannot be planned; touches no device.
     """
-    there = sized(load_machine(machine), num_gpus)
+    whole = load_machine(machine)
+    there = sized(whole, num_gpus)
     for option, value in (("--tokens", tokens), ("--price-per-gpu-hour", price)):
         if value is not None and not value > 0:
             raise ConfigError(f"{option} is {value:g}; it must be larger than 0")
     size, assumed = vocabulary(config, vocab_size)
-    model = costs(config, size)
+    model, space = costs(config, size), search_space(config, there)
+    given = estimate(model, given_candidate(config, model, there.num_gpus), there)
+    found = search(model, there, space)
     return Planned(
         config=config,
         machine=there,
         model=model,
         vocab_size=size,
         vocabulary_assumed=assumed,
-        given=estimate(model, given_candidate(config, model, there.num_gpus), there),
-        found=search(model, there, search_space(config, there)),
+        given=given,
+        found=found,
+        remedies=remedies(model, whole, space, given, found, larger_machines(there)),
         tokens=tokens,
         price=price,
     )
@@ -90,41 +94,6 @@ def costs(config: Config, vocab_size: int) -> ModelCost:
     """The configuration in the planner's numbers."""
     padded = config.model.padded_vocab_size(vocab_size)
     return model_cost(config, padded, objective_cost(config, vocab_size))
-
-
-def load_machine(name: str) -> Machine:
-    """A packaged machine, or the one that a YAML file describes."""
-    import yaml
-
-    known = sorted(path.stem for path in MACHINES.glob("*.yaml"))
-    path = MACHINES / f"{name}.yaml" if name in known else Path(name)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        hint = closest(name, known)
-        raise ConfigError(
-            f"unknown machine {name!r}; "
-            + (f"did you mean {hint}? " if hint else "")
-            + f"known: {', '.join(known)}, or a YAML file like {MACHINES / 'h100x8.yaml'}"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a mapping; see {MACHINES / 'h100x8.yaml'}")
-    return Machine.from_mapping(values, str(path))
-
-
-def sized(machine: Machine, num_gpus: int | None) -> Machine:
-    """The machine with another number of GPUs: part of a node, or whole nodes."""
-    if num_gpus is None:
-        return machine
-    node = machine.gpus_per_node
-    if num_gpus < 1 or (num_gpus > node and num_gpus % node):
-        raise ConfigError(
-            f"--gpus is {num_gpus}; machine {machine.name} has nodes of {node}: take 1 to {node} "
-            f"or a multiple of {node}"
-        )
-    return replace(machine, num_nodes=-(-num_gpus // node), gpus_per_node=min(node, num_gpus))
 
 
 def vocabulary(config: Config, given: int | None) -> tuple[int, bool]:

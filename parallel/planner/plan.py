@@ -23,6 +23,8 @@ from parallel.stages import split_layers
 SECONDS_PER_DAY = 86_400
 INDISTINCT = 0.03
 """Relative difference of times that means nothing."""
+TIGHT = 0.05
+"""Share of a GPU's memory that should be left, as the estimate of activations may err by this."""
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
@@ -51,6 +53,11 @@ class Plan:
     def lacking(self) -> float:
         """Bytes that the worst rank needs beyond what its GPU has; negative to spare."""
         return self.memory.total - self.machine.usable_bytes
+
+    @property
+    def tight(self) -> bool:
+        """Whether it fits with less to spare than an estimate may be wrong."""
+        return self.fits and -self.lacking < TIGHT * self.machine.usable_bytes
 
     @property
     def host_bytes(self) -> float:
@@ -168,10 +175,11 @@ def search(model: ModelCost, machine: Machine, space: Space) -> Search:
 
 
 def _complexity(plan: Plan) -> tuple[float, ...]:
-    """Few cuts, a low ZeRO stage, no recomputation; then memory."""
+    """Memory to spare, few cuts, a low ZeRO stage, no recomputation; then memory."""
     c, layout = plan.candidate, plan.candidate.layout
     model_ranks = layout.world_size // layout.data_parallel_size
-    return model_ranks, c.zero_stage, RECOMPUTE.index(c.recompute), plan.memory.total
+    order = RECOMPUTE.index(c.recompute)
+    return plan.tight, model_ranks, c.zero_stage, order, plan.memory.total
 
 
 def _candidates(

@@ -17,16 +17,19 @@ from pretrain import cli
 from pretrain.compose import CONFIG_ROOT, compose, groups
 from pretrain.config import Config, ModelConfig
 from pretrain.errors import ConfigError
+from pretrain.machines import load_machine, machine_names, sized
 from pretrain.model_ladder import LENGTH, VOCABULARY, ladder_config, ladder_table
 from pretrain.model_size import parameter_count
 from pretrain.objectives import objective_names
-from pretrain.plan import costs, load_machine, plan, sized
-from pretrain.plan_report import overrides, sections, to_dict
+from pretrain.plan import costs, plan
+from pretrain.plan_remedies import overrides
+from pretrain.plan_report import to_dict
+from pretrain.plan_tables import sections
 from pretrain.scaling.flops import train_flops_per_token
 
 DATA = ["data.train=a", "data.validation=b", "data.tokenizer=nowhere/t.model"]
 MODELS = groups()["model"]
-MACHINES = sorted(path.stem for path in (CONFIG_ROOT / "machine").glob("*.yaml"))
+MACHINES = machine_names()
 
 
 def config(*changes: str) -> Config:
@@ -93,9 +96,55 @@ class TestAnswer:
         assert "DOES NOT FIT" in text
         assert "lack memory" in text
 
-    def test_nothing_fits(self) -> None:
-        text = str(sections(plan(config("model=70b")), 3))
-        assert "none fits" in text
+    def test_the_least_change_that_fits_is_told(self) -> None:
+        """One setting where one is enough: planned with it, the run fits."""
+        planned = plan(config("model=1.7b"))
+        (remedy,) = planned.remedies
+        assert not planned.given.fits
+        assert re.fullmatch(r"train\.micro_batch_size=\d+", remedy.change)
+        again = plan(config("model=1.7b", remedy.change))
+        assert again.given.fits
+        assert again.given.candidate == remedy.plan.candidate
+        assert again.remedies == ()
+        assert remedy.change in str(sections(planned, 3))
+
+    def test_where_nothing_fits_other_machines_and_offloading_are_tried(self) -> None:
+        """Each remedy holds when it is planned, and half of the GPUs would not do."""
+        planned = plan(config("model=13b"), num_gpus=2)
+        assert planned.found.fitting == ()
+        offload, gpus, machine = (remedy.change for remedy in planned.remedies)
+        again = plan(config("model=13b", *offload.split()), num_gpus=2)
+        assert again.given.fits
+        assert again.given.candidate.offload == "cpu"
+        number = int(gpus.removeprefix("--gpus "))
+        assert plan(config("model=13b"), num_gpus=number).found.fitting
+        assert not plan(config("model=13b"), num_gpus=number // 2).found.fitting
+        name = machine.removeprefix("--machine ").removesuffix(" --gpus 2")
+        assert plan(config("model=13b"), machine=name, num_gpus=2).found.fitting
+        titles = [part.title for part in sections(planned, 3)]
+        assert "No layout fits these GPUs; these would" in titles
+        assert len(to_dict(planned, 3)["remedies"]) == 3
+
+    def test_a_layout_with_memory_to_spare_comes_before_its_equals(self) -> None:
+        planned = plan(
+            config("model=70b", "train.global_batch_size=1024", "data.seq_length=4096"),
+            machine="h100x64",
+        )
+        best = planned.found.fitting[0]
+        level = [p for p in planned.found.fitting if p.time.total < 1.03 * best.time.total]
+        assert any(plan.tight for plan in level)
+        assert not best.tight
+
+    def test_offloading_is_shown_where_it_is_asked_for(self) -> None:
+        offload = ("parallel.offload=cpu", "parallel.zero_stage=2", "train.micro_batch_size=4")
+        planned = plan(config("model=7b", *offload))
+        given = to_dict(planned, 1)["given"]
+        assert given["memory"]["host_of_a_node"] == 8 * given["memory"]["host"]
+        assert given["seconds"]["offload"] > 0
+        assert "parallel.offload=cpu" in overrides(planned.found.fitting[0])
+        text = str(sections(planned, 1))
+        assert "host memory of a node" in text
+        assert "offloading" in text
 
     def test_thousands_of_ranks(self) -> None:
         planned = plan(

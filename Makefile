@@ -34,11 +34,11 @@ test: $(STAMP)  ## Fast tests: unit, then several ranks, then end to end; stops 
 	$(BIN)/python -m pytest -x -m "not slow and not gpu and not cluster" \
 	  tests/unit tests/distributed tests/end_to_end $(ARGS)
 
-test-slow: $(STAMP)  ## Tests that take long, and on an NVIDIA GPU those of the kernels
-	$(BIN)/python -m pytest -m "slow or gpu" tests $(ARGS)
+test-slow: $(STAMP)  ## Tests that take long, on an NVIDIA GPU also those of its kernels
+	$(BIN)/python -m pytest -x -m "slow or gpu" --durations=10 tests $(ARGS)
 
 test-cluster: $(STAMP)  ## A real SLURM on this machine (root; Debian packages slurm-wlm munge)
-	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -x -m cluster tests/cluster $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy and shellcheck, as before every commit
 	$(BIN)/ruff check .

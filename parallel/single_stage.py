@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel import fragments
+from parallel.async_io import load_async_io
 from parallel.engine import Engine, StepResult
 from parallel.norm import clip_divisor, global_grad_norm
 from parallel.settings import EngineConfig, deepspeed_config, effective_stage
@@ -37,6 +38,7 @@ class SingleStageEngine(Engine):
         self._swap_folder = None
         if config.offload == "nvme":
             assert config.offload_path is not None, "offload nvme needs a folder"
+            load_async_io()  # before DeepSpeed does, which may wait for ever
             self._swap_folder = own_folder(config.offload_path)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,

@@ -11,12 +11,12 @@ import atexit
 import fcntl
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from parallel.async_io import missing_for_swapping
 from parallel.errors import LayoutError
 
 _PREFIX = "epochal-swap-"
@@ -38,21 +38,12 @@ def own_folder(root: Path) -> Path:
     return folder
 
 
-def missing_for_swapping() -> str | None:
-    """What this machine lacks to build DeepSpeed's `async_io`, in words; None when nothing."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return "a C++ compiler (on Debian the package g++)"
-    command = [compiler, "-x", "c++", "-", "-laio", "-o", os.devnull]
-    program = b"#include <libaio.h>\nint main() { return io_submit(0, 0, nullptr); }\n"
-    if subprocess.run(command, input=program, capture_output=True).returncode:
-        return "the headers of libaio (on Debian the package libaio-dev)"
-    return None
+def check_swapping(root: Path, cuda: bool = False) -> None:
+    """LayoutError unless this machine can build `async_io` and write to `root`, which is made.
 
-
-def check_swapping(root: Path) -> None:
-    """LayoutError unless this machine can build `async_io` and write to `root`, which is made."""
-    missing = missing_for_swapping()
+    With `cuda` the ranks run on GPUs.
+    """
+    missing = missing_for_swapping(cuda)
     if missing is not None:
         raise LayoutError(
             f"parallel.offload=nvme needs {missing} for DeepSpeed's extension async_io, which is "

@@ -142,9 +142,10 @@ def check_extension_locks() -> Iterator[Finding]:
 
 def check_swapping() -> Iterator[Finding]:
     """Whether `parallel.offload=nvme` is possible here."""
-    from parallel.swap_folder import missing_for_swapping
+    from parallel.async_io import missing_for_swapping
+    from pretrain.launch import has_gpu
 
-    missing = missing_for_swapping()
+    missing = missing_for_swapping(has_gpu())
     if missing is None:
         yield Finding("offload to nvme", "can be built")
     else:

@@ -18,8 +18,12 @@ from parallel.errors import LayoutError
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for builds and the headers of Python, which this machine may lack."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    _pretend(monkeypatch, "include", tmp_path / "include")
 
 
 def test_what_a_killed_build_left_behind_is_gone_when_the_next_one_starts() -> None:

@@ -192,7 +192,7 @@ def test_a_machine_that_cannot_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "needs a C++ compiler (on Debian the package g++)" in refuse(swap_below(tmp_path), None)
     monkeypatch.setenv("CXX", "false")  # there is one, and it finds no libaio.h
     assert "(on Debian the package libaio-dev)" in refuse(swap_below(tmp_path), None)
-    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setattr("parallel.swap_folder.missing_for_swapping", lambda cuda: None)
     (tmp_path / "file").write_text("")
     assert "cannot write to parallel.offload_path" in refuse(swap_below(tmp_path / "file"), None)
     with pytest.raises(DataError):

@@ -81,12 +81,17 @@ def serve() -> None:
 
 
 def _import_for_ranks() -> None:
-    """Import what nearly every rank needs."""
+    """Import what nearly every rank needs, and let the grammar of overrides fill its caches."""
     from parallel.runtime import warm_up
 
     warm_up()
     for name in IMPORTED_LATE:
         importlib.import_module(name)
+    import runs
+
+    from pretrain.compose import compose
+
+    compose(runs.overrides(Path("pool"), Path("run")))
     _spare_from_collection()
 
 

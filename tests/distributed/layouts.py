@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
+from harness import run_ranks
 from torch import Tensor
 
 from parallel.engine import Engine, EngineConfig, build_engine
@@ -244,3 +246,9 @@ def train_task(cut: dict[str, Any], task: str) -> dict[str, Any]:
 def as_dict(cut: Cut) -> dict[str, Any]:
     """A cut as plain values, to send to ranks."""
     return asdict(cut)
+
+
+@cache
+def one_rank(task: str) -> dict[str, Any]:
+    """What `train_task` gives on one rank at stage 0: made once for all files of a session."""
+    return run_ranks(1, train_task, as_dict(Cut()), task)[0]

@@ -31,6 +31,10 @@ SHAPE = [
 ]
 
 
+STEPS = 15
+"""Of such a run: 2.5 epochs of 47 sequences in batches of 8, the last one partly empty."""
+
+
 def overrides(pool: Path, run: Path, *more: str) -> list[str]:
     """Overrides of a small run on `pool` in the folder `run`."""
     return [

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import runs
 import torch.distributed as dist
+from comparison import same
 from harness import Died, run_ranks
-from toy_runs import CURSOR, build, dying_at, everything, go, same
+from toy_runs import CURSOR, build, dying_at, everything, go
 
 from parallel.checkpoint import BackgroundSaver, background, read_manifest
 from parallel.checkpoint import folder as files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness import run_ranks
-from layouts import Cut, as_dict, train_task
+from layouts import Cut, as_dict, one_rank, train_task
 
 SLOW = pytest.mark.slow
 CUTS = [
@@ -17,13 +17,9 @@ CUTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return run_ranks(1, train_task, as_dict(Cut()), "masked")[0]
-
-
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_the_curve_is_that_of_float32_within_rounding(reference, cut) -> None:
+def test_the_curve_is_that_of_float32_within_rounding(cut) -> None:
+    reference = one_rank("masked")
     for got in run_ranks(cut.ranks, train_task, as_dict(cut), "masked", timeout=300):
         for (loss, norm), (want, want_norm) in zip(got["curve"], reference["curve"], strict=True):
             assert loss == pytest.approx(want, rel=1e-2)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import same
 from harness import run_ranks
-from toy_runs import CURSOR, build, everything, go, resume_and_go_on, same, save_and_go_on
+from toy_runs import CURSOR, build, everything, go, resume_and_go_on, save_and_go_on
 
 from parallel.checkpoint import latest_checkpoint, load_weights, read_manifest
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import same
 from harness import Died, run_ranks
-from toy_runs import CURSOR, build, dying_at, everything, go, same, save_and_go_on
+from toy_runs import CURSOR, build, dying_at, everything, go, save_and_go_on
 
 from parallel.checkpoint import read_manifest
 from parallel.errors import CheckpointError, SaveError

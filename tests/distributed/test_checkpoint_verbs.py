@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from comparison import same
 from harness import run_ranks
 from layouts import TASKS, Cut, Trainer, as_dict
 from safetensors import safe_open
@@ -36,10 +37,6 @@ def save(cut: dict[str, Any], folder: Path) -> dict[str, Any]:
 def tensors(trainer: Trainer) -> dict[str, Any]:
     kinds = ("weight", *trainer.engine.kinds)
     return {k: {n: trainer.engine.read(n, k).clone() for n in trainer.names()} for k in kinds}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module", params=[Cut(pp=2, zero=1), Cut(dp=2, zero=3)], ids=str)

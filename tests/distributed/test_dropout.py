@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from comparison import assert_same_run
 from harness import Died, run_ranks
 from layouts import TASKS, Cut, Task, Trainer, as_dict
 
@@ -110,11 +111,7 @@ def test_a_run_that_drops_and_dies_twice_is_bitwise_the_undisturbed_one(
         )
         assert died == [Died(-9)] * 2
     assert run_ranks(2, runs.train, pool, killed, *layout) == [0, 0]
-    assert runs.log(killed) == runs.log(whole)
-    ours, theirs = runs.checkpoint(killed, 6), runs.checkpoint(whole, 6)
-    assert ours.pop("state") == theirs.pop("state")
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    assert_same_run(killed, whole, step=6)
     plain = tmp_path / "plain"
     undropped = [o for o in layout if "dropout" not in o and "stop_step" not in o]
     assert run_ranks(2, runs.train, pool, plain, *undropped, "train.stop_step=1") == [0, 0]

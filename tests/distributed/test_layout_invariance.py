@@ -6,13 +6,10 @@ within 1e-3 of the distance it has moved (Adam amplifies the rounding of tiny gr
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import pytest
 import torch
 from harness import run_ranks
-from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, train_task
+from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, one_rank, train_task
 
 from pretrain.compilation import missing_compiler
 
@@ -62,15 +59,9 @@ COMPILED = [
 EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
 
-@cache
-def reference(task: str) -> dict[str, Any]:
-    """The run on one rank at stage 0."""
-    return run_ranks(1, train_task, as_dict(Cut()), task)[0]
-
-
 def check(cut: Cut, task: str) -> None:
     """Compare a run in this layout with the reference."""
-    want = reference(task)
+    want = one_rank(task)
     results = run_ranks(cut.ranks, train_task, as_dict(cut), task, timeout=300)
     rows = len(want["bound"]) // cut.dp
     for result in results:
@@ -87,7 +78,7 @@ def check(cut: Cut, task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_reference_learns_with_clipping_active(task) -> None:
-    curve = reference(task)["curve"]
+    curve = one_rank(task)["curve"]
     assert curve[-1][0] < curve[0][0]
     assert max(norm for _, norm in curve) > 0.5
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import runs
+from comparison import assert_same_curve
 from harness import run_ranks
-from test_training import STEPS, assert_same_curve
 
 from data_pipeline.prepare import prepare
 from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
@@ -42,15 +42,13 @@ def mix(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_ranks_and_a_resume_give_the_one_rank_curve(
-    pool: Path, tmp_path: Path, mix: Path
+    pool: Path, tmp_path: Path, mix: Path, undisturbed
 ) -> None:
     more = ("objective=masked", f"data.train={mix}", "data.unique_tokens=null")
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run_ranks(1, runs.train, pool, one, *more, launcher=False) == [0]
-    assert run_ranks(2, runs.train, pool, two, *more, "train.stop_step=6") == [0, 0]
-    assert max(runs.log(two)) == 6 < STEPS
-    assert run_ranks(2, runs.train, pool, two, *more) == [0, 0]
-    assert_same_curve(two, one)
+    assert run_ranks(2, runs.train, pool, tmp_path, *more, "train.stop_step=6") == [0, 0]
+    assert max(runs.log(tmp_path)) == 6 < runs.STEPS
+    assert run_ranks(2, runs.train, pool, tmp_path, *more) == [0, 0]
+    assert_same_curve(tmp_path, undisturbed(*more))
 
 
 def test_damage_that_only_the_first_rank_looks_for_ends_both(pool: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from comparison import assert_same_checkpoint, assert_same_curve, assert_same_run
 from harness import Died, run_ranks
-from test_training import STEPS, assert_same_curve
 
 SETTINGS = {
     # At eps 1e-8 Adam steps on the rounding of tiny gradients: norms differ by 3e-5 after 13 steps.
@@ -26,21 +26,6 @@ TENSOR = ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]
 def chosen(objective: str, *more: str) -> tuple[str, ...]:
     """Overrides that pick an objective."""
     return (f"objective={objective}", *SETTINGS.get(objective, ()), *more)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(pool: Path, tmp_path_factory: pytest.TempPathFactory):
-    """One-rank runs by objective, each made once."""
-    made = {}
-
-    def get(objective: str) -> Path:
-        if objective not in made:
-            made[objective] = tmp_path_factory.mktemp(objective)
-            more = chosen(objective, "parallel.zero_stage=0")
-            assert run_ranks(1, runs.train, pool, made[objective], *more, launcher=False) == [0]
-        return made[objective]
-
-    return get
 
 
 @pytest.mark.parametrize(
@@ -69,7 +54,7 @@ def test_every_layout_gives_the_one_rank_curve(
 ):
     more = chosen(objective, *layout)
     assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
-    assert_same_curve(tmp_path, undisturbed(objective))
+    assert_same_curve(tmp_path, undisturbed(*chosen(objective)))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +65,13 @@ def test_every_layout_gives_the_one_rank_curve(
     ],
 )
 def test_documents_kept_apart_give_one_curve_too(
-    pool: Path, tmp_path: Path, objective: str, layout: list[str]
+    pool: Path, tmp_path: Path, undisturbed, objective: str, layout: list[str]
 ):
     """Their bounds are whole on every context rank and on every stage."""
     more = (f"objective={objective}", "data.documents=masked")
-    alone, cut = tmp_path / "alone", tmp_path / "cut"
-    assert run_ranks(1, runs.train, pool, alone, *more, launcher=False) == [0]
-    assert run_ranks(2, runs.train, pool, cut, *more, "parallel.zero_stage=1", *layout) == [0, 0]
-    assert_same_curve(cut, alone)
+    cut = (*more, "parallel.zero_stage=1", *layout)
+    assert run_ranks(2, runs.train, pool, tmp_path, *cut) == [0, 0]
+    assert_same_curve(tmp_path, undisturbed(*more))
 
 
 @pytest.mark.parametrize("objective", ["duo", "block", "gaussian", "distillation"])
@@ -103,12 +87,7 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     )
     assert died == [Died(-9)]
     assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
-    want = undisturbed(objective)
-    assert runs.log(tmp_path) == runs.log(want)
-    ours, theirs = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(want, STEPS)
-    assert ours.pop("state") == theirs.pop("state")
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    assert_same_run(tmp_path, undisturbed(*chosen(objective)))
 
 
 def test_a_teacher_survives_a_death_in_half_precision(pool: Path, tmp_path: Path):
@@ -116,7 +95,6 @@ def test_a_teacher_survives_a_death_in_half_precision(pool: Path, tmp_path: Path
     teacher is the student as it was when the round began."""
     more = chosen("distillation", "train.precision=bfloat16", "parallel.zero_stage=2")
     more += ("train.ema_decay=0.9", "train.checkpoint_interval=5")
-    runs_of = {}
     for name, deaths in (("whole", []), ("broken", [12])):
         run = tmp_path / name
         for step in deaths:
@@ -126,12 +104,8 @@ def test_a_teacher_survives_a_death_in_half_precision(pool: Path, tmp_path: Path
             )  # fmt: skip
             assert died == [Died(-9)]
         assert run_ranks(1, runs.train, pool, run, *more, launcher=False) == [0]
-        runs_of[name] = runs.checkpoint(run, STEPS)
-    whole, broken = runs_of["whole"], runs_of["broken"]
-    assert whole.pop("state") == broken.pop("state")
-    assert set(whole) == set(broken)
-    for name, tensor in whole.items():
-        assert torch.equal(broken[name], tensor), name
+    assert_same_checkpoint(tmp_path / "broken", tmp_path / "whole")
+    whole = runs.checkpoint(tmp_path / "whole", runs.STEPS)
     start = runs.checkpoint(tmp_path / "whole", 10)  # position 80: the third round begins
     taught = [name for name in whole if name.startswith("teacher/")]
     assert len(taught) > 10
@@ -144,7 +118,7 @@ def test_the_first_teacher_is_what_the_run_starts_from(undisturbed, pool: Path, 
     """Weights of another run, not the seed's: the student has moved on after a step."""
     from safetensors.torch import save_file
 
-    loaded = runs.checkpoint(undisturbed("duo"), STEPS)
+    loaded = runs.checkpoint(undisturbed(*chosen("duo")), runs.STEPS)
     given = {n: t for n, t in loaded.items() if n != "state" and not n.startswith("exp_avg")}
     save_file(given, tmp_path / "uniform.safetensors")
     more = chosen("distillation", f"run.init_from={tmp_path / 'uniform.safetensors'}")
@@ -170,9 +144,9 @@ def test_a_finished_run_is_evaluated_and_sampled(
     undisturbed, pool: Path, objective: str, sampler: str
 ):
     """The bound is the one that training logged; samples have no <mask> and can be drawn again."""
-    run = undisturbed(objective)
+    run = undisturbed(*chosen(objective))
     result, samples = run_ranks(1, look_at, run, launcher=False)[0]
-    logged = runs.log(run)[STEPS]["validation/nats_per_token"]
+    logged = runs.log(run)[runs.STEPS]["validation/nats_per_token"]
     assert result["nats_per_token"] == pytest.approx(logged, rel=1e-6)
     assert result["is_bound"]
     if result["parts"]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparison import same
 from harness import run_ranks
 from layouts import TASKS, Cut, Trainer, as_dict
 
@@ -61,10 +62,6 @@ def resume(cut: dict[str, Any], task: str, folder: Path) -> dict[str, Any]:
     held = contents(trainer)
     curve = trainer.train(SAVED, END)
     return {"state": state, "held": held, "curve": curve, "end": contents(trainer)}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def check(source: Cut, targets: list[Cut], folder: Path) -> None:

@@ -7,47 +7,13 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from comparison import assert_same_curve, assert_same_run
 from harness import Died, run_ranks
 
 from pretrain.compilation import missing_compiler
 from pretrain.errors import EXIT_PREEMPTED
 
-STEPS = 15  # 2.5 epochs of 47 sequences in batches of 8, the last one partly empty
 OBJECTIVES = ["autoregressive", "masked"]
-
-
-@pytest.fixture(scope="module")
-def reference(pool: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Undisturbed one-rank runs by objective."""
-    made = {}
-
-    def get(objective: str) -> Path:
-        if objective not in made:
-            made[objective] = tmp_path_factory.mktemp(objective)
-            more = (f"objective={objective}", "parallel.zero_stage=0")
-            assert run_ranks(1, runs.train, pool, made[objective], *more, launcher=False) == [0]
-        return made[objective]
-
-    return get
-
-
-def assert_same_curve(run: Path, reference: Path) -> None:
-    """Losses, norms and bounds within 1e-5, weights within 1e-3 of the distance they moved."""
-    ours, theirs = runs.log(run), runs.log(reference)
-    assert sorted(ours) == sorted(theirs) == list(range(1, STEPS + 1))
-    assert any("validation/nats_per_token" in record for record in ours.values())
-    for step, record in theirs.items():
-        assert set(ours[step]) == set(record)
-        for name, value in record.items():
-            assert ours[step][name] == pytest.approx(value, rel=1e-5), (step, name)
-    end, want = runs.checkpoint(run, STEPS), runs.checkpoint(reference, STEPS)
-    start = runs.checkpoint(reference, 4)
-    assert end["state"] == want["state"]
-    for name, tensor in want.items():
-        if name == "state" or name.startswith("exp_avg"):
-            continue
-        moved = (tensor - start[name]).norm()
-        assert (end[name] - tensor).norm() <= 1e-3 * moved, name
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -68,11 +34,11 @@ def assert_same_curve(run: Path, reference: Path) -> None:
     ),
 )
 def test_every_layout_gives_the_one_rank_curve(
-    pool: Path, tmp_path: Path, reference, objective: str, ranks: int, layout: list[str]
+    pool: Path, tmp_path: Path, undisturbed, objective: str, ranks: int, layout: list[str]
 ):
     more = (f"objective={objective}", *layout)
     assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
-    assert_same_curve(tmp_path, reference(objective))
+    assert_same_curve(tmp_path, undisturbed(f"objective={objective}"))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -87,7 +53,7 @@ def test_every_layout_gives_the_one_rank_curve(
     ids=str,
 )
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
-    pool: Path, tmp_path: Path, reference, objective: str, deaths: list[tuple[int, str]]
+    pool: Path, tmp_path: Path, undisturbed, objective: str, deaths: list[tuple[int, str]]
 ):
     more = (f"objective={objective}", "parallel.zero_stage=0")
     for step, when in deaths:
@@ -104,41 +70,30 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
         )
         assert died == [Died(-9)]
     assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
-    want = reference(objective)
-    assert runs.log(tmp_path) == runs.log(want)
-    ours, theirs = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(want, STEPS)
-    assert ours.pop("state") == theirs.pop("state")
-    assert set(ours) == set(theirs)
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    assert_same_run(tmp_path, undisturbed(f"objective={objective}"))
 
 
 def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(
-    pool: Path, tmp_path: Path, reference
+    pool: Path, tmp_path: Path, undisturbed
 ):
     """On the way, at the end, and with an objective whose training depends on what it measures."""
-    for objective, steps in (("masked", (6, STEPS)), ("block", (6,))):
-        more = (f"objective={objective}", "parallel.zero_stage=0")
-        run, want = tmp_path / objective, tmp_path / "undisturbed"
-        if objective == "block":
-            more = (*more, "objective.adapt_clip=true")
-            assert run_ranks(1, runs.train, pool, want, *more, launcher=False) == [0]
-        else:
-            want = reference(objective)
+    cases = {
+        "masked": (("objective=masked",), (6, runs.STEPS)),
+        "adapting": (("objective=block", "objective.adapt_clip=true"), (6,)),
+    }
+    for name, (chosen, steps) in cases.items():
+        more, run = (*chosen, "parallel.zero_stage=0"), tmp_path / name
         for step in steps:
             code = run_ranks(1, runs.train, pool, run, *more, launcher=False, signal_at=step)
             assert code == [EXIT_PREEMPTED]
             assert "validation/nats_per_token" not in runs.log(run)[step]
         assert run_ranks(1, runs.train, pool, run, *more, launcher=False) == [0]
-        assert runs.log(run) == runs.log(want)
-        ours, theirs = runs.checkpoint(run, STEPS), runs.checkpoint(want, STEPS)
-        assert ours.pop("state") == theirs.pop("state")
-        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+        assert_same_run(run, undisturbed(*chosen))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_resumed_on_two_ranks_goes_on_as_on_one(
-    pool: Path, tmp_path: Path, reference, objective: str
+    pool: Path, tmp_path: Path, undisturbed, objective: str
 ):
     """What was saved on one rank is restored bitwise on two, and the curve is the same."""
     more = (
@@ -162,19 +117,19 @@ def test_a_run_resumed_on_two_ranks_goes_on_as_on_one(
     halves = torch.cat([rank["ids"] for rank in restored])
     assert torch.equal(halves, alone["ids"])
     assert run_ranks(2, runs.train, pool, tmp_path, f"objective={objective}") == [0, 0]
-    assert_same_curve(tmp_path, reference(objective))
+    assert_same_curve(tmp_path, undisturbed(f"objective={objective}"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
-def test_a_compiled_run_goes_on_without_compiling(pool: Path, tmp_path: Path, reference) -> None:
+def test_a_compiled_run_goes_on_without_compiling(pool: Path, tmp_path: Path, undisturbed) -> None:
     """Its checkpoint is one like any other, and both halves give the curve of eager layers."""
     more = ["objective=masked", "parallel.zero_stage=0", "train.compile=true"]
     run_ranks(
         1, runs.train, pool, tmp_path, *more, launcher=False, may_die=True, kill_at=9, when="before"
     )
     assert run_ranks(1, runs.train, pool, tmp_path, *more[:2], launcher=False) == [0]
-    assert_same_curve(tmp_path, reference("masked"))
+    assert_same_curve(tmp_path, undisturbed("objective=masked"))
 
 
 def restore(pool: Path, run: Path, *more: str) -> dict:

@@ -71,10 +71,6 @@ def resume_and_go_on(folder: Path, tp: int, zero: int, stop: int, **changes):
     return state, restored, go(engine, start, stop), everything(engine)
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def dying_at(call: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A wrapper for file operations: the `call`-th one of all that are wrapped is never made, its
     process is killed instead."""

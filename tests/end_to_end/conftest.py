@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `installed`, for the tests beside this file
 
-from installed import EPOCHAL, environment
+from installed import EPOCHAL, ONE_EPOCH, environment
 
 SMALL = [
     "model.num_layers=1",
@@ -42,11 +42,23 @@ def epochal() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def overrides(pool: Path, tmp_path: Path) -> list[str]:
     """Overrides of a small run on the shared pool, in a folder of its own."""
+    return [*small_run(pool), f"run.root={tmp_path}", "run.name=r"]
+
+
+def small_run(pool: Path) -> list[str]:
+    """Overrides of a small run on this pool."""
     return [
         *SMALL,
         f"data.train={pool / 'train' / 'manifest.json'}",
         f"data.validation={pool / 'validation' / 'manifest.json'}",
         f"data.tokenizer={pool / 'tokenizer.model'}",
-        f"run.root={tmp_path}",
-        "run.name=r",
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(epochal, pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run of `ONE_EPOCH` on one rank; what it holds is not to be changed."""
+    run = tmp_path_factory.mktemp("finished")
+    result = epochal("train", *small_run(pool), *ONE_EPOCH, f"run.dir={run}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run

@@ -1,4 +1,4 @@
-"""The installed command and the environment that tests start it in."""
+"""The installed command, the environment that tests start it in, and a run that they share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 EPOCHAL = Path(sys.executable).with_name("epochal")
+ONE_EPOCH = ["objective=masked", "data.epochs=1", "train.log_interval=1", "parallel.zero_stage=0"]
+"""Overrides of the run `finished`: 25 steps."""
 
 
 def environment() -> dict[str, str]:

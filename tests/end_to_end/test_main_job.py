@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from installed import EPOCHAL, environment
+from installed import EPOCHAL, ONE_EPOCH, environment
 
 
 def test_a_preempted_run_resumes_and_is_evaluated_and_sampled(
@@ -80,53 +80,54 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen, seconds: floa
     raise AssertionError(f"step {step} was not reached in {seconds} s")
 
 
-def test_the_configuration_of_a_run_repeats_it(epochal, overrides: list[str], tmp_path: Path):
+def test_the_configuration_of_a_run_repeats_it(
+    epochal, finished: Path, overrides: list[str], tmp_path: Path
+):
     """`--config RUN/config.yaml` in another folder gives the same numbers, bit for bit; the
     launcher's own entry (`deepspeed --module pretrain.train`) does too."""
-    first = epochal("train", "objective=autoregressive", "data.epochs=1", *overrides)
-    assert first.returncode == 0, first.stderr
     copy = tmp_path / "copy"
-    second = epochal("train", "--config", tmp_path / "r" / "config.yaml", f"run.dir={copy}")
+    second = epochal("train", "--config", finished / "config.yaml", f"run.dir={copy}")
     assert second.returncode == 0, second.stderr
     direct = tmp_path / "direct"
     command = [EPOCHAL.with_name("deepspeed"), "--num_gpus", "1", "--no_local_rank"]
-    command += ["--module", "pretrain.train", "objective=autoregressive", "data.epochs=1"]
-    command += [*overrides, f"run.dir={direct}"]
+    command += ["--module", "pretrain.train", *overrides, *ONE_EPOCH, f"run.dir={direct}"]
     env = environment() | {"DS_ACCELERATOR": "cpu"}
     third = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert third.returncode == 0, third.stdout + third.stderr
     weights = [
         (run / "checkpoints" / "step-00000025" / "weights.safetensors").read_bytes()
-        for run in (tmp_path / "r", copy, direct)
+        for run in (finished, copy, direct)
     ]
     assert weights[0] == weights[1] == weights[2]
 
 
 def test_two_ranks_of_the_launcher_give_the_one_rank_curve(
-    epochal, overrides: list[str], tmp_path: Path
+    epochal, finished: Path, overrides: list[str], tmp_path: Path
 ):
     """Data parallel with ZeRO 2 and tensor parallel, started as a user starts them, against one
     rank; tests/distributed/test_training.py covers the other layouts."""
     layouts = {
-        "one": ["parallel.zero_stage=0"],
         "data": ["parallel.data_parallel_size=2", "parallel.zero_stage=2"],
         "tensor": ["parallel.tensor_parallel_size=2", "parallel.zero_stage=1"],
     }
-    curves = {}
+    one = curve(finished)
+    assert len(one) == 25 * 2 + 1
     for name, layout in layouts.items():
-        more = ["objective=masked", "data.epochs=1", "train.log_interval=1", f"run.name={name}"]
-        result = epochal("train", *overrides, *more, *layout, "tracking.mlflow=false")
+        more = [*ONE_EPOCH, *layout, f"run.name={name}", "tracking.mlflow=false"]
+        result = epochal("train", *overrides, *more)
         assert result.returncode == 0, result.stdout + result.stderr
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        wanted = ("train/loss", "train/grad_norm", "validation/nats_per_token")
-        curves[name] = [
-            (record["step"], key, record[key])
-            for record in map(json.loads, lines)
-            for key in wanted
-            if key in record
-        ]
-    assert len(curves["one"]) == 25 * 2 + 1
-    for name in ("data", "tensor"):
-        assert [c[:2] for c in curves[name]] == [c[:2] for c in curves["one"]]
-        for ours, theirs in zip(curves[name], curves["one"], strict=True):
-            assert ours[2] == pytest.approx(theirs[2], rel=1e-5), ours[:2]
+        two = curve(tmp_path / name)
+        assert [c[:2] for c in two] == [c[:2] for c in one]
+        for ours, theirs in zip(two, one, strict=True):
+            assert ours[2] == pytest.approx(theirs[2], rel=1e-5), (name, *ours[:2])
+
+
+def curve(run: Path) -> list[tuple[int, str, float]]:
+    """Losses, gradient norms and evaluations that a run has logged, with their steps."""
+    wanted = ("train/loss", "train/grad_norm", "validation/nats_per_token")
+    return [
+        (record["step"], key, record[key])
+        for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        for key in wanted
+        if key in record
+    ]

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from installed import ONE_EPOCH
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,11 @@ def test_a_damaged_shard_is_refused_and_named(epochal, overrides, pool: Path, tm
 
 
 def test_a_run_folder_of_another_configuration_is_refused_and_kept(
-    epochal, overrides, tmp_path: Path
+    epochal, finished: Path, overrides, tmp_path: Path
 ):
-    first = epochal("train", *overrides, "data.epochs=0.2")
-    assert first.returncode == 0, first.stdout + first.stderr
+    shutil.copytree(finished, tmp_path / "r")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r" / "checkpoints").rglob("*")}
-    result = epochal("train", *overrides, "data.epochs=0.4", "model.hidden_size=64")
+    result = epochal("train", *overrides, *ONE_EPOCH, "model.hidden_size=64")
     assert result.returncode in (2, 4)
     assert "model.hidden_size" in result.stderr
     assert "32" in result.stderr

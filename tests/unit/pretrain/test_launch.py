@@ -49,7 +49,7 @@ if behaviour == "finish":
     end("finished", 0)
 if behaviour == "silent":
     sys.exit(0)
-time.sleep(60)
+time.sleep(600)
 """
 LAUNCHER = """#!{python}
 import os, subprocess, sys
@@ -75,7 +75,7 @@ sys.exit(outcome.exit_code)
 """
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"timed out waiting for {what}"
@@ -149,7 +149,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_a_finished_run(stage: Stage) -> None:
     process = stage.start("finish")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert "--num_gpus 2" in out
     assert str(stage.run / "config.yaml") in out
@@ -157,7 +157,7 @@ def test_a_finished_run(stage: Stage) -> None:
 
 def test_exit_code_zero_without_a_word_is_a_failure(stage: Stage) -> None:
     process = stage.start("silent")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == LaunchError.exit_code, out
 
 
@@ -171,7 +171,7 @@ def test_a_signal_reaches_the_ranks_as_sigterm(stage: Stage, number: signal.Sign
     process = stage.start("train")
     pids = stage.rank_pids()
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 75, out
     assert [(stage.run / f"signal-{r}").read_text() for r in range(2)] == ["SIGTERM", "SIGTERM"]
     assert not any(map(is_running, pids))
@@ -184,7 +184,7 @@ def test_a_second_signal_kills_what_does_not_listen(stage: Stage) -> None:
     time.sleep(1.0)
     assert all(map(is_running, pids))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode not in (0, 75)
     wait_for(lambda: not any(map(is_running, pids)), "the ranks' end")
 
@@ -196,7 +196,7 @@ def test_a_killed_launcher_leaves_no_rank_behind(stage: Stage) -> None:
     launcher.kill()
     for pid in pids:  # what `end_with_launcher` does in a real rank
         os.kill(pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 75, out
     assert not any(map(is_running, pids))
 
@@ -231,7 +231,7 @@ def test_with_the_real_launcher(stage: Stage) -> None:
     process = stage.start("train", real_launcher=True)
     pids = stage.rank_pids()
     process.terminate()
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 75, out
     assert (stage.run / "signal-0").read_text() == "SIGTERM"
     assert not any(map(is_running, pids))

@@ -54,9 +54,23 @@ FAMILIES = {
     "interpolating_uniform": Family(
         "interpolating", "interpolating, uniform", "#c2410c", ":", ("objective.noise=uniform",)
     ),
+    "interpolating_told": Family(
+        "interpolating",
+        "balanced, told the level",
+        "#15803d",
+        "--",
+        ("model.time_conditioning=true",),
+    ),
     "gidd": Family("gidd", "interpolating, GIDD 0.2", "#65a30d"),
     "uniform": Family("uniform", "uniform (elbo)", "#c2410c", "--"),
     "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),
+    "uniform_untold": Family(
+        "uniform_simple",
+        "uniform (simple), not told",
+        "#ea580c",
+        ":",
+        ("model.time_conditioning=false",),
+    ),
     "duo": Family("duo", "uniform, Duo's curriculum", "#f59e0b"),
     "gaussian": Family("gaussian", "gaussian", "#be185d"),
 }
@@ -88,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", default="builtin", help="files or folder of text")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--tokens", type=int, default=6_000_000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw these numbers")

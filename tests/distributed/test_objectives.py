@@ -20,6 +20,15 @@ SETTINGS = {
     "distillation": ["objective.round_sequences=40", "objective.first_gap=0.25"],
 }
 """What makes a curriculum end, and rounds begin, within the 117 sequences of a run."""
+WITHOUT_STATE = [
+    "uniform",
+    "interpolating",
+    "gidd",
+    "esoteric",
+    "esoteric_hybrid",
+    "autoregressive_orders",
+]
+"""Objectives that keep nothing between steps, as unit tests show."""
 TENSOR = ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]
 
 
@@ -74,7 +83,13 @@ def test_documents_kept_apart_give_one_curve_too(
     assert_same_curve(tmp_path, undisturbed(*more))
 
 
-@pytest.mark.parametrize("objective", ["duo", "block", "gaussian", "distillation"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *("duo", "block", "gaussian", "distillation"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_STATE),
+    ],
+)
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
     pool: Path,
     tmp_path: Path,

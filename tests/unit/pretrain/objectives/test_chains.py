@@ -1,12 +1,11 @@
 """Whole chains of steps: the discrete-time bound, predictor-corrector steps, any-order passes."""
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 import torch
 
 from pretrain.batch import AttentionRule
@@ -14,10 +13,6 @@ from pretrain.config import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
-
-_spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
-tables = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tables)
 
 K = 3
 JOINT = np.random.default_rng(5).dirichlet(np.ones(K * K) * 0.6).reshape(K, K)

@@ -1,13 +1,12 @@
 """The interval of noise levels chosen from measured variance."""
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import toy_language as toy
 
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
@@ -20,10 +19,6 @@ from pretrain.objectives.clipping import (
     draw_counts,
     interval_sums,
 )
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 
 def test_candidates_are_the_published_grid():

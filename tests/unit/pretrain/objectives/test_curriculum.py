@@ -1,12 +1,11 @@
 """Duo's curriculum: soft inputs early, the plain family later, a function of position alone."""
 
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 import torch
 
 from pretrain.batch import AttentionRule
@@ -15,10 +14,6 @@ from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
-
-_spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
-tables = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tables)
 
 
 def soft(k, sequences=10**9, temperature=1e-3, **fields):

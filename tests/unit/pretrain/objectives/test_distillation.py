@@ -1,22 +1,17 @@
 """Consistency distillation: pairs of the Gaussian path, an exact KL, and what it buys."""
 
-import importlib.util
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 import torch
 
 from pretrain.errors import ConfigError
 from pretrain.noise.duality import Duality, GaussianTime, duality_schedule
 from pretrain.noise.key import NoiseKey
-
-_spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
-tables = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tables)
 
 
 def family(k, **fields):

@@ -4,7 +4,6 @@ The families assemble all 7 sets of masks of a three-token language, and what ea
 follows from its attention rule. Numbers T1 to T8 are those of `docs/identities.md`.
 """
 
-import importlib.util
 import itertools
 import math
 import re
@@ -13,16 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_language as toy
 
 from pretrain.config import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import COSINE, LINEAR, LOG_LINEAR
 from pretrain.objectives import build_objective
 from pretrain.objectives.reading import ordered, pair
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 L = toy.L
 SUBSETS = [s for m in range(1, L + 1) for s in itertools.combinations(range(L), m)]

@@ -1,12 +1,11 @@
 """Uniform and interpolating diffusion: identities of the papers against our own functions."""
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 import torch
 
 from pretrain.config import ObjectiveConfig
@@ -14,10 +13,6 @@ from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.objectives.divergence import divergence
-
-_spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
-tables = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tables)
 
 MIXTURES = ["masked", "low_uniform", "balanced", "high_uniform", "uniform", "hybrid"]
 

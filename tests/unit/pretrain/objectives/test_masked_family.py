@@ -1,13 +1,12 @@
 """Masked diffusion: schedules, estimators, suffix masks, short sequences and static head sizes."""
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import toy_language as toy
 
 from pretrain.config import ObjectiveConfig
 from pretrain.errors import ConfigError
@@ -15,10 +14,6 @@ from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
 from pretrain.objectives import build_objective
 from pretrain.objectives.base import head_rows
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 L = toy.L
 

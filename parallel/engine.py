@@ -79,7 +79,6 @@ class Engine(ABC):
             for name, p in self.parameters.items()
         }
 
-    @abstractmethod
     def step(
         self,
         batches: Sequence[Any],
@@ -93,6 +92,15 @@ class Engine(ABC):
         forward pass; `lr` is multiplied by each group's `lr_scale`. `meanwhile` is called after
         each forward pass: the device then has work, and nothing has waited for it yet.
         """
+        assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
+        self._set_lr(lr)
+        return self._step(batches, denominator, meanwhile)
+
+    @abstractmethod
+    def _step(
+        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
+    ) -> StepResult:
+        """`step`, its learning rate set."""
 
     @abstractmethod
     def evaluate(self, batch: Any) -> Tensor:

@@ -75,17 +75,11 @@ class PipelineEngine(Engine):
         # DeepSpeed takes input and label of a micro-batch from an iterator; ours come by the queue.
         self._placeholder = (torch.zeros(1, dtype=torch.int64), torch.zeros(1))
 
-    def step(
-        self,
-        batches: Sequence[Any],
-        denominator: int,
-        lr: float,
-        meanwhile: Callable[[], object] = lambda: None,
+    def _step(
+        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
-        count = self.config.num_microbatches
-        assert len(batches) == count, "one batch per micro-batch"
-        self._set_lr(lr)
+        count = len(batches)
         self._runner.queue, self._runner.meanwhile = list(batches), meanwhile
         # DeepSpeed averages over micro-batches and data-parallel ranks; the factor undoes that.
         self._runner.scale = self.topology.data_parallel_size * count / denominator

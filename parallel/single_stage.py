@@ -52,16 +52,10 @@ class SingleStageEngine(Engine):
         self.deepspeed.enable_backward_allreduce = not self._own_norm
         self._trainable = [p for p in self.parameters.values() if p.requires_grad]
 
-    def step(
-        self,
-        batches: Sequence[Any],
-        denominator: int,
-        lr: float,
-        meanwhile: Callable[[], object] = lambda: None,
+    def _step(
+        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
-        assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
-        self._set_lr(lr)
         fragments.settle(self._trainable)
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
         scale = self.topology.dp_cp_size / denominator

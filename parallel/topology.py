@@ -75,6 +75,9 @@ class Topology:
             pipeline_model_parallel_size=layout.pipeline_parallel_size,
             context_parallel_size=layout.context_parallel_size,
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
+            # Second groups on gloo, for megatron-core's own checkpoints; ours need none, and each
+            # costs every rank threads and sockets.
+            create_gloo_process_groups=False,
         )
         return cls(
             layout=layout,

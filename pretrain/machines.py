@@ -9,6 +9,7 @@ from parallel.planner.machine import Machine
 from pretrain.compose import CONFIG_ROOT
 from pretrain.errors import ConfigError
 from pretrain.suggest import closest
+from pretrain.yaml_file import read_mapping
 
 MACHINES = CONFIG_ROOT / "machine"
 
@@ -20,23 +21,16 @@ def machine_names() -> list[str]:
 
 def load_machine(name: str) -> Machine:
     """A packaged machine, or the one that a YAML file describes."""
-    import yaml
-
-    known = machine_names()
+    known, example = machine_names(), MACHINES / "h100x8.yaml"
     path = MACHINES / f"{name}.yaml" if name in known else Path(name)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         hint = closest(name, known)
         raise ConfigError(
             f"unknown machine {name!r}; "
             + (f"did you mean {hint}? " if hint else "")
-            + f"known: {', '.join(known)}, or a YAML file like {MACHINES / 'h100x8.yaml'}"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a mapping; see {MACHINES / 'h100x8.yaml'}")
+            + f"known: {', '.join(known)}, or a YAML file like {example}"
+        )
+    values = read_mapping(path, f"see {example}")
     return Machine.from_mapping(values, str(path))
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from data_pipeline.errors import DataError
 from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
 from pretrain.problems import describe_all
+from pretrain.yaml_file import read_mapping
 
 BESIDE_A_FILE = ("out", "workers", "settings", "as_json")
 """Options that go with a settings file."""
@@ -47,24 +48,13 @@ def read_settings(
     path: Path, out: Path | None, workers: int | None, given: Iterable[str]
 ) -> PrepareSettings:
     """Settings of a YAML file; `given` are the names of the options on the command line."""
-    import yaml
-
     beside = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_A_FILE]
     if beside:
         raise DataError(
             f"{', '.join(beside).replace('--sources', 'SOURCES')} beside --settings {path}: the "
             f"file holds all settings; write them there, or leave --settings out"
         )
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{path} is not a mapping of settings (sources, tokenizer, ...); docs/data.md shows one"
-        )
+    values = read_mapping(path, "docs/data.md shows one (sources, tokenizer, ...)")
     values = {"out": default_out(None), **values}
     chosen = {"out": out, "workers": workers}
     values |= {name: value for name, value in chosen.items() if value is not None}

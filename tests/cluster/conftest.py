@@ -109,6 +109,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         cluster = Slurm(folder)
         wait_for(lambda: _is_idle(cluster), f"an idle node; logs in {folder}", 60)
         yield cluster
+        # What a failed test left behind would outlive the daemons.
+        cluster.command("scancel", "--user=root")
+        wait_for(lambda: not cluster.command("squeue", "-h"), "cancelled jobs to end", 60)
     finally:
         for process in reversed(started):
             process.terminate()

@@ -6,17 +6,17 @@ is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pretrain import __version__
 from pretrain.cli_checkpoint import Weights, export, reshard
 from pretrain.cli_data import app as data_app
+from pretrain.cli_output import Json, print_error, print_json, print_red, print_values
 from pretrain.cli_plan import plan
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/autoregressive.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Checkpoint folder; default: the newest of the run.")
@@ -134,9 +133,9 @@ def evaluate(
         split=split.value,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        _print_table(result)
+        print_values(result)
 
 
 @app.command()
@@ -178,7 +177,7 @@ def sample(
         greedy_tail=greedy_tail,
     )
     if as_json:
-        _print_json(samples)
+        print_json(samples)
         return
     for drawn in samples:
         about = f"{drawn['sampler']}, seed {drawn['seed']}, {drawn['network_evaluations']} passes"
@@ -218,7 +217,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json([finding.to_dict() for finding in findings])
+        print_json([finding.to_dict() for finding in findings])
     else:
         for finding in findings:
             mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.level]
@@ -236,7 +235,7 @@ def main() -> None:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        _print_error(error, int(code))
+        print_error(error, int(code))
         sys.exit(int(code))
 
 
@@ -248,9 +247,7 @@ def _show_plan(config: Config, as_json: bool) -> None:
     launch = plan_launch(config)
     values = config.model_dump(mode="json")
     if as_json:
-        _print_json(
-            {"command": launch.command, "environment": launch.environment, "config": values}
-        )
+        print_json({"command": launch.command, "environment": launch.environment, "config": values})
         return
     print(yaml.safe_dump(values, sort_keys=False), end="")
     print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")
@@ -263,7 +260,7 @@ def _prepare(config: Config, as_json: bool) -> None:
     with exclusive(config.run.path):
         path = write_run(config)
     if as_json:
-        _print_json({"config": str(path), "world_size": config.world_size})
+        print_json({"config": str(path), "world_size": config.world_size})
     else:
         print(path)
 
@@ -273,39 +270,11 @@ def _launch(config: Config, as_json: bool) -> None:
 
     outcome = launch(config, output=sys.stderr if as_json else None)
     if as_json:
-        _print_json({"run": str(config.run.path), **outcome.to_dict()})
+        print_json({"run": str(config.run.path), **outcome.to_dict()})
     elif outcome.state == "finished":
         print(f"finished at step {outcome.step:,}; run folder {config.run.path}")
     elif outcome.state == "preempted":
         print(f"stopped, saved; start the same command again to resume {config.run.path}")
     elif outcome.message:
-        _print_red(f"error: {outcome.message}")
+        print_red(f"error: {outcome.message}")
     raise typer.Exit(outcome.exit_code)
-
-
-def _print_error(error: Exception, code: int) -> None:
-    if "--json" in sys.argv:
-        _print_json({"error": str(error), "type": type(error).__name__, "exit_code": code})
-    else:
-        _print_red(f"error: {error}")
-
-
-def _print_red(text: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, soft_wrap=True).print(Text(text, style="red"))
-
-
-def _print_table(values: dict[str, Any]) -> None:
-    """Two columns; parts are told one a line, what is not known is left out."""
-    parts = values.get("parts") or {}
-    rows = {k: v for k, v in {**values, **parts}.items() if k != "parts" and v is not None}
-    width = max(len(key) for key in rows)
-    for key, value in rows.items():
-        print(f"{key:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=1)
-    print(flush=True)

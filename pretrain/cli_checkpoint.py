@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pretrain.cli_output import Json, print_json, print_values
+
 Place = Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint) or a checkpoint.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 class WeightsKind(StrEnum):
@@ -81,8 +81,6 @@ def reshard(
 
 def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(values, indent=1))
-        return
-    width = max(len(key) for key in values)
-    for key, value in values.items():
-        print(f"{key:<{width}}  {value:,}" if type(value) is int else f"{key:<{width}}  {value}")
+        print_json(values)
+    else:
+        print_values(values)

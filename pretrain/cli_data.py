@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pretrain.cli_output import Json, print_json
 from pretrain.cli_prepare import given, prepare
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ app = typer.Typer(
     help="Prepare text for training, verify pools, look into them.",
     no_args_is_help=True,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 app.command()(prepare)
 
@@ -58,7 +55,7 @@ def verify(
         problems = {str(path): pool_problems(path, progress) for path in manifests}
     found = [line for lines in problems.values() for line in lines]
     if as_json:
-        _print_json({"ok": not found, "problems": problems})
+        print_json({"ok": not found, "problems": problems})
         if found:
             raise typer.Exit(ShardError.exit_code)
     elif found:
@@ -120,7 +117,7 @@ def inspect(
         ]
         steps = {} if taken is None else {"step": asdict(taken)}
         head = about[0] if len(about) == 1 else {"pools": about}
-        _print_json({**head, **steps, "shown": shown})
+        print_json({**head, **steps, "shown": shown})
         return
     for pool in pools:
         print(
@@ -152,7 +149,7 @@ def stats(
 
     found = pool_statistics(TokenPool(manifest, verify="size"))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for key, value in found.items():
         if isinstance(value, dict):
@@ -215,7 +212,7 @@ def _verify_visits(run: Path, as_json: bool) -> None:
         raise DataError(f"no {log}: has this run begun?")
     report = visit_report(stream, read_metrics(log))
     if as_json:
-        _print_json({"ok": not report.problems, **asdict(report)})
+        print_json({"ok": not report.problems, **asdict(report)})
         if report.problems:
             raise typer.Exit(DataError.exit_code)
         return
@@ -232,8 +229,3 @@ def _verify_visits(run: Path, as_json: bool) -> None:
     if report.problems:
         listed = "\n  ".join(report.problems)
         raise DataError(f"the log of {run} does not prove its visits:\n  {listed}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    json.dump(value, sys.stdout, indent=1)
-    print()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pretrain.cli_output import Json, print_json
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([KkMmBbGgTt]?)")
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -42,9 +42,7 @@ def plan(
     models: Annotated[
         bool, typer.Option("--models", help="Print the table of all packaged models instead.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Memory, step time and cost of a layout before anything runs, and the best layouts.
 
@@ -72,8 +70,7 @@ def plan(
         vocab_size=vocab_size,
     )
     if as_json:
-        json.dump(to_dict(planned, top), sys.stdout, indent=1)
-        print()
+        print_json(to_dict(planned, top))
     else:
         show(sections(planned, top))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from pretrain.cli_output import Json, print_json
 
 
 def prepare(
@@ -47,9 +48,7 @@ def prepare(
     ] = 0,
     skip_bad: Annotated[int, typer.Option(help="Malformed records to tolerate.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn text into a tokenizer and two pools of tokens, training and validation.
 
@@ -83,7 +82,7 @@ def prepare(
     if as_json:
         paths = {"train": str(result.train), "validation": str(result.validation)}
         shown = {**paths, "already_done": result.already_done, "report": result.report}
-        print(json.dumps(shown, indent=1))
+        print_json(shown)
         return
     _print_report(result.report)
     print(

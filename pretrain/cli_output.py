@@ -1,0 +1,44 @@
+"""How every verb answers: one JSON object for machines; aligned lines, or a red one, for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def print_json(value: object) -> None:
+    """A plain value, at once."""
+    json.dump(value, sys.stdout, indent=1)
+    print(flush=True)
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """One aligned line for each: fractions with five digits, counts with thousands apart; `parts`
+    one a line, what is not known left out."""
+    parts = values.get("parts") or {}
+    rows = {k: v for k, v in {**values, **parts}.items() if k != "parts" and v is not None}
+    width = max(len(key) for key in rows)
+    for key, value in rows.items():
+        text = f"{value:,}" if type(value) is int else value
+        print(f"{key:<{width}}  {f'{value:.5g}' if isinstance(value, float) else text}")
+
+
+def print_red(text: str) -> None:
+    """On standard error; never wrapped, so that it can be searched for."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(text, style="red"))
+
+
+def print_error(error: Exception, code: int) -> None:
+    """What an error of a user's making says, in the form that the command line asks for."""
+    if "--json" in sys.argv:
+        print_json({"error": str(error), "type": type(error).__name__, "exit_code": code})
+    else:
+        print_red(f"error: {error}")

@@ -144,7 +144,7 @@ class EmbeddingDiffusion(nn.Module):
         carried = (x,)
         if model.config.time_conditioning:
             noise_level = -level.alpha.log().flatten().float()
-            carried = (x, model.noise_embedding(noise_level))  # type: ignore[assignment]
+            carried = (model.noise_embedding(noise_level), x)  # type: ignore[assignment]
         hidden = model(ids, positions, rule, carried=carried, dropout_seed=dropout_seed)
         return hidden.transpose(0, 1).flatten(0, 1), (level.sharpness * z).flatten(0, 1)
 

@@ -212,12 +212,14 @@ class Transformer(nn.Module):
         A training pass with dropout needs the `dropout_seed` of its micro-batch; in evaluation
         nothing is dropped. `carried` is what enters the first layer here; without it the first
         stage embeds ids.
-        Between stages of a pipeline travels what is not last: `carried`, the hidden states
-        [s, b, h] and, in a conditioned model, the condition [b, c].
+        Between stages of a pipeline travels what is not last: `carried`, in a conditioned model the
+        condition [b, c], and the hidden states [s, b, h]. These come last, because DeepSpeed runs a
+        backward pass for each and keeps the graph until the last one; a compiled layer's is never
+        kept.
         """
         if self.stage.first and not carried:
             carried = self._embed(ids, mix, noise_level)
-        x, *rest = carried
+        *rest, x = carried
         key = self._dropout_key(dropout_seed)
         if self.stage.first:
             x = dropout(x, self.config.dropout, key, "embedding")
@@ -235,7 +237,7 @@ class Transformer(nn.Module):
                 )
             x = layer(x, plan, phases, condition, None if key is None else replace(key, layer=i))
         if not self.stage.last:
-            return (x, *rest)
+            return (*rest, x)
         hidden: Tensor = self.head.hidden(x, condition)
         return gather_sequence(hidden) if self.sequence_parallel else gather_positions(hidden)
 
@@ -247,7 +249,7 @@ class Transformer(nn.Module):
     def _embed(
         self, ids: Tensor, mix: Tensor | None, noise_level: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Hidden states before the first layer and, in a conditioned model, the condition."""
+        """In a conditioned model the condition, and hidden states before the first layer."""
         x = self.embedding(own_positions(ids, 1), None if mix is None else own_positions(mix, 1))
         if not self.sequence_parallel:  # megatron-core already returns [s/tp, b, h] with it
             x = x.transpose(0, 1).contiguous()
@@ -255,7 +257,7 @@ class Transformer(nn.Module):
             return (x,)
         if noise_level is None:  # families without a level still have the same parameters
             noise_level = torch.zeros(ids.shape[0], device=ids.device)
-        return x, self.noise_embedding(noise_level)
+        return self.noise_embedding(noise_level), x
 
     def _dropout_key(self, seed: int | None) -> DropoutKey | None:
         """Key of the masks of this pass on this rank; None where nothing is dropped."""

@@ -61,6 +61,13 @@ FAMILIES = {
         "--",
         ("model.time_conditioning=true",),
     ),
+    "interpolating_ce": Family(
+        "interpolating",
+        "balanced (cross-entropy), told",
+        "#4d7c0f",
+        "-.",
+        ("objective.loss=cross_entropy", "model.time_conditioning=true"),
+    ),
     "gidd": Family("gidd", "interpolating, GIDD 0.2", "#65a30d"),
     "uniform": Family("uniform", "uniform (elbo)", "#c2410c", "--"),
     "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),

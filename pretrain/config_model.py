@@ -86,11 +86,11 @@ class ObjectiveConfig(Section):
     time_window: PositiveInt | None = None
     """n: t is stratified over windows of n consecutive positions; null takes the global batch size
     of the first start, which is then recorded here."""
-    loss: Literal["elbo", "simple", "dynamic"] = "elbo"
+    loss: Literal["elbo", "simple", "dynamic", "cross_entropy"] = "elbo"
     """What is trained; the bound is always evaluated exactly. `elbo` is the exact bound. `simple`:
     masked, block and esoteric take plain cross-entropy on masked tokens, uniform on redrawn tokens,
-    interpolating the unweighted bound. `dynamic`: GIDD's weights, for interpolating hybrid
-    noise."""
+    interpolating the unweighted bound. For interpolating also `cross_entropy`, which is that of
+    noised tokens, and, with hybrid noise, `dynamic`, GIDD's weights."""
     schedule: Literal["linear", "cosine", "log_linear"] = "linear"
     """masked, uniform: share of clean tokens over time."""
     random_length: Fraction = 0.0

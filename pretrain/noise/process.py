@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pretrain.noise.key import NoiseKey
-from pretrain.noise.schedule import LINEAR, Schedule
+from pretrain.noise.schedule import LINEAR, Schedule, midpoint_mean
 from pretrain.vocabulary import TokenSpace
 
 
@@ -65,6 +65,11 @@ class NoiseProcess(ABC):
     @abstractmethod
     def masses(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, r and m at t in [0, 1]."""
+
+    @property
+    def mean_noise(self) -> float:
+        """Mean of 1 - alpha over t in (0, 1): the share of tokens that give way to noise."""
+        return 1.0 - midpoint_mean(lambda t: self.masses(t)[0])
 
     @abstractmethod
     def marginal(self, t: Tensor) -> Marginal:

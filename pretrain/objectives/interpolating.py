@@ -4,10 +4,15 @@
     training  sum_l w_t(z, x) D(z, x)                     `loss: elbo`
               the same times t (1 - t)                    `loss: simple` (p(lambda) := 1)
               GIDD's weights in place of w                `loss: dynamic`
+              sum_(l noised) CE                           `loss: cross_entropy`
     bound     -log p(x) <= E_t sum_l w_t(z, x) D(z, x),   t spread towards 0
 
 D is in `pretrain.objectives.divergence`, the masses and weights in `pretrain.noise.process`. Every
 position is scored, also those whose token was not changed, unless the noise is <mask> alone.
+
+`cross_entropy` is to any noise what `simple` is to masked and uniform diffusion: plain
+cross-entropy, the head at the noised positions only. Given that a token gave way to noise, z^l says
+nothing about x^l, so that it has the bound's minimiser; its weights have no part in the bound's.
 """
 
 from __future__ import annotations
@@ -52,6 +57,8 @@ class Noised(Objective):
     """What uniform and interpolating diffusion share: a process, and its bound at every token."""
 
     process: NoiseProcess
+    scores_noised: bool = False
+    """Whether training takes cross-entropy at noised positions in place of terms of the bound."""
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One noise level a sequence, spread towards the clean end; float64 weights."""
@@ -62,7 +69,9 @@ class Noised(Objective):
         return self.assemble(clean, z, marginal, bound_weight(clean, z, marginal, self) * jacobian)
 
     def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        """KL and Itakura-Saito divergence of the noised predictions."""
+        """KL and Itakura-Saito divergence of the noised predictions, or cross-entropy."""
+        if self.scores_noised:
+            return chunk.cross_entropy(targets)
         return divergence(chunk, targets, extra).float()
 
     def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
@@ -82,12 +91,11 @@ class Noised(Objective):
         targets = rows.take(torch.where(clean.valid, clean.tokens, doc), doc).long()
         is_mask = rows.take(masked, False)
         noisy = rows.take(torch.where(clean.valid, z, doc), doc).long()
-        one_level = marginal.alpha.shape[1] == 1
         return TrainBatch(
             ids=z,
             positions=document_positions(clean),
             attention=visible_attention(clean),
-            noise_level=-marginal.alpha[:, 0].log().float() if one_level else None,
+            noise_level=_noise_level(marginal),
             rows=None if everywhere else rows.index,
             targets=targets,
             weight=rows.take(torch.where(clean.valid, weight, 0.0), 0.0),
@@ -100,6 +108,31 @@ class Noised(Objective):
                 "uniform": marginal.uniform.expand(b, s).flatten()[rows.index],
             },
         )
+
+    def assemble_noised(
+        self, clean: CleanBatch, z: Tensor, marginal: Marginal, noised: Tensor
+    ) -> TrainBatch:
+        """Batch whose `noised` [b, s] and valid positions are scored, all alike.
+
+        Noised tokens that happen to be what they were count: to choose by z != x would train
+        another target.
+        """
+        rows = head_rows(noised & clean.valid, self.static_rows)
+        return TrainBatch(
+            ids=torch.where(clean.valid, z, clean.tokens),
+            positions=document_positions(clean),
+            attention=visible_attention(clean),
+            noise_level=_noise_level(marginal),
+            rows=rows.index,
+            targets=rows.take(clean.tokens, self.space.doc_id).long(),
+            weight=rows.real.float(),
+            sequence=rows.index // clean.tokens.shape[1],
+        )
+
+
+def _noise_level(marginal: Marginal) -> Tensor | None:
+    """sigma = -log alpha, float32 [b], of sequences with one level each."""
+    return -marginal.alpha[:, 0].log().float() if marginal.alpha.shape[1] == 1 else None
 
 
 def bound_weight(clean: CleanBatch, z: Tensor, marginal: Marginal, family: Noised) -> Tensor:
@@ -119,13 +152,15 @@ class Interpolating(Noised):
     ) -> None:
         super().__init__(config, space, static_rows)
         self.process = build_process(config, space)
-        self.head_share = 0.5 if self.process.mask_only else 1.0
+        self.scores_noised = config.loss == "cross_entropy"
+        if self.process.mask_only or self.scores_noised:
+            self.head_share = self.process.mean_noise
         if config.noise != "hybrid" and "uniform_share" in config.model_dump(exclude_defaults=True):
             raise ConfigError("objective.uniform_share is read with objective.noise=hybrid only")
         if config.loss == "dynamic" and config.noise != "hybrid":
             raise ConfigError(
                 "objective.loss=dynamic is defined for objective.noise=hybrid; "
-                f"with noise={config.noise} take loss=simple or loss=elbo"
+                f"with noise={config.noise} take loss=simple, cross_entropy or elbo"
             )
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
@@ -133,7 +168,9 @@ class Interpolating(Noised):
         clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
         t = self._times(noise, clean.tokens.shape[1])
         marginal = self.process.marginal(t)
-        z, _ = self.process.draw(clean.tokens, marginal, noise)
+        z, redrawn = self.process.draw(clean.tokens, marginal, noise)
+        if self.scores_noised:
+            return self.assemble_noised(clean, z, marginal, redrawn | (z == self.space.mask_id))
         weight = bound_weight(clean, z, marginal, self)
         if self.config.loss == "simple":
             weight = weight * (t * (1.0 - t))

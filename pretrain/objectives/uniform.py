@@ -17,7 +17,6 @@ curriculum`); the bound never is.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,19 +28,13 @@ from pretrain.noise.process import Marginal, UniformProcess
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
-    document_positions,
-    head_rows,
     refuse_loss,
     register,
     shorten,
-    visible_attention,
 )
 from pretrain.objectives.curriculum import SETTINGS, Curriculum, choose
 from pretrain.objectives.interpolating import Noised, bound_weight
 from pretrain.vocabulary import TokenSpace
-
-if TYPE_CHECKING:
-    from pretrain.model.vocab import VocabChunk
 
 
 @register("uniform")
@@ -60,8 +53,9 @@ class Uniform(Noised):
         self.training_process = UniformProcess(space, SCHEDULES[config.schedule])
         refuse_loss(config, "elbo", "simple")
         self.curriculum = Curriculum(config, space)
-        if config.loss == "simple":
-            self.head_share = self.training_process.schedule.mean_noise
+        self.scores_noised = config.loss == "simple"
+        if self.scores_noised:
+            self.head_share = self.training_process.mean_noise
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Draw tokens anew; weights of the bound, or 1 at the redrawn positions."""
@@ -74,18 +68,7 @@ class Uniform(Noised):
         if self.config.loss == "elbo":
             weight = bound_weight(clean, z, marginal, self).float()
             return self.assemble(clean, z, marginal, weight)
-        rows = head_rows(redrawn & clean.valid, self.static_rows)
-        doc = self.space.doc_id
-        return TrainBatch(
-            ids=torch.where(clean.valid, z, clean.tokens),
-            positions=document_positions(clean),
-            attention=visible_attention(clean),
-            noise_level=-marginal.alpha[:, 0].log().float(),
-            rows=rows.index,
-            targets=rows.take(clean.tokens, doc).long(),
-            weight=rows.real.float(),
-            sequence=rows.index // clean.tokens.shape[1],
-        )
+        return self.assemble_noised(clean, z, marginal, redrawn)
 
     def _softened(
         self, clean: CleanBatch, noise: NoiseKey, t: Tensor, z: Tensor, marginal: Marginal
@@ -105,9 +88,3 @@ class Uniform(Noised):
             ids=torch.where(mixed, soft.ids, batch.ids[..., None]),
             mix=torch.where(mixed, soft.mix, one).float(),
         )
-
-    def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        """The bound's term, or cross-entropy at redrawn tokens."""
-        if self.config.loss == "simple":
-            return chunk.cross_entropy(targets)
-        return super().token_loss(chunk, targets, extra)

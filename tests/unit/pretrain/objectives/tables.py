@@ -10,7 +10,7 @@ from pretrain.objectives import build_objective
 from pretrain.objectives.interpolating import bound_weight
 from pretrain.vocabulary import TokenSpace
 
-FIRST = 2
+MASK, FIRST = 1, 2
 
 
 def space(k):

@@ -143,6 +143,7 @@ SPARSE = [
     ("uniform", {"loss": "simple"}),
     ("interpolating", {"noise": "masked"}),
     ("interpolating", {"noise": "hybrid", "uniform_share": 0.0, "loss": "dynamic"}),
+    ("interpolating", {"loss": "cross_entropy"}),
     ("block", {"block_size": 2}),
     ("esoteric", {"alpha0": 1.0}),
     ("esoteric", {"alpha0": 0.5}),

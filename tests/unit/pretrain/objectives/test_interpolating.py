@@ -255,13 +255,17 @@ def test_cutting_hybrid_noise_at_both_ends_would_drop_what_the_literature_drops(
     assert 1 < missed < 10
 
 
-def test_given_that_a_token_was_redrawn_its_posterior_is_the_leave_one_out_predictive():
-    """So cross-entropy on redrawn tokens (accidental hits included) has the bound's minimiser.
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [("duo", "simple"), ("balanced", "cross_entropy"), ("hybrid", "cross_entropy")],
+)
+def test_given_that_a_token_gave_way_its_posterior_is_the_leave_one_out_predictive(name, loss):
+    """So cross-entropy on noised tokens (accidental hits included) has the bound's minimiser.
 
-    Counted from our own forward process: p(x^1 | z^2, z^1, redrawn^1) does not depend on z^1.
+    Counted from our own forward process: p(x^1 | z^2, z^1, noised^1) does not depend on z^1.
     """
     k, n = 3, 100_000
-    family = noised("duo", k, loss="simple")
+    family = noised(name, k, loss=loss)
     rng = np.random.default_rng(9)
     joint = rng.dirichlet(np.ones(k * k)).reshape(k, k)
     pick = rng.choice(k * k, p=joint.ravel(), size=n)
@@ -269,17 +273,22 @@ def test_given_that_a_token_was_redrawn_its_posterior_is_the_leave_one_out_predi
     clean = tables.clean_batch(x)
     t = 0.5
     marginal = family.process.marginal(torch.full((n, 1), t, dtype=torch.float64))
-    z, redrawn = family.process.draw(clean.tokens, marginal, NoiseKey(1, clean.position))
-    z, chosen = z.numpy() - tables.FIRST, redrawn[:, 0].numpy()
+    ids, redrawn = family.process.draw(clean.tokens, marginal, NoiseKey(1, clean.position))
+    chosen = (redrawn | (ids == tables.MASK))[:, 0].numpy()
+    z = np.where(ids == tables.MASK, -1, ids - tables.FIRST)
     q = tables.kernel(family.process, t)
-    for z1, z2 in itertools.product(range(k), repeat=2):
+    for z1, z2 in itertools.product(np.unique(z), repeat=2):
         here = chosen & (z[:, 0] == z1) & (z[:, 1] == z2)
         frequency = np.bincount(x[here, 0], minlength=k) / here.sum()
         expected = tables.leave_one_out(joint, np.array([[z1, z2]]), q)[0, 0]
         error = np.sqrt(expected * (1 - expected) / here.sum())
         assert (abs(frequency - expected) < 4 * error).all()
     batch = family.corrupt(clean, NoiseKey(1, clean.position))
-    hits = batch.ids.flatten()[batch.rows] == batch.targets
+    read, scored = batch.ids.flatten(), torch.zeros(2 * n, dtype=torch.bool)
+    scored[batch.rows] = True
+    assert (read == clean.tokens.flatten())[~scored].all()
+    assert (batch.weight == 1).all()
+    hits = read[batch.rows] == batch.targets
     assert hits.any(), "accidental hits must stay among the targets"
 
 

@@ -144,7 +144,7 @@ def test_random_length_cuts_its_share_of_sequences_by_padding(name):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [("masked", {}), ("uniform", {"loss": "simple"}), ("block", {}), ("esoteric", {}),
-     ("interpolating", {"noise": "masked"})],
+     ("interpolating", {"noise": "masked"}), ("interpolating", {"loss": "cross_entropy"})],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
 def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
@@ -180,6 +180,8 @@ def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
         ("uniform", {}),
         ("interpolating", {"noise": "masked"}),
         ("interpolating", {"noise": "hybrid", "uniform_share": 0.0}),
+        ("interpolating", {"noise": "hybrid", "loss": "cross_entropy"}),
+        ("interpolating", {"loss": "cross_entropy"}),
         ("block", {"clip": (0.3, 0.8)}),
         ("esoteric", {"alpha0": 0.5, "diffusion_share": 0.25}),
         ("esoteric", {"alpha0": 1.0}),
@@ -208,6 +210,7 @@ FAMILIES = [
     ("uniform", {"curriculum_sequences": 10**6, "curriculum_temperature": (0.3, 0.1)}),
     ("interpolating", {"independent_levels": 0.5}),
     ("interpolating", {"noise": "hybrid"}),
+    ("interpolating", {"loss": "cross_entropy"}),
     ("block", {"block_size": 2}),
     ("block", {"block_size": 3, "clip": (0.3, 0.8), "clip_masks": True}),
     ("esoteric", {"alpha0": 0.5}),

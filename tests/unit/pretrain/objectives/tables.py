@@ -22,6 +22,13 @@ def family(name, k, window=64, **fields):
     return build_objective(ObjectiveConfig(name=name, time_window=window, **fields), space(k))
 
 
+def noised(name, k, **fields):
+    """The uniform objective, or an interpolating one of the given noise."""
+    if name == "duo":
+        return family("uniform", k, **fields)
+    return family("interpolating", k, noise=name, **fields)
+
+
 def clean_batch(x):
     """CleanBatch of symbols x [n, L] (0-based)."""
     tokens = torch.as_tensor(x, dtype=torch.int64) + FIRST

@@ -35,13 +35,25 @@ from pretrain.status import read_status
 
 @dataclass(frozen=True)
 class Family:
-    """One curve: its option in configs/objective, and how it is drawn."""
+    """One run: its option in configs/objective, and how its curve is drawn."""
 
     option: str
     label: str
     color: str
     style: str = "-"
     overrides: tuple[str, ...] = ()
+    drawn: bool = True
+    """Whether it has a curve, or stands in the table alone."""
+
+
+TOLD = "model.time_conditioning=true"
+UNTOLD = "model.time_conditioning=false"
+CROSS_ENTROPY = "objective.loss=cross_entropy"
+
+
+def apart(option: str, label: str, *overrides: str) -> Family:
+    """A run that tells one cause from another: two noises, each under two losses, told or not."""
+    return Family(option, label, "gray", "-", overrides, drawn=False)
 
 
 FAMILIES = {
@@ -54,32 +66,20 @@ FAMILIES = {
     "interpolating_uniform": Family(
         "interpolating", "interpolating, uniform", "#c2410c", ":", ("objective.noise=uniform",)
     ),
-    "interpolating_told": Family(
-        "interpolating",
-        "balanced, told the level",
-        "#15803d",
-        "--",
-        ("model.time_conditioning=true",),
-    ),
-    "interpolating_ce": Family(
-        "interpolating",
-        "balanced (cross-entropy), told",
-        "#4d7c0f",
-        "-.",
-        ("objective.loss=cross_entropy", "model.time_conditioning=true"),
-    ),
     "gidd": Family("gidd", "interpolating, GIDD 0.2", "#65a30d"),
     "uniform": Family("uniform", "uniform (elbo)", "#c2410c", "--"),
     "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),
-    "uniform_untold": Family(
-        "uniform_simple",
-        "uniform (simple), not told",
-        "#ea580c",
-        ":",
-        ("model.time_conditioning=false",),
-    ),
     "duo": Family("duo", "uniform, Duo's curriculum", "#f59e0b"),
     "gaussian": Family("gaussian", "gaussian", "#be185d"),
+    "balanced_told": apart("interpolating", "balanced, told the level", TOLD),
+    "balanced_ce": apart("interpolating", "balanced, cross-entropy", CROSS_ENTROPY),
+    "balanced_ce_told": apart(
+        "interpolating", "balanced, cross-entropy, told", CROSS_ENTROPY, TOLD
+    ),
+    "interpolating_uniform_told": apart(
+        "interpolating", "interpolating, uniform, told", "objective.noise=uniform", TOLD
+    ),
+    "uniform_untold": apart("uniform_simple", "uniform (simple), not told", UNTOLD),
 }
 VOCABULARY = 1024
 SHARED = (
@@ -273,6 +273,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     ):
         for name, curve in results["curves"].items():
             family, points = FAMILIES[name], curve["points"]
+            if not family.drawn:
+                continue
             axis.errorbar(
                 [p[field] / scale for p in points],
                 [p["nats_per_token"] for p in points],

@@ -12,7 +12,7 @@ position is scored, also those whose token was not changed, unless the noise is 
 
 `cross_entropy` is to any noise what `simple` is to masked and uniform diffusion: plain
 cross-entropy, the head at the noised positions only. Given that a token gave way to noise, z^l says
-nothing about x^l, so that it has the bound's minimiser; its weights have no part in the bound's.
+nothing about x^l: it has the bound's minimiser, though not the bound's weights.
 """
 
 from __future__ import annotations

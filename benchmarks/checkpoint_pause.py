@@ -17,14 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parallel.checkpoint import BackgroundSaver, save_checkpoint
-from parallel.engine import Engine, EngineConfig, build_engine
+from parallel.engine.base import Engine, EngineConfig
+from parallel.engine.build import build_engine
 from parallel.layers import parallel_config
+from parallel.layout.stages import Stage
+from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from parallel.stages import Stage
-from parallel.topology import Topology
-from pretrain.config import ModelConfig, OptimizerConfig
+from pretrain.config.run import ModelConfig, OptimizerConfig
 from pretrain.model.transformer import Transformer
-from pretrain.optimizer import parameter_groups
+from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
 REPEATS = 5

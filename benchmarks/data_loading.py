@@ -41,8 +41,8 @@ def tokens_file(root: Path) -> Path:
 
 def write_pool(tokens: np.ndarray, folder: Path) -> None:
     """A `tokens-tar/1` pool of `tokens`."""
-    from data_pipeline.files import write_atomically
-    from data_pipeline.manifest import (
+    from data_pipeline.shards.files import write_atomically
+    from data_pipeline.shards.manifest import (
         DocumentIndex,
         Manifest,
         PackingRecord,
@@ -51,7 +51,7 @@ def write_pool(tokens: np.ndarray, folder: Path) -> None:
         SplitRule,
         TokenizerRecord,
     )
-    from data_pipeline.shards import MEMBER_BYTES, ShardLayout, write_shard
+    from data_pipeline.shards.shards import MEMBER_BYTES, ShardLayout, write_shard
 
     folder.mkdir(parents=True)
     layout = ShardLayout("train", np.dtype("<u2"), MEMBER_BYTES // 2, SHARD_BYTES // MEMBER_BYTES)
@@ -144,9 +144,9 @@ def read_epochal(root: Path, **options: Any) -> Iterator[Any]:
     """This project's loader, global shuffle."""
     import torch
 
-    from data_pipeline.budget import Budget
-    from data_pipeline.loader import BudgetLoader, TokenStream
-    from data_pipeline.pool import TokenPool
+    from data_pipeline.shards.pool import TokenPool
+    from data_pipeline.stream.budget import Budget
+    from data_pipeline.stream.loader import BudgetLoader, TokenStream
 
     pool = TokenPool(root / "epochal" / "manifest.json", verify="size")
     budget = Budget(None, SEQ_LENGTH, pool.num_tokens)

@@ -33,11 +33,11 @@ from typing import Any
 import torch
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.compose import compose
-from pretrain.config import Config, ModelConfig
+from pretrain.config.compose import compose
+from pretrain.config.run import Config, ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
-from pretrain.scaling.flops import train_flops_per_token
+from pretrain.study.flops import train_flops_per_token
 from pretrain.vocabulary import TokenSpace
 
 DENSE_FLOPS = 989e12
@@ -286,10 +286,11 @@ def configuration(model: str, objective: str, setting: Setting, arguments: Any) 
 
 def build(config: Config, objective: Objective, device: torch.device) -> Any:
     """The engine of a configuration on one rank."""
-    from parallel.engine import EngineConfig, build_engine
-    from parallel.topology import Topology
+    from parallel.engine.base import EngineConfig
+    from parallel.engine.build import build_engine
+    from parallel.layout.topology import Topology
     from pretrain.build import build_model
-    from pretrain.optimizer import parameter_groups
+    from pretrain.training.parameter_groups import parameter_groups
 
     topology = Topology.build(zero_stage=1, precision="bfloat16")
     module = build_model(config, topology, objective).to(device)

@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.budget import Budget
-from data_pipeline.pool import TokenPool
-from data_pipeline.prepare import prepare
-from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
-from data_pipeline.stream import TokenStream
+from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.shards.pool import TokenPool
+from data_pipeline.stream.budget import Budget
+from data_pipeline.stream.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
 from parallel.layers import parallel_config
+from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from parallel.topology import Topology
 from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.data import clean_batch, token_space
 from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
 from pretrain.model.transformer import Transformer
+from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 

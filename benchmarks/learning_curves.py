@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.prepare import PreparedData, prepare
-from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
-from pretrain.compose import compose, load_config
-from pretrain.config import Config
+from data_pipeline.prepare.prepare import PreparedData, prepare
+from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from pretrain.config.compose import compose, load_config
+from pretrain.config.preflight import preflight
+from pretrain.config.run import Config
 from pretrain.data import clean_batch, training_stream, validation_stream
 from pretrain.launch import launch
-from pretrain.model_size import parameter_count
-from pretrain.preflight import preflight
+from pretrain.model.size import parameter_count
 from pretrain.status import read_status
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.compose import compose
-from pretrain.config import ModelConfig
+from pretrain.config.compose import compose
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -131,12 +131,12 @@ def build(
 ) -> tuple[Any, Any]:
     """Module and objective of an option of configs/objective."""
     from parallel.layers import parallel_config
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.teacher import Teacher
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     init_distributed(device=device.type)
     paths = [f"data.{key}=unused" for key in ("train", "validation", "tokenizer")]

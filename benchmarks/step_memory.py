@@ -21,14 +21,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from parallel.layers import parallel_config
+from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from parallel.topology import Topology
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Mode, Recompute
 from pretrain.model.transformer import Transformer
+from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace

@@ -34,19 +34,20 @@ from typing import Any
 
 import torch
 
-from parallel.engine import EngineConfig, build_engine
+from parallel.engine.base import EngineConfig
+from parallel.engine.build import build_engine
 from parallel.layers import parallel_config
+from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed, keep_freed_memory
-from parallel.topology import Topology
 from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
 from pretrain.model.transformer import Transformer
+from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
-from pretrain.optimizer import parameter_groups
-from pretrain.scaling.flops import train_flops_per_token
+from pretrain.study.flops import train_flops_per_token
+from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
 VOCABULARY = 32768

@@ -1,1 +1,1 @@
-"""SLURM templates and launch helpers. May import `pretrain.config` at most."""
+"""SLURM templates and launch helpers. May import `pretrain.config.run` at most."""

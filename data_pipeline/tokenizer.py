@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import TokenizerError
-from data_pipeline.manifest import TokenizerRecord
+from data_pipeline.shards.manifest import TokenizerRecord
 
 PAD, MASK, DOC = "<pad>", "<mask>", "<doc>"
 _SPACE_SYMBOL = "\u2581"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from parallel.topology import Topology
+    from parallel.layout.topology import Topology
 
 
 def parallel_config(topology: Topology, *, device: torch.device | None = None) -> Any:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallel.engine import Engine, EngineConfig
+from parallel.engine.base import Engine, EngineConfig
 from parallel.errors import LayoutError
 from parallel.layers import parallel_config
-from parallel.topology import Topology
-from pretrain.config import Config
+from parallel.layout.topology import Topology
+from pretrain.config.run import Config
 from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Recompute
+from pretrain.model.size import stage_costs
 from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
-from pretrain.model_size import stage_costs
+from pretrain.module import ObjectiveModule
 from pretrain.objectives import Objective
 
 

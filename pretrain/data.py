@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.budget import Budget
-from data_pipeline.cache import Cache
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import MixtureStream
-from data_pipeline.open_stream import open_stream
-from data_pipeline.pool import TokenPool, Verify
-from data_pipeline.stream import Stream, TokenBatch, TokenStream
+from data_pipeline.shards.cache import Cache
+from data_pipeline.shards.pool import TokenPool, Verify
+from data_pipeline.stream.budget import Budget
+from data_pipeline.stream.mixture import MixtureStream
+from data_pipeline.stream.open_stream import open_stream
+from data_pipeline.stream.stream import Stream, TokenBatch, TokenStream
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.batch import CleanBatch
-from pretrain.config import Config, ModelConfig
+from pretrain.config.run import Config, ModelConfig
 from pretrain.vocabulary import TokenSpace
 
 DEFAULT_CACHE = Path("~/.cache/epochal/shards")

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pretrain.compose import save_config
-from pretrain.config import Config
+from pretrain.config.compose import save_config
+from pretrain.config.run import Config
 from pretrain.errors import EXIT_PREEMPTED, ConfigError, LaunchError
 from pretrain.hosts import read_hostfile
 from pretrain.status import read_status
@@ -151,7 +151,7 @@ def write_run(config: Config) -> Path:
     path = config.run.path / "config.yaml"
     (path.parent / "status.json").unlink(missing_ok=True)
     if path.exists():
-        from pretrain.compose import load_config
+        from pretrain.config.compose import load_config
 
         if load_config(path) == config:
             return path

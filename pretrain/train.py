@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel.runtime import init_distributed
-from pretrain.compose import compose, save_config
-from pretrain.config import Config
+from pretrain.config.compose import compose, save_config
+from pretrain.config.preflight import preflight
+from pretrain.config.run import Config
 from pretrain.errors import EXIT_PREEMPTED, TrainingError
-from pretrain.preflight import preflight
 from pretrain.status import write_failure, write_status
 
 if TYPE_CHECKING:
-    from pretrain.hooks import Hooks
-    from pretrain.session import Session
     from pretrain.tracking import Status, Tracking
+    from pretrain.training.hooks import Hooks
+    from pretrain.training.session import Session
 
 MIXTURE_FACTS = ("unique_tokens", "share", "epochs")
 """What is recorded of every source of a mix."""
@@ -29,7 +29,7 @@ MIXTURE_FACTS = ("unique_tokens", "share", "epochs")
 
 def train(session: Session, hooks: Hooks) -> None:
     """Optimizer steps from the session's state to its end, or until a hook says stop."""
-    from pretrain.hooks import check_applied
+    from pretrain.training.hooks import check_applied
 
     engine, state = session.engine, session.state
     hooks.before_first_step()
@@ -53,11 +53,11 @@ def run(config: Config) -> int:
     p = config.parallel
     runtime = init_distributed(p.timeout_minutes, config.run.device, p.tensor_parallel_size)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
-    from pretrain.hooks import Hooks
     from pretrain.resilience.orphan import end_with_launcher
     from pretrain.resilience.preemption import Preemption
-    from pretrain.session import open_session
     from pretrain.tracking import open_tracking
+    from pretrain.training.hooks import Hooks
+    from pretrain.training.session import open_session
 
     preemption = Preemption()
     end_with_launcher()

@@ -10,8 +10,8 @@ import pytest
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a prepared pool: the built-in corpus with a vocabulary of 512 pieces."""
-    from data_pipeline.prepare import prepare
-    from data_pipeline.settings import PrepareSettings, TokenizerSettings
+    from data_pipeline.prepare.prepare import prepare
+    from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 
     out = tmp_path_factory.mktemp("pool")
     prepare(

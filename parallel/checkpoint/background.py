@@ -29,7 +29,7 @@ from parallel.checkpoint.folder import Target, attempt, commit, explain
 from parallel.checkpoint.manifest import FileEntry
 from parallel.checkpoint.plan import SavePlan, key
 from parallel.checkpoint.writer import TensorWriter
-from parallel.engine import Engine
+from parallel.engine.base import Engine
 
 LOOK_SECONDS = 0.2
 """How often rank 0's thread looks for the marks of the others."""

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from parallel.checkpoint.manifest import AVERAGES, WEIGHTS, Manifest, read_manifest, verify_files
 from parallel.checkpoint.plan import key
-from parallel.engine import Engine
+from parallel.engine.base import Engine
+from parallel.engine.fragments import EMA, Kind
 from parallel.errors import CheckpointError
-from parallel.fragments import EMA, Kind
 from parallel.layers import own_shape, partition_dim, whole_shape
-from parallel.topology import Topology
+from parallel.layout.topology import Topology
 
 log = logging.getLogger(__name__)
 

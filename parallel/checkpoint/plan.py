@@ -15,8 +15,8 @@ from parallel.checkpoint.manifest import (
     FileEntry,
     Manifest,
 )
-from parallel.engine import Engine
-from parallel.fragments import EMA, MOMENTS, TEACHER, Kind
+from parallel.engine.base import Engine
+from parallel.engine.fragments import EMA, MOMENTS, TEACHER, Kind
 
 COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
 """Further weights of the whole model, each in a file of its own."""

@@ -17,8 +17,8 @@ import torch
 from parallel.checkpoint.folder import Target, attempt, commit, make_empty
 from parallel.checkpoint.manifest import FileEntry, Manifest, read_manifest, verify_files
 from parallel.checkpoint.writer import TensorWriter
+from parallel.engine.fragments import MOMENTS
 from parallel.errors import CheckpointError, SaveError
-from parallel.fragments import MOMENTS
 
 PREFIXES = tuple(f"{moment}/" for moment in MOMENTS)
 

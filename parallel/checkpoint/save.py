@@ -21,7 +21,7 @@ from parallel.checkpoint.folder import Target, attempt, commit, explain, make_em
 from parallel.checkpoint.manifest import FileEntry
 from parallel.checkpoint.plan import SavePlan, key
 from parallel.checkpoint.writer import TensorWriter
-from parallel.engine import Engine
+from parallel.engine.base import Engine
 from parallel.errors import SaveError
 
 

@@ -17,7 +17,7 @@ from parallel.checkpoint.load import own_index
 from parallel.checkpoint.manifest import FileEntry, Manifest, verify_files
 from parallel.checkpoint.plan import key
 from parallel.checkpoint.writer import TensorWriter
-from parallel.engine import Engine
+from parallel.engine.base import Engine
 from parallel.errors import CheckpointError, SaveError
 from parallel.weights_file import read_header
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.layout.rules import Layout
 from parallel.planner.costs import Offload, Recompute
-from parallel.rules import Layout
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Candidate:
     """Where optimizer state lives, at stage 3 also weights between their uses; with `nvme` they
     stay in host memory."""
     swap_elements: int = 50_000_000
-    """Elements that `nvme` has in host memory at once, as in `parallel.settings`."""
+    """Elements that `nvme` has in host memory at once, as in `parallel.engine.settings`."""
     overlap_comm: bool | None = None
-    """As in `parallel.settings`."""
+    """As in `parallel.engine.settings`."""
     reduce_bucket_size: int = 50_000_000
-    """Elements of a gradient reduction, as in `parallel.settings`."""
+    """Elements of a gradient reduction, as in `parallel.engine.settings`."""
     whole_below: int = 100_000
-    """Stage 3 keeps smaller parameters whole on every rank, as in `parallel.settings`."""
+    """Stage 3 keeps smaller parameters whole on every rank, as in `parallel.engine.settings`."""
 
     @property
     def compute_bytes(self) -> int:
@@ -57,7 +57,7 @@ class Candidate:
 
     @property
     def effective_stage(self) -> int:
-        """ZeRO stage that the engine really runs (`parallel.settings.effective_stage`)."""
+        """ZeRO stage that the engine really runs (`parallel.engine.settings.effective_stage`)."""
         alone = self.shards == 1 and self.layout.pipeline_parallel_size == 1
         plain = self.precision == "float32" and not self.offloads
         return 0 if alone and plain else self.zero_stage

@@ -1,8 +1,8 @@
 """What the planner is told about a model: plain numbers for each of its parts.
 
-The planner knows nothing of transformers or objectives. Whoever does (`pretrain.plan`) says how
-many weights a part holds, what it keeps for the backward pass and how much it computes; here these
-numbers are only divided by the degrees of a layout.
+The planner knows nothing of transformers or objectives. Whoever does (`pretrain.planning.plan`)
+says how many weights a part holds, what it keeps for the backward pass and how much it computes;
+here these numbers are only divided by the degrees of a layout.
 """
 
 from __future__ import annotations

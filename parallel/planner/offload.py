@@ -1,7 +1,7 @@
 """What `parallel.offload` moves off the GPU: bytes in host memory and on disk, seconds of a step.
 
-Mirrors DeepSpeed's optimizers as `parallel.settings` configures them. Tensors that it pins are
-rounded up to a power of two, as torch's allocator of pinned memory does; those add up to a good
+Mirrors DeepSpeed's optimizers as `parallel.engine.settings` configures them. Tensors that it pins
+are rounded up to a power of two, as torch's allocator of pinned memory does; those add up to a good
 part of what a node has. Times assume that nothing overlaps, as elsewhere in the planner: gradients
 go down, the update runs in host memory at its bandwidth, weights come up.
 """

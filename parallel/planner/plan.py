@@ -1,7 +1,7 @@
 """A whole estimate for one way to run a step, and the search for the best ones.
 
-Every candidate goes through `parallel.rules`, so that nothing is recommended that would be refused
-at launch. Those that do not fit are kept with the memory they lack.
+Every candidate goes through `parallel.layout.rules`, so that nothing is recommended that would be
+refused at launch. Those that do not fit are kept with the memory they lack.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from parallel.errors import LayoutError
+from parallel.layout.rules import Layout, check_layout, check_rules
+from parallel.layout.stages import split_layers
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost, Offload, Recompute
 from parallel.planner.machine import Machine
 from parallel.planner.memory import MemoryPlan, StageParts, stage_memory
 from parallel.planner.timing import StepTime, step_time
-from parallel.rules import Layout, check_layout, check_rules
-from parallel.stages import split_layers
 
 SECONDS_PER_DAY = 86_400
 INDISTINCT = 0.03

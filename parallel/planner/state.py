@@ -1,8 +1,8 @@
 """Bytes of parameters, optimizer and gradients on a rank: exactly what DeepSpeed allocates.
 
-Each function mirrors one of its optimizers as `parallel.settings` configures it: none (stage 0 in
-float32), BF16_Optimizer (stage 1 in bfloat16), the optimizer of stages 1 and 2, that of stage 3.
-`tests/distributed/test_planner.py` compares them with the tensors of real engines, to the byte.
+Each function mirrors one of its optimizers as `parallel.engine.settings` configures it: none (stage
+0 in float32), BF16_Optimizer (stage 1 in bfloat16), the optimizer of stages 1 and 2, that of stage
+3. `tests/distributed/test_planner.py` compares them with the tensors of real engines, to the byte.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from parallel.layout.rules import overlaps
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Weight
 from parallel.planner.offload import offloaded_flat, offloaded_whole
-from parallel.rules import overlaps
 
 _MASTER, _MOMENTS, _STEP = 4, 8, 4
 """Bytes of a float32 weight, of both Adam moments, and of the step that Adam counts per tensor."""

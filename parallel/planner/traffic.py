@@ -2,8 +2,8 @@
 
 Volumes are bytes that one rank sends, as ring algorithms do it: (n - 1) / n of the tensor for a
 gather or a reduce-scatter, twice that for an all-reduce, (n - 1) / n of it for an all-to-all.
-Ranks are placed as `parallel.topology` places them: tensor ranks are neighbours, then context, data
-and pipeline.
+Ranks are placed as `parallel.layout.topology` places them: tensor ranks are neighbours, then
+context, data and pipeline.
 """
 
 from __future__ import annotations

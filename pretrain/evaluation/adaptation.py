@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.stream import TokenStream
+from data_pipeline.stream.stream import TokenStream
 from pretrain.batch import TrainBatch
-from pretrain.config import Config
+from pretrain.config.run import Config
 from pretrain.data import clean_batch
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.stream import Stream
+from data_pipeline.stream.stream import Stream
 from pretrain.batch import TrainBatch
-from pretrain.config import EvaluationConfig
+from pretrain.config.run import EvaluationConfig
 from pretrain.data import bytes_per_token, clean_batch
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective

@@ -8,13 +8,13 @@ from typing import Literal
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from parallel.checkpoint import assign_weights, latest_checkpoint, load_weights, read_manifest
+from parallel.layout.topology import Topology
 from parallel.runtime import Runtime, init_distributed
-from parallel.topology import Topology
-from pretrain.compose import load_config, replace_values
-from pretrain.config import Config, resolve
+from pretrain.config.compose import load_config, replace_values
+from pretrain.config.run import Config, resolve
 from pretrain.data import token_space
 from pretrain.errors import ConfigError
-from pretrain.model.module import ObjectiveModule
+from pretrain.module import ObjectiveModule
 from pretrain.objectives import build_objective
 
 Weights = Literal["ema", "raw"]

@@ -27,10 +27,10 @@ from pretrain.model.chunked import each
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.initialize import keyed_normal
 from pretrain.model.layers import _no_init
+from pretrain.model.size import LEVEL_FREQUENCIES
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
 from pretrain.model.vocab_expectation import VocabularyMean
-from pretrain.model_size import LEVEL_FREQUENCIES
 from pretrain.noise.learned import LearnedSchedule, Level
 
 LR_SCALE = 7.0

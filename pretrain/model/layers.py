@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from parallel.context import spread_attention
 from parallel.layers import sum_gradient
-from pretrain.config import ModelConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan, attend
 from pretrain.model.dropout import DropoutKey, seeded
 from pretrain.model.kernels import rms_norm, rotate, squared_relu, swiglu

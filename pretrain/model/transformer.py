@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.context import context_rank, gather_positions, own_positions
 from parallel.layers import gather_sequence
-from parallel.stages import Stage, whole_model
+from parallel.layout.stages import Stage, whole_model
 from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.chunked import Outputs
 from pretrain.model.conditioning import Modulation, NoiseEmbedding, modulate

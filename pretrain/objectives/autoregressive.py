@@ -21,13 +21,13 @@ from torch import Tensor
 from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
+from pretrain.objectives.attention_order import NEVER
 from pretrain.objectives.base import (
     Objective,
     position_in_segment,
     register,
     sequence_rows,
 )
-from pretrain.objectives.reading import NEVER
 
 
 @register("autoregressive")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
-from pretrain.objectives.own import OwnNetwork
+from pretrain.objectives.network_size import OwnNetwork
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times
+from pretrain.objectives.attention_order import pair
 from pretrain.objectives.base import (
     Objective,
     document_positions,
@@ -43,7 +44,6 @@ from pretrain.objectives.clipping import (
     draw_counts,
     interval_sums,
 )
-from pretrain.objectives.reading import pair
 from pretrain.vocabulary import TokenSpace
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.duality import duality_schedule
 from pretrain.noise.key import NoiseKey

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
+from pretrain.objectives.attention_order import Columns, apart, choose, ordered, pair, unread
 from pretrain.objectives.base import (
     Objective,
     document_positions,
@@ -32,7 +33,6 @@ from pretrain.objectives.base import (
     refuse_loss,
     register,
 )
-from pretrain.objectives.reading import Columns, apart, choose, ordered, pair, unread
 from pretrain.vocabulary import TokenSpace
 
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
-from pretrain.model_size import LEVEL_FREQUENCIES
+from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.model.size import LEVEL_FREQUENCIES
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import UNITS
 from pretrain.noise.time import stratified_time
@@ -37,7 +37,7 @@ from pretrain.objectives.base import (
     shorten,
     visible_attention,
 )
-from pretrain.objectives.own import OwnNetwork, embedding_diffusion
+from pretrain.objectives.network_size import OwnNetwork, embedding_diffusion
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:

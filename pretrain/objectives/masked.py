@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config.run import Config
 
 Status = Literal["finished", "preempted", "failed"]
 

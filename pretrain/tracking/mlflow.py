@@ -21,7 +21,7 @@ from pretrain.tracking import Status
 from pretrain.tracking.mlflow_run import MlflowRun, Point
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config.run import Config
 
 _BATCH = 1000
 """Metrics per request, MLflow's limit."""

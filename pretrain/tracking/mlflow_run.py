@@ -19,7 +19,7 @@ from pretrain.tracking import Status
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-    from pretrain.config import Config
+    from pretrain.config.run import Config
 
 _REQUEST_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -104,7 +104,7 @@ class MlflowRun:
         return self._client
 
     def _log_config(self) -> None:
-        from pretrain.compose import flatten
+        from pretrain.config.compose import flatten
 
         self.log_params(flatten(self._config))
         saved = self._run_dir / "config.yaml"

@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 from typer.testing import CliRunner
 
-from pretrain.cli import app
+from pretrain.cli.main import app
 from pretrain.tracking.jsonl import read_metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]

@@ -29,8 +29,8 @@ IMPORTED_LATE = (
     "deepspeed.runtime.zero.muon.original_muon",
     "hydra.core.plugins",
     "parallel.checkpoint",
-    "parallel.pipeline",
-    "parallel.single_stage",
+    "parallel.engine.pipeline",
+    "parallel.engine.single_stage",
     "pretrain.evaluation.run",
     "pretrain.sampling.run",
     "pretrain.train",
@@ -89,7 +89,7 @@ def _import_for_ranks() -> None:
         importlib.import_module(name)
     import runs
 
-    from pretrain.compose import compose
+    from pretrain.config.compose import compose
 
     compose(runs.overrides(Path("pool"), Path("run")))
     _spare_from_collection()

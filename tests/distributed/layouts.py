@@ -10,20 +10,21 @@ import torch
 from harness import run_ranks
 from torch import Tensor
 
-from parallel.engine import Engine, EngineConfig, build_engine
+from parallel.engine.base import Engine, EngineConfig
+from parallel.engine.build import build_engine
 from parallel.layers import parallel_config, partition_dim
+from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from parallel.topology import Topology
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
-from pretrain.model.module import ObjectiveModule
 from pretrain.model.recompute import Recompute
+from pretrain.model.size import stage_costs
 from pretrain.model.transformer import Transformer
-from pretrain.model_size import stage_costs
+from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
-from pretrain.optimizer import parameter_groups
+from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
 LENGTH, GLOBAL_BATCH, STEPS, SEED = 16, 8, 20, 5

@@ -22,24 +22,24 @@ from layouts import (
 from torch import Tensor
 
 from parallel.layers import parallel_config
+from parallel.layout.rules import Layout
+from parallel.layout.topology import Topology
 from parallel.planner import offload
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost
 from parallel.planner.plan import estimate_stages
-from parallel.rules import Layout
 from parallel.runtime import init_distributed
-from parallel.topology import Topology
 from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.build import build_model
-from pretrain.config import Config
-from pretrain.model.module import ObjectiveModule
+from pretrain.config.run import Config
 from pretrain.model.recompute import Keep
 from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
-from pretrain.model_cost import model_cost
+from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
-from pretrain.plan import objective_cost
+from pretrain.planning.cost import model_cost
+from pretrain.planning.plan import objective_cost
 from pretrain.vocabulary import TokenSpace
 
 DISTILLED = "distillation"

@@ -60,7 +60,8 @@ def train(
     `when` is "before" or "after" the step's hooks, or "saving" inside the writing of its
     checkpoint. With `signal_at` SIGTERM comes during that step.
     """
-    from pretrain import hooks, train
+    from pretrain import train
+    from pretrain.training import hooks
 
     if signal_at is not None:
         _signal(hooks.Hooks, signal_at)

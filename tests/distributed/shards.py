@@ -14,11 +14,11 @@ from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from parallel.layers import mark_parallel_layers, parallel_config, partition_dim
-from parallel.rules import Layout
-from parallel.topology import Topology
-from pretrain.config import ModelConfig
+from parallel.layout.rules import Layout
+from parallel.layout.topology import Topology
+from pretrain.config.run import ModelConfig
+from pretrain.model.size import stage_costs
 from pretrain.model.transformer import Transformer
-from pretrain.model_size import stage_costs
 from pretrain.vocabulary import TokenSpace
 
 Shapes = dict[str, tuple[tuple[int, ...], int | None]]

@@ -172,7 +172,8 @@ def test_a_full_disk_in_flight_is_raised_on_every_rank_and_the_next_save_works(t
 
 def train_on_a_slow_disk(pool: Path, run: Path, fail: bool) -> int:
     """The train loop: a signal comes while the checkpoint of step 4 is in flight, or it fails."""
-    from pretrain import hooks, train
+    from pretrain import train
+    from pretrain.training import hooks
 
     released, original = hold_writers(), hooks.Hooks.after_step
     if fail:

@@ -173,7 +173,7 @@ def evaluate(run: Path) -> float:
 
 
 def test_a_run_exports_and_another_one_starts_there(pool: Path, tmp_path: Path) -> None:
-    from pretrain.cli import app
+    from pretrain.cli.main import app
 
     first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "w.safetensors"
     short = ("train.stop_step=4", "train.eval_epochs=[]")

@@ -16,8 +16,8 @@ def train(zero_stage: int, tensor_parallel_size: int) -> dict[str, Any]:
     import toy
 
     from parallel.layers import partition_dim
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     topology = Topology.build(
@@ -74,8 +74,8 @@ def overflow(zero_stage: int) -> dict[str, Any]:
     """One good step, one whose gradient is not finite, one good step."""
     import toy
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     engine = toy.toy_engine(Topology.build(zero_stage=zero_stage), zero_stage)
@@ -105,8 +105,8 @@ def bfloat16_first_step(zero_stage: int) -> float:
     """How far one bfloat16 step moves the weights, relative to a float32 step."""
     import toy
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     topology = Topology.build(zero_stage=zero_stage)

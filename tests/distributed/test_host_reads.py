@@ -15,7 +15,7 @@ from host_reads import HostReads
 from layouts import TASKS, WHOLE_TASKS, Cut, Trainer, as_dict
 
 MEANWHILE = "meanwhile"
-OURS = "aten._local_scalar_dense in parallel/single_stage.py:_step"
+OURS = "aten._local_scalar_dense in parallel/engine/single_stage.py:_step"
 
 
 def step(cut: dict[str, Any], task: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from harness import run_ranks
 from layouts import TASKS, WHOLE_TASKS, Cut, as_dict, one_rank, train_task
 
-from pretrain.compilation import missing_compiler
+from pretrain.training.compilation import missing_compiler
 
 TWO_RANKS = [
     Cut(dp=2),

@@ -11,8 +11,8 @@ import runs
 from comparison import assert_same_curve
 from harness import run_ranks
 
-from data_pipeline.prepare import prepare
-from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
 
 
 @pytest.fixture(scope="module")

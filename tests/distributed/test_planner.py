@@ -135,8 +135,8 @@ TWO_RANK_CASES = [
 
 
 def test_limits_of_chunks_are_those_of_the_model() -> None:
-    from pretrain import model_cost
     from pretrain.model import chunked
+    from pretrain.planning import cost as model_cost
 
     assert model_cost.CHUNK_BYTES == chunked.CHUNK_BYTES
     assert model_cost.WHOLE_BYTES == chunked.WHOLE_BYTES

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from parallel.engine import EngineConfig, build_engine
+from parallel.engine.base import EngineConfig
+from parallel.engine.build import build_engine
+from parallel.layout.rules import Layout
 from parallel.planner.candidate import Candidate
 from parallel.planner.plan import estimate_stages
-from parallel.rules import Layout
-from pretrain.compose import replace_values
-from pretrain.model_ladder import VOCABULARY, ladder_config
-from pretrain.plan import costs
+from pretrain.config.compose import replace_values
+from pretrain.planning.ladder import VOCABULARY, ladder_config
+from pretrain.planning.plan import costs
 
 GIB = 2**30
 
@@ -24,15 +25,15 @@ def test_peak_memory_of_a_step_is_as_planned(objective: str, recompute: str) -> 
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
     from parallel.layers import mark_parallel_layers, parallel_config
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed, shutdown
-    from parallel.topology import Topology
     from pretrain.batch import CleanBatch
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.recompute import Recompute
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
     from pretrain.noise.key import NoiseKey
     from pretrain.objectives import build_objective
-    from pretrain.optimizer import parameter_groups
+    from pretrain.training.parameter_groups import parameter_groups
     from pretrain.vocabulary import TokenSpace
 
     large = torch.cuda.get_device_properties(0).total_memory > 75 * GIB

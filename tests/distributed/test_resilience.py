@@ -14,7 +14,8 @@ from harness import run_ranks
 
 def train_with_signal(pool: Path, run: Path, rank: int, step: int) -> int:
     """The train loop, in which one rank alone receives SIGTERM during a step."""
-    from pretrain import hooks, train
+    from pretrain import train
+    from pretrain.training import hooks
 
     original = hooks.Hooks.after_step
 

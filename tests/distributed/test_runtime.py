@@ -16,8 +16,8 @@ def train_alone(extensions: Path) -> tuple[int, float, list[str], list[str]]:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     import toy
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed, shutdown
-    from parallel.topology import Topology
 
     runtime = init_distributed(timeout_minutes=1)
     assert init_distributed(timeout_minutes=1) == runtime
@@ -42,8 +42,8 @@ def two_lives() -> list[float]:
     """Start, train and stop twice in one process."""
     import toy
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed, shutdown
-    from parallel.topology import Topology
 
     losses = []
     for _ in range(2):
@@ -63,8 +63,8 @@ def gather_on_cpu() -> list[float]:
     """megatron's gather asks for torch.cuda.current_device()."""
     import torch
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     topology = Topology.build(tensor_parallel_size=2)
@@ -83,8 +83,8 @@ def refuse() -> list[str]:
     import toy
     from megatron.core import parallel_state
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     messages = []

@@ -15,12 +15,12 @@ import pytest
 from harness import run_ranks
 from shards import Shapes, elements, every_rank, shards
 
+from parallel.layout.rules import Layout
 from parallel.planner.candidate import Candidate
 from parallel.planner.plan import estimate, search, stages_of
-from parallel.rules import Layout
-from pretrain.model_ladder import VOCABULARY, ladder_config
-from pretrain.model_size import parameter_count
-from pretrain.plan import costs, load_machine, search_space
+from pretrain.model.size import parameter_count
+from pretrain.planning.ladder import VOCABULARY, ladder_config
+from pretrain.planning.plan import costs, load_machine, search_space
 
 MACHINE = load_machine("h100x512")
 BATCH = 1024

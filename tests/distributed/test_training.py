@@ -10,8 +10,8 @@ import torch
 from comparison import assert_same_curve, assert_same_run
 from harness import Died, run_ranks
 
-from pretrain.compilation import missing_compiler
 from pretrain.errors import EXIT_PREEMPTED
+from pretrain.training.compilation import missing_compiler
 
 OBJECTIVES = ["autoregressive", "masked"]
 
@@ -135,10 +135,10 @@ def test_a_compiled_run_goes_on_without_compiling(pool: Path, tmp_path: Path, un
 def restore(pool: Path, run: Path, *more: str) -> dict:
     """What this rank has after loading: whole tensors, state, and its next corrupted batch."""
     from parallel.runtime import init_distributed
-    from pretrain.compose import compose
-    from pretrain.config import resolve
+    from pretrain.config.compose import compose
+    from pretrain.config.run import resolve
     from pretrain.data import clean_batch
-    from pretrain.session import open_session
+    from pretrain.training.session import open_session
 
     runtime = init_distributed(1)
     session = open_session(resolve(compose(runs.overrides(pool, run, *more))), runtime)
@@ -151,7 +151,7 @@ def restore(pool: Path, run: Path, *more: str) -> dict:
     with session.loader() as loader:
         clean = clean_batch(next(iter(loader)).micro_batches[0])
     batch = session.objective.corrupt(clean, session.noise(clean.position))
-    from data_pipeline.cursor import Cursor
+    from data_pipeline.stream.cursor import Cursor
 
     cursor = Cursor.at(session.train_stream, session.state.position).to_dict()
     state = {"train": session.state.to_dict(), "cursor": cursor}

@@ -2,7 +2,7 @@
 
 What these traps have in common is that nothing fails: replicas drift apart, or a norm is wrong, and
 the curve is only a little off. The others of their kind are refused before launch (bfloat16 or a
-pipeline with ZeRO stage 0: `tests/unit/parallel/test_topology.py`).
+pipeline with ZeRO stage 0: `tests/unit/parallel/layout/test_topology.py`).
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.engine import Engine, EngineConfig, StepResult, build_engine
+from parallel.engine.base import Engine, EngineConfig, StepResult
+from parallel.engine.build import build_engine
 from parallel.layers import mark_parallel_layers, parallel_config, partition_dim, sum_gradient
-from parallel.topology import Topology
+from parallel.layout.topology import Topology
 
 VOCABULARY, WIDTH, HEADS, LAYERS, LENGTH, GLOBAL_BATCH = 64, 32, 4, 2, 12, 8
 SHAPES = {"embedding.weight": (VOCABULARY, WIDTH), "norm.weight": (WIDTH,)}

@@ -20,8 +20,8 @@ def build(tp: int, zero_stage: int, **changes: Any):
     """A toy engine on the ranks of this call."""
     import toy
 
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(timeout_minutes=1)
     topology = Topology.build(tensor_parallel_size=tp, zero_stage=zero_stage, timeout_minutes=1)

@@ -57,7 +57,7 @@ def test_shares_add_to_one_largest_first(gpu_step):
 
 
 def test_operations_follow_from_the_matrices_and_the_rows_that_are_evaluated(gpu_step):
-    from pretrain.config import ModelConfig, ObjectiveConfig
+    from pretrain.config.run import ModelConfig, ObjectiveConfig
     from pretrain.objectives import build_objective
     from pretrain.vocabulary import TokenSpace
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.files import write_atomically
-from data_pipeline.manifest import (
+from data_pipeline.shards.files import write_atomically
+from data_pipeline.shards.manifest import (
     DocumentIndex,
     Manifest,
     PackingRecord,
@@ -20,7 +20,7 @@ from data_pipeline.manifest import (
     SplitRule,
     TokenizerRecord,
 )
-from data_pipeline.shards import ShardLayout, write_shard
+from data_pipeline.shards.shards import ShardLayout, write_shard
 
 PAD, MASK, DOC, VOCAB = 0, 4, 5, 60000
 

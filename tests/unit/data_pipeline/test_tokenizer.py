@@ -13,11 +13,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.builtin_corpus import builtin_documents
+from data_pipeline.corpus.builtin import builtin_documents
 from data_pipeline.errors import TokenizerError
-from data_pipeline.manifest import Manifest
-from data_pipeline.prepare import prepare
-from data_pipeline.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,

@@ -6,8 +6,8 @@ import pytest
 @pytest.fixture(scope="session")
 def topology():
     """A one-rank topology; the process group lives as long as the test session."""
+    from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from parallel.topology import Topology
 
     init_distributed(device="cpu")
     return Topology.build()

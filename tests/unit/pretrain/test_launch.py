@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from pretrain import launch as module
-from pretrain.compose import compose, load_config
-from pretrain.config import Config
+from pretrain.config.compose import compose, load_config
+from pretrain.config.run import Config
 from pretrain.errors import ConfigError, LaunchError
 from pretrain.hosts import read_hostfile
 from pretrain.launch import exclusive, judge, plan_launch, write_run
@@ -66,7 +66,7 @@ PARENT = """
 import sys
 from pathlib import Path
 import pretrain.launch as launch
-from pretrain.compose import load_config
+from pretrain.config.compose import load_config
 if len(sys.argv) > 2:
     launch._deepspeed = lambda: sys.argv[2]
 outcome = launch.launch(load_config(Path(sys.argv[1])))

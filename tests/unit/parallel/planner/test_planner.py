@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from parallel.errors import LayoutError
+from parallel.layout.rules import Layout, check_layout
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Loss, ModelCost, Part, Saved, Weight
 from parallel.planner.machine import Machine
@@ -22,7 +23,6 @@ from parallel.planner.traffic import (
     seconds,
     tensor_messages,
 )
-from parallel.rules import Layout, check_layout
 
 MACHINE = Machine(
     name="test", num_nodes=2, gpus_per_node=8, memory_gib=80, bfloat16_tflops=1000,

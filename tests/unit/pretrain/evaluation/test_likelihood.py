@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config import EvaluationConfig, ObjectiveConfig
+from pretrain.config.run import EvaluationConfig, ObjectiveConfig
 from pretrain.evaluation.likelihood import evaluate_likelihood, summarize
 from pretrain.objectives import build_objective
 
@@ -51,9 +51,9 @@ def test_counts_below_one_are_refused_before_anything_is_read(tmp_path, draws, s
 
 @pytest.fixture(scope="module")
 def stream(pool):
-    from data_pipeline.budget import Budget
-    from data_pipeline.pool import TokenPool
-    from data_pipeline.stream import TokenStream
+    from data_pipeline.shards.pool import TokenPool
+    from data_pipeline.stream.budget import Budget
+    from data_pipeline.stream.stream import TokenStream
 
     tokens = TokenPool(pool / "validation" / "manifest.json")
     # 22 sequences, the last with 10 tokens.
@@ -64,7 +64,7 @@ def stream(pool):
 
 def masked(pool, window=16):
     from data_pipeline.tokenizer import load_tokenizer
-    from pretrain.config import ModelConfig
+    from pretrain.config.run import ModelConfig
     from pretrain.data import token_space
 
     space = token_space(load_tokenizer(pool / "tokenizer.model"), ModelConfig())

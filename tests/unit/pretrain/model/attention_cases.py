@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionRule, CleanBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.vocabulary import TokenSpace

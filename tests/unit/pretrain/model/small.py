@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.vocabulary import TokenSpace
 
 SPACE = TokenSpace(100, 128, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -38,8 +38,8 @@ def clean_batch():
 def build(topology, objective, dtype=torch.float32, loss_chunk=None, **changes):
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
     from pretrain.objectives import build_objective
 
     shape = {

@@ -9,7 +9,7 @@ import torch
 from test_recompute import SHAPES, build, gradients, hidden
 from torch._dynamo.utils import counters
 
-from pretrain.compilation import missing_compiler
+from pretrain.training.compilation import missing_compiler
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 CASES = [

@@ -76,8 +76,8 @@ def module_with(topology, family, mode="none", loss_chunk=None, **changes):
     if mode == "none":
         return module
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     old = module.model
     model = Transformer(old.config, old.space, old.parallel, recompute=Recompute(mode))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.recompute import Keep, Recompute
 from pretrain.vocabulary import TokenSpace
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.batch import AttentionRule, CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace

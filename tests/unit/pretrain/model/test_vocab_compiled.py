@@ -8,7 +8,6 @@ from small import FAMILIES, SPACE, build, clean_batch
 from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
-from pretrain.compilation import missing_compiler
 from pretrain.model import vocab_compiled
 from pretrain.model.vocab import VocabChunk
 from pretrain.model.vocab_compiled import (
@@ -18,6 +17,7 @@ from pretrain.model.vocab_compiled import (
     log1p_terms,
 )
 from pretrain.noise.key import NoiseKey
+from pretrain.training.compilation import missing_compiler
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 V, EXCLUDED = 64, [0, 1, 2, 40, 63]
@@ -202,9 +202,9 @@ def test_no_rows_have_no_losses_and_a_gradient(topology, nothing_compiles):
 
 
 def test_the_setting_reaches_the_module(topology):
-    from pretrain.compose import compose
+    from pretrain.config.compose import compose
     from pretrain.objectives import build_objective
-    from pretrain.session import build_model
+    from pretrain.training.session import build_model
 
     paths = [f"data.{name}=/nowhere" for name in ("train", "validation", "tokenizer")]
     shape = ["model.num_layers=1", "model.hidden_size=16", "model.num_attention_heads=2"]

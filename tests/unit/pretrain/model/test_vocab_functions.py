@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -62,8 +62,8 @@ def test_a_step_makes_no_needless_tensor_over_the_vocabulary(topology, name):
     """Logits, their exponentials; the gradient takes the place of the latter."""
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2)
     model = Transformer(config, SPACE, parallel_config(topology))

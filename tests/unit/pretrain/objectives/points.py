@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pretrain.batch import CleanBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -91,8 +91,8 @@ def language(topology, embeddings, answer, **fields):
 def real_module(topology, **fields):
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     shape = ModelConfig(
         num_layers=1, hidden_size=16, num_attention_heads=2, vocab_multiple=8, init_std=0.3

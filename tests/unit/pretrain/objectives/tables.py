@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.time import spread_time
 from pretrain.objectives import build_objective
 from pretrain.objectives.interpolating import bound_weight

@@ -9,7 +9,7 @@ import tables
 import torch
 
 from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -100,8 +100,8 @@ def test_masked_bound_of_a_network_is_its_mean_over_all_orders(topology):
     orders can only be the better code."""
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     space = TokenSpace(9, 16, 0, 1, 5, (0, 1, 2, 3, 4))
     config = ModelConfig(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times

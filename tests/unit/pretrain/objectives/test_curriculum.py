@@ -9,7 +9,7 @@ import tables
 import torch
 
 from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
@@ -154,7 +154,7 @@ def test_a_one_hot_mix_is_the_token_bit_for_bit(topology):
 
 def test_soft_inputs_reach_the_loss_through_the_module(topology):
     """The same batch with its argmax alone gives another loss, and both have gradients."""
-    from pretrain.model.module import ObjectiveModule
+    from pretrain.module import ObjectiveModule
 
     config = ObjectiveConfig(
         name="uniform", time_window=8, curriculum_sequences=100, curriculum_temperature=(0.3, 0.3)

@@ -92,7 +92,7 @@ def test_the_gap_doubles_every_round_and_the_teacher_is_renewed_once_a_round():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    from pretrain.compose import compose
+    from pretrain.config.compose import compose
 
     with pytest.raises(ConfigError, match="round_sequences is 0"):
         tables.family("distillation", 8)
@@ -227,11 +227,11 @@ def test_equal_inputs_to_student_and_teacher_cost_nothing(topology):
     """delta = 0 at the start of a round; after the student has moved it costs something, and the
     teacher has neither moved nor got a gradient."""
     from parallel.layers import parallel_config
-    from pretrain.config import ModelConfig
+    from pretrain.config.run import ModelConfig
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.teacher import Teacher
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     distil = family(12)
     shape = ModelConfig(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective, objective_names
@@ -81,8 +81,8 @@ def test_autoregressive_scores_all_positions_and_equals_brute_force(topology):
     the product of next-token probabilities read off prefix by prefix."""
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     # Only the three symbols can be targets, so that the distribution is over V^L exactly.
     space = TokenSpace(9, 16, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -114,8 +114,8 @@ def test_autoregressive_scores_all_positions_and_equals_brute_force(topology):
 def test_invalid_positions_are_never_noised_read_or_counted(topology, name, method):
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.5)
     space = TokenSpace(9, 128, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -155,8 +155,8 @@ def test_head_at_chosen_rows_equals_dense_head(topology, name, fields):
     """Evaluating the head where something is scored is the same loss and gradient as everywhere."""
     from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
-    from pretrain.model.module import ObjectiveModule
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
 
     space = TokenSpace(9, 128, 0, 4, 5, (0, 1, 2, 3, 4))
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.5)

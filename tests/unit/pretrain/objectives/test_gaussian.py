@@ -15,7 +15,7 @@ import pytest
 import torch
 from points import CIRCLE, SKEW, clean_batch, language, real_module, space
 
-from pretrain.config import Config, ModelConfig, ObjectiveConfig
+from pretrain.config.run import Config, ModelConfig, ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import LearnedSchedule, Level
@@ -211,7 +211,7 @@ def test_probability_and_mean_have_the_gradients_of_autograd(topology, monkeypat
 
 def test_operations_are_those_that_the_paper_counts():
     """Plaid 1B: (72 L d^2) (1 + .25 / 3) for the layers of 24 x 2048 (they write 0.33)."""
-    from pretrain.scaling.flops import train_flops_per_token
+    from pretrain.study.flops import train_flops_per_token
 
     model = ModelConfig(
         num_layers=24, hidden_size=2048, num_attention_heads=32,

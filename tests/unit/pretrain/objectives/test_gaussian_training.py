@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from points import CIRCLE, SKEW, clean_batch, language, real_module, space
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective

@@ -14,11 +14,11 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import COSINE, LINEAR, LOG_LINEAR
 from pretrain.objectives import build_objective
-from pretrain.objectives.reading import ordered, pair
+from pretrain.objectives.attention_order import ordered, pair
 
 L = toy.L
 SUBSETS = [s for m in range(1, L + 1) for s in itertools.combinations(range(L), m)]

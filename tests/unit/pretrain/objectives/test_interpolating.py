@@ -8,7 +8,7 @@ import pytest
 import tables
 import torch
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import SCHEDULES

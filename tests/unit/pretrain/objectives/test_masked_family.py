@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
@@ -266,7 +266,7 @@ def test_losses_that_a_family_lacks_are_refused():
 
 
 def test_every_packaged_objective_builds():
-    from pretrain.compose import CONFIG_ROOT, compose
+    from pretrain.config.compose import CONFIG_ROOT, compose
 
     names = [p.stem for p in (CONFIG_ROOT / "objective").glob("*.yaml")]
     assert len(names) >= 10

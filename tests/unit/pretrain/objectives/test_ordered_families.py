@@ -8,7 +8,7 @@ import torch
 import toy_language as toy
 
 from pretrain.batch import AttentionRule, TrainBatch
-from pretrain.config import ModelConfig, ObjectiveConfig
+from pretrain.config.run import ModelConfig, ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -67,7 +67,7 @@ def network(topology):
 
 
 def module(network, family):
-    from pretrain.model.module import ObjectiveModule
+    from pretrain.module import ObjectiveModule
 
     return ObjectiveModule(network, family)
 

@@ -9,7 +9,7 @@ import toy_language as toy
 import yaml
 
 import pretrain
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 

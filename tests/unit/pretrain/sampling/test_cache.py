@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain.batch import AttentionRule
-from pretrain.config import ModelConfig
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.sampling import ordered
 from pretrain.sampling.autoregressive import sample_autoregressive

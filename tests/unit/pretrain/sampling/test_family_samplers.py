@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.sampling.interpolating import sample_interpolating

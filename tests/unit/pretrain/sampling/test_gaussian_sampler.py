@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import ObjectiveConfig
+from pretrain.config.run import ObjectiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective

@@ -1,0 +1,1 @@
+"""Readers of text: formats, compression, the built-in corpus."""

@@ -1,0 +1,1 @@
+"""From text to shards: collect, tokenise, pack."""

@@ -1,0 +1,88 @@
+"""Which preparation a folder belongs to: its settings and its input files, as two hashes.
+
+A finished folder is never overwritten by another preparation; an unfinished one is of no use to it
+and is begun again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.corpus.text import Unit
+from data_pipeline.errors import DataError
+from data_pipeline.prepare.progress import Progress
+from data_pipeline.prepare.settings import PrepareSettings
+from data_pipeline.prepare.tokenise import SPLITS
+from data_pipeline.shards.manifest import canonical_json
+from data_pipeline.tokenizer import load_tokenizer
+
+
+def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
+    """Identity of the input files, as far as it shows without reading them."""
+    rows: list[Any] = []
+    for unit in units:
+        changed = os.stat(unit.path).st_mtime_ns if unit.bytes else 0
+        rows.append([unit.source, unit.label, unit.bytes, changed])
+    chosen = settings.tokenizer.path
+    if chosen is not None:
+        rows.append(load_tokenizer(chosen).sha256)
+    return sha256(canonical_json(rows)).hexdigest()
+
+
+def refuse_other_preparation(
+    path: Path, identity: dict[str, str], settings: PrepareSettings
+) -> None:
+    """DataError if `path` reports a finished preparation with other settings or input files."""
+    what = _difference(path, identity)
+    if what:
+        before = json.loads(path.read_text(encoding="utf-8")).get("settings")
+        changes = _changes("", before, settings.content()) if before else []
+        named = f" ({'; '.join(changes)})" if changes else ""
+        raise DataError(
+            f"{path.parent} was prepared with other {what}{named}; "
+            "choose another output folder, or remove this one to start again"
+        )
+
+
+def _changes(key: str, before: Any, now: Any) -> list[str]:
+    """The settings that differ, by their dotted key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*now, *(k for k in before if k not in now)]
+        prefix = f"{key}." if key else ""
+        return [c for k in keys for c in _changes(f"{prefix}{k}", before.get(k), now.get(k))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        rows = enumerate(zip(before, now, strict=True))
+        return [c for n, pair in rows for c in _changes(f"{key}.{n}", *pair)]
+    return [] if before == now else [f"{key}: {_brief(before)} there, {_brief(now)} given"]
+
+
+def _brief(value: Any) -> str:
+    """A list of sources by their number: each may be long."""
+    return f"{len(value)} of them" if isinstance(value, list) else repr(value)
+
+
+def discard_other_start(out: Path, identity: dict[str, str], progress: Progress) -> None:
+    """Remove what an unfinished start with other settings or input files left: it is of no use."""
+    what = _difference(out / ".staging" / "identity.json", identity)
+    if what:
+        progress.note(f"{what} changed since the unfinished start in {out}: starting again")
+        shutil.rmtree(out / ".staging")
+        for split in SPLITS:
+            for shard in (out / split).glob(f"{split}-*.tar"):
+                shard.unlink()
+        for tokenizer in out.glob("tokenizer.*"):
+            tokenizer.unlink()
+
+
+def _difference(path: Path, identity: dict[str, str]) -> str:
+    """Which parts of `identity` differ from those in `path`, in words; empty if none."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in identity if found.get(key) != identity[key]]
+    return " and ".join(key.removesuffix("_sha256") for key in changed)

@@ -1,0 +1,274 @@
+"""Raw text to tokenizer and pools: collect, train, tokenise, pack; restartable at any moment.
+
+Every stage publishes its results atomically under `OUT/.staging`, so a start after a kill redoes
+only what was unfinished and ends with the same bytes. `report.json` is written last: a folder that
+has one is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.corpus.compression import COMPRESSED
+from data_pipeline.corpus.text import Unit, list_units
+from data_pipeline.errors import CorpusError, DataError
+from data_pipeline.prepare.collect import CollectJob, collect_unit
+from data_pipeline.prepare.identity import (
+    discard_other_start,
+    inputs_sha256,
+    refuse_other_preparation,
+)
+from data_pipeline.prepare.near_duplicates import find_near_duplicates
+from data_pipeline.prepare.pack import manifest_summary, pack_split, validation_below
+from data_pipeline.prepare.progress import Progress, Silent
+from data_pipeline.prepare.settings import PrepareSettings
+from data_pipeline.prepare.tokenise import SPLITS, Buckets, TokeniseJob, tokenise_bucket
+from data_pipeline.prepare.workers import map_jobs
+from data_pipeline.shards.files import write_atomically
+from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
+
+_BUCKET_BYTES = 4_000_000
+_MAX_BUCKETS = 4096
+_COMPRESSION = 4
+_UNKNOWN_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a preparation leaves behind."""
+
+    train: Path
+    """Manifest of the training pool."""
+    validation: Path
+    """Manifest of the validation pool."""
+    tokenizer: Path
+    report: dict[str, Any]
+    """Content of `report.json`: counts per source, what was dropped and why."""
+    already_done: bool
+    """Whether the folder was finished before this call."""
+
+
+def prepare(settings: PrepareSettings, progress: Progress | None = None) -> PreparedData:
+    """Prepare `settings.out`, or finish what an interrupted start began there.
+
+    Raises CorpusError, TokenizerError or DataError; what is finished stays for the next start.
+    """
+    progress = progress or Silent()
+    units = list_units(settings.sources)
+    identity = {
+        "settings_sha256": settings.sha256(),
+        "inputs_sha256": inputs_sha256(units, settings),
+    }
+    refuse_other_preparation(settings.out / "report.json", identity, settings)
+    staging = settings.out / ".staging"
+    if not (settings.out / "report.json").exists():
+        try:
+            with _locked(settings.out):
+                _run_stages(settings, units, identity, staging, progress)
+        except OSError as error:
+            raise DataError(
+                f"cannot write below {settings.out}: {error.strerror or error}; make room (or fix "
+                "the folder) and start again: what is finished is kept"
+            ) from error
+        done = False
+    else:
+        done = True
+    shutil.rmtree(staging, ignore_errors=True)
+    (settings.out / ".lock").unlink(missing_ok=True)
+    report = json.loads((settings.out / "report.json").read_text(encoding="utf-8"))
+    return PreparedData(
+        train=settings.out / "train" / "manifest.json",
+        validation=settings.out / "validation" / "manifest.json",
+        tokenizer=settings.out / report["tokenizer"]["file"],
+        report=report,
+        already_done=done,
+    )
+
+
+def _run_stages(
+    settings: PrepareSettings,
+    units: list[Unit],
+    identity: dict[str, str],
+    staging: Path,
+    progress: Progress,
+) -> None:
+    discard_other_start(settings.out, identity, progress)
+    for name in ("collected", "tokens"):
+        (staging / name).mkdir(parents=True, exist_ok=True)
+    if not (staging / "identity.json").exists():
+        write_atomically(staging / "identity.json", json.dumps(identity))
+    for folder in (settings.out, *(settings.out / s for s in SPLITS)):
+        for leftover in folder.glob("*.tmp*"):
+            leftover.unlink()
+    buckets, collected = _collect(settings, units, staging / "collected", progress)
+    buckets, similar = _without_near_duplicates(settings, buckets, staging, progress)
+    tokenizer_path = _tokenizer(settings, buckets, progress)
+    results = _tokenise(settings, buckets, tokenizer_path, staging / "tokens", progress)
+    tokenizer = load_tokenizer(tokenizer_path)
+    summaries: dict[str, Any] = {}
+    for split in SPLITS:
+        path = pack_split(split, settings, tokenizer, results, staging / "tokens", progress)
+        summaries[split] = manifest_summary(path)
+    report: dict[str, Any] = {
+        **identity,
+        "settings": settings.content(),
+        "tokenizer": {"file": tokenizer_path.name, **tokenizer.record.model_dump(mode="json")},
+        "pools": summaries,
+        "sources": _source_report(settings, collected, results),
+        "near_duplicates": similar,
+    }
+    write_atomically(settings.out / "report.json", json.dumps(report, indent=1))
+
+
+def _collect(
+    settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
+) -> tuple[Buckets, list[dict[str, Any]]]:
+    factors = (_COMPRESSION if u.path.endswith(COMPRESSED) else 1 for u in units)
+    size = sum(
+        (u.bytes or _UNKNOWN_BYTES) * factor for u, factor in zip(units, factors, strict=True)
+    )
+    count = max(1, min(_MAX_BUCKETS, size // _BUCKET_BYTES))
+    jobs = [
+        CollectJob(
+            unit,
+            number,
+            settings.sources[unit.source],
+            settings.seed,
+            count,
+            str(folder),
+            settings.skip_bad,
+        )
+        for number, unit in enumerate(units)
+    ]
+    progress.start("reading documents", len(jobs), "files")
+    collected: list[dict[str, Any]] = [{} for _ in jobs]
+    bad = 0
+    for index, result in map_jobs(collect_unit, jobs, _workers(settings)):
+        collected[index] = result
+        bad += result["bad"]
+        progress.advance(1, bytes=result["bytes"], documents=result["documents"])
+        if bad > settings.skip_bad:
+            break
+    if bad > settings.skip_bad:
+        examples = [line for result in collected for line in result.get("examples", [])]
+        raise CorpusError(
+            f"malformed records: found {bad}, {settings.skip_bad} are allowed (--skip-bad):\n  "
+            + "\n  ".join(examples[:5])
+        )
+    if not any(result["documents"] for result in collected):
+        raise CorpusError(
+            "the sources hold no text: " + ", ".join(s.path for s in settings.sources)
+        )
+    runs = tuple((n, run) for n, result in enumerate(collected) for run in result["runs"])
+    below = validation_below(settings)
+    sources = tuple(unit.source for unit in units)
+    return Buckets(str(folder), runs, sources, count, below), collected
+
+
+def _without_near_duplicates(
+    settings: PrepareSettings, buckets: Buckets, staging: Path, progress: Progress
+) -> tuple[Buckets, dict[str, Any] | None]:
+    """The buckets less what resembles other documents, and what to report about it."""
+    if settings.near_duplicates is None:
+        return buckets, None
+    path = staging / "near_duplicates.json"
+    if not path.exists():
+        found = find_near_duplicates(buckets, settings.near_duplicates, progress)
+        write_atomically(path, json.dumps(asdict(found)))
+    saved = json.loads(path.read_text())
+    dropped = frozenset([*saved["contaminated"], *saved["copies"]])
+    return replace(buckets, dropped=dropped), {
+        "threshold": settings.near_duplicates,
+        "train_like_validation": len(saved["contaminated"]),
+        "copies": len(saved["copies"]),
+        "examples": saved["examples"],
+    }
+
+
+def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) -> Path:
+    """The tokenizer file of the output: trained, or copied from the given path."""
+    chosen = settings.tokenizer
+    suffix = chosen.path.suffix if chosen.path is not None else ".model"
+    path = settings.out / f"tokenizer{suffix}"
+    if path.exists():
+        return path
+    if chosen.path is not None:
+        load_tokenizer(chosen.path)
+        write_atomically(path, chosen.path.read_bytes())
+        return path
+    progress.start(f"training a {chosen.model_type} tokenizer", None, "")
+    model = train_sentencepiece(
+        buckets.training_texts(chosen.train_bytes),
+        vocab_size=chosen.vocab_size,
+        model_type=chosen.model_type,
+        num_threads=chosen.num_threads,
+    )
+    write_atomically(path, model)
+    return path
+
+
+def _tokenise(
+    settings: PrepareSettings, buckets: Buckets, tokenizer: Path, folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    jobs = [TokeniseJob(buckets, b, str(tokenizer), str(folder)) for b in range(buckets.count)]
+    progress.start("tokenising", len(jobs), "buckets")
+    results: list[dict[str, Any]] = [{} for _ in jobs]
+    for index, result in map_jobs(tokenise_bucket, jobs, _workers(settings)):
+        results[index] = result
+        done = [counts for split in SPLITS for counts in result[split]["sources"].values()]
+        progress.advance(
+            1,
+            bytes=sum(counts["raw_bytes"] for counts in done),
+            tokens=sum(counts["tokens"] for counts in done),
+        )
+    return results
+
+
+def _source_report(
+    settings: PrepareSettings, collected: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Per source: what was read, what was dropped and why."""
+    report = []
+    for index, source in enumerate(settings.sources):
+        units = [result for result in collected if result["source"] == index]
+        report.append(
+            {
+                "name": source.label,
+                "files": len(units),
+                "documents_read": sum(u["documents"] for u in units),
+                "bytes_read": sum(u["bytes"] for u in units),
+                "dropped": {
+                    "exact_duplicates": sum(r["duplicates"].get(str(index), 0) for r in results),
+                    "empty": sum(u["empty"] for u in units),
+                    "malformed": sum(u["bad"] for u in units),
+                },
+                "malformed_examples": [line for u in units for line in u["examples"]][:5],
+            }
+        )
+    return report
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Only one preparation may work in a folder; the lock ends with its process."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another preparation is working in {out}; wait for it to end"
+            ) from None
+        yield
+
+
+def _workers(settings: PrepareSettings) -> int:
+    return settings.workers or len(os.sched_getaffinity(0))

@@ -1,0 +1,1 @@
+"""Pools of token shards: format, manifest, verification, remote sources, cache."""

@@ -1,0 +1,143 @@
+"""Where the files of a pool are: a folder of this machine, or a URL behind a cache."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from data_pipeline.errors import ShardError
+from data_pipeline.shards.cache import Cache, Wanted
+from data_pipeline.shards.manifest import Manifest, ShardRecord, read_local
+from data_pipeline.shards.remote import (
+    MissingError,
+    RemoteSettings,
+    TransferError,
+    append_rest,
+    is_remote,
+)
+
+
+class PoolSource(Protocol):
+    """Gives local paths for the files of a pool."""
+
+    label: str
+    """Folder or URL, for messages."""
+    remote: bool
+
+    def manifest(self) -> Manifest:
+        """The pool's manifest."""
+        ...
+
+    def open_shard(self, record: ShardRecord) -> Path:
+        """A local path, valid until `release_shard`."""
+        ...
+
+    def release_shard(self, record: ShardRecord) -> None:
+        """The shard is not read any more."""
+        ...
+
+    def index(self, manifest: Manifest) -> Path:
+        """Local path of the document index."""
+        ...
+
+
+class LocalSource:
+    """A folder."""
+
+    remote = False
+
+    def __init__(self, manifest_path: Path) -> None:
+        self._path = manifest_path
+        self.folder = manifest_path.parent
+        self.label = str(self.folder)
+
+    def manifest(self) -> Manifest:
+        """The pool's manifest."""
+        return Manifest.load(self._path)
+
+    def open_shard(self, record: ShardRecord) -> Path:
+        """The file itself."""
+        return self.folder / record.name
+
+    def release_shard(self, record: ShardRecord) -> None:
+        """Nothing to do."""
+
+    def index(self, manifest: Manifest) -> Path:
+        """The file itself."""
+        return self.folder / manifest.documents.name
+
+
+class RemoteSource:
+    """Files beside a manifest URL, through a cache."""
+
+    remote = True
+
+    def __init__(self, url: str, cache: Cache) -> None:
+        self._url, self._cache = url, cache
+        self.label = url.rpartition("/")[0]
+        self._pins: dict[str, ExitStack] = {}
+
+    def manifest(self) -> Manifest:
+        """Fetched anew each time: it is small, and its hash is checked."""
+        return Manifest.parse(read_text(self._url, self._cache.remote), self._url)
+
+    def open_shard(self, record: ShardRecord) -> Path:
+        """Download if needed, and pin."""
+        return self._open(
+            Wanted(
+                f"{self.label}/{record.name}",
+                record.name,
+                record.bytes,
+                record.sha256,
+                record.xxh3,
+            )
+        )
+
+    def release_shard(self, record: ShardRecord) -> None:
+        """Unpin."""
+        self._pins.pop(record.name).close()
+
+    def index(self, manifest: Manifest) -> Path:
+        """Download if needed, and pin for good."""
+        record = manifest.documents
+        url = f"{self.label}/{record.name}"
+        return self._open(Wanted(url, record.name, 8 * record.count, record.sha256))
+
+    def _open(self, wanted: Wanted) -> Path:
+        stack = ExitStack()
+        path = stack.enter_context(self._cache.pinned(wanted))
+        self._pins[wanted.name] = stack
+        return path
+
+
+def read_text(location: str | Path, remote: RemoteSettings | None = None) -> str:
+    """The text of a manifest (or mix), fetched anew from a URL; `ShardError` if there is none."""
+    if not is_remote(location):
+        return read_local(Path(location))
+    settings, reason = remote or RemoteSettings(), ""
+    for attempt in range(settings.attempts):
+        time.sleep(min(settings.backoff * 2.0**attempt, 30.0) if attempt else 0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "manifest.json"
+            try:
+                append_rest(str(location), part, settings)
+                return part.read_text(encoding="utf-8")
+            except MissingError as error:
+                raise ShardError(f"no manifest at {location}: {error}") from error
+            except UnicodeDecodeError as error:
+                raise ShardError(f"cannot read the manifest {location}: {error}") from error
+            except TransferError as error:
+                reason = str(error)
+    raise ShardError(f"cannot read the manifest {location}: {reason}")
+
+
+def open_source(location: str | Path, cache: Cache | None) -> PoolSource:
+    """The source of a manifest path or URL; remote ones need a cache."""
+    if not is_remote(location):
+        return LocalSource(Path(location))
+    if cache is None:
+        raise ShardError(f"{location} is remote: give a cache folder for its shards")
+    return RemoteSource(str(location), cache)

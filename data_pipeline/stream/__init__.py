@@ -1,0 +1,1 @@
+"""Which sequence comes at which position: budget, order, mixture, loader."""

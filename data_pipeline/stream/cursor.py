@@ -1,0 +1,64 @@
+"""The whole data state of a run: one position and what gives it its meaning, readable by a person.
+
+No generator state and no per-worker file: epochs, batch size, stop step, schedule and the number of
+ranks are not part of it, so lengthening a run or branching off a decay is legal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from data_pipeline.errors import CursorError
+from data_pipeline.stream.stream import Stream
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Sequences consumed by the optimizer, and the fingerprint of the stream they came from."""
+
+    position: int
+    """Global sample position of the next sequence."""
+    order_version: int
+    order: str
+    seed: int
+    manifest: str
+    """Identity of the pool (of the mixture description when several are mixed)."""
+    tokenizer: str
+    budget: int
+    """Unique tokens."""
+    seq_length: int
+    documents: str
+
+    @staticmethod
+    def at(stream: Stream, position: int) -> Cursor:
+        """The cursor of `stream` after `position` sequences were consumed."""
+        return Cursor(position=position, **stream.fingerprint())
+
+    def to_dict(self) -> dict[str, int | str]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Cursor:
+        """Read `to_dict`'s form; `CursorError` names missing and unknown fields."""
+        known = {field.name for field in fields(Cursor)}
+        if set(value) != known:
+            raise CursorError(
+                f"not a data cursor: missing {sorted(known - set(value))}, "
+                f"unknown {sorted(set(value) - known)}"
+            )
+        return Cursor(**value)
+
+    def check(self, stream: Stream) -> None:
+        """`CursorError` with both sides of every field that differs from `stream`'s."""
+        found = stream.fingerprint()
+        saved = {key: value for key, value in asdict(self).items() if key != "position"}
+        different = [key for key in saved if saved[key] != found[key]]
+        if different:
+            rows = "\n  ".join(f"{key}: saved {saved[key]}, now {found[key]}" for key in different)
+            raise CursorError(
+                f"position {self.position:,} belongs to another data stream:\n  {rows}\n"
+                "restore these settings or start a new run (epochs, batch size, stop step and "
+                "number of ranks may change)"
+            )

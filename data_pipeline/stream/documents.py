@@ -1,0 +1,58 @@
+"""Document boundaries: derived from the separators in the tokens, with an index for counting.
+
+`packed` lets a sequence attend across documents. `masked` keeps them apart: every token belongs
+to the segment of its document, and the separator closes its segment without being scored, so a
+likelihood is then *given the lengths*. The separator stays in `tokens` although it is invalid: the
+autoregressive shift puts it in front of the next document, where it opens the next segment.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import ShardError
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.stream.order import IntArray
+
+DocumentMode = Literal["packed", "masked"]
+
+
+def segments(tokens: NDArray[Any], doc_id: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Segment number of every token, int32 [b, s], and where the separators are, bool [b, s].
+
+    A separator belongs to the document it ends; the segment of a token is the number of separators
+    strictly before it in the row.
+    """
+    separators = tokens == doc_id
+    before = np.cumsum(separators, axis=-1, dtype=np.int32)
+    return before - separators, separators
+
+
+class SeparatorIndex:
+    """Pool positions of all separators: 8 bytes a document on disk, memory-mapped."""
+
+    def __init__(self, manifest: Manifest, path: Path, *, verify: bool) -> None:
+        """`ShardError` if the index is missing, has a wrong size or (with `verify`) wrong bytes."""
+        record = manifest.documents
+        try:
+            if record.count == 0:
+                self.positions = np.empty(0, "<u8")
+                return
+            if verify and sha256(path.read_bytes()).hexdigest() != record.sha256:
+                raise ShardError(f"{path}: content differs from the manifest; restore the file")
+            self.positions = np.memmap(path, "<u8", "r")
+        except (OSError, ValueError) as error:
+            raise ShardError(f"cannot read the document index {path}: {error}") from error
+        if len(self.positions) != record.count:
+            raise ShardError(f"{path}: {len(self.positions):,} documents, not {record.count:,}")
+
+    def count(self, start: IntArray, stop: IntArray) -> IntArray:
+        """Number of separators in each [start, stop)."""
+        first = np.searchsorted(self.positions, start.astype(np.uint64))
+        last = np.searchsorted(self.positions, stop.astype(np.uint64))
+        return (last - first).astype(np.int64)

@@ -1,0 +1,93 @@
+"""Exponential moving average of the weights: float32, sharded exactly as the optimizer is.
+
+The average of each tensor that AdamW updates on this rank lies beside its moments, so that ZeRO
+shards it, checkpoints reshard it, and an update is one fused pass without communication. It costs
+four bytes a parameter, divided as the moments are. Forward passes see it only inside `shown`, which
+brings one parameter at a time into place and needs no second copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from parallel.engine import fragments
+from parallel.engine.fragments import EMA
+
+
+class WeightAverage:
+    """ema <- d ema + (1 - d) w after every applied update, from the weights it was started with.
+
+    With `warmup` d = min(decay, (1 + n) / (10 + n)) after n updates, so that the average forgets
+    its random start (the customary form; diffusion language models are evaluated with it).
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        decay: float,
+        warmup: bool,
+    ) -> None:
+        assert 0.0 < decay < 1.0, f"decay {decay} is no average"
+        self._parameters, self._optimizer = parameters, optimizer
+        self._decay, self._warmup = decay, warmup
+        self.is_shown = False
+        """Whether forward passes see the average now."""
+
+    def decay_at(self, updates: int) -> float:
+        """d of the `updates`-th update, counted from 1."""
+        if not self._warmup:
+            return self._decay
+        return min(self._decay, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Make the present weights the average."""
+        held, averages = self._pairs()
+        torch._foreach_copy_(averages, held)
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Take in the weights after the `updates`-th applied update; each rank its own part."""
+        held, averages = self._pairs()
+        torch._foreach_lerp_(averages, held, 1.0 - self.decay_at(updates))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Forward passes see the average; afterwards the weights again, bit for bit. Collective.
+
+        Neither step nor save inside.
+        """
+        assert not self.is_shown, "the average is shown already"
+        self._exchange(EMA)
+        self.is_shown = True
+        try:
+            yield
+        finally:
+            self._exchange("weight")
+            self.is_shown = False
+
+    @torch.no_grad()
+    def _exchange(self, kind: fragments.Kind) -> None:
+        """Bring average or weights into place, one parameter at a time."""
+        for parameter in self._parameters.values():
+            if not parameter.requires_grad:
+                continue
+            if fragments.has_own_master(parameter):
+                own = fragments.read_slice(parameter, kind, self._optimizer)
+                fragments.show(parameter, own)
+            else:
+                # The parameter is the only copy of the weight: the average's place keeps it.
+                average = self._optimizer.state[parameter][EMA]
+                former = parameter.detach().clone()
+                parameter.copy_(average)
+                average.copy_(former)
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that AdamW updates on this rank, and their averages."""
+        held = fragments.held_tensors(self._parameters.values(), self._optimizer)
+        return [h.detach() for h in held], [self._optimizer.state[h][EMA] for h in held]

@@ -1,0 +1,170 @@
+"""The training engine as the train loop sees it: one small interface, two hosts behind it.
+
+Losses are sums of weighted token losses; the engine divides by the number of valid tokens of the
+global batch, so that neither ranks nor micro-batches change a gradient. `SingleStageEngine` hosts
+every layout without a pipeline, `PipelineEngine` the others; both are DeepSpeed underneath.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel.engine import fragments
+from parallel.engine.average import WeightAverage
+from parallel.engine.fragments import EMA, MOMENTS, TEACHER, Kind
+from parallel.engine.settings import EngineConfig, adamw
+from parallel.layers import mark_parallel_layers, whole_shape
+from parallel.layout.topology import Topology
+
+__all__ = ["Engine", "EngineConfig", "StepResult"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured; tensors are equal on all ranks and stay on the device."""
+
+    loss: Tensor
+    """0-d float32: sum of the weighted token losses of the global batch / denominator."""
+    grad_norm: Tensor
+    """0-d float32: norm of the global gradient before clipping; inf or nan when it overflowed."""
+    applied: bool
+    """False when the gradient was not finite: weights and moments are then untouched."""
+
+
+class Engine(ABC):
+    """`step` and `evaluate`, and every weight and moment by its canonical name.
+
+    `module(batch)` returns the 0-d sum of weighted token losses of this rank's micro-batch;
+    `module(batch, exact=True)` returns float64 [b], the bound summed over each sequence. In a
+    pipeline the module holds the layers of its stage only: see `parallel.engine.pipeline`.
+    """
+
+    deepspeed: Any
+    """The DeepSpeed engine."""
+    parameters: dict[str, nn.Parameter]
+    """The parameters that this rank holds (a slice of), by canonical name; a tied one once."""
+    shapes: dict[str, list[int]]
+    """Whole shape of every parameter of the model, on every rank alike."""
+    average: WeightAverage | None = None
+    """The averaged weights, where the configuration asks for them."""
+    teacher: Mapping[str, nn.Parameter] | None = None
+    """A frozen copy of the model, cut as `parameters` is and under the same names, that belongs
+    into checkpoints; set it before anything is saved or loaded."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        param_groups: Sequence[dict[str, Any]],
+        config: EngineConfig,
+        topology: Topology,
+    ) -> None:
+        self.module = module
+        self.config = config
+        self.topology = topology
+        mark_parallel_layers(module)
+        self.optimizer = adamw(param_groups, config)
+        self._updates = 0  # as `optimizer_step`, without asking the device
+        self.parameters = dict(module.named_parameters())
+        self._largest = max(parameter.numel() for parameter in self.parameters.values())
+        self.shapes = {
+            name: whole_shape(p, topology.tensor_parallel_size)
+            for name, p in self.parameters.items()
+        }
+
+    def step(
+        self,
+        batches: Sequence[Any],
+        denominator: int,
+        lr: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches.
+
+        `denominator` is the number of valid token positions of the global batch, known before the
+        forward pass; `lr` is multiplied by each group's `lr_scale`. `meanwhile` is called after
+        each forward pass: the device then has work, and nothing has waited for it yet.
+        """
+        assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
+        self._set_lr(lr)
+        return self._step(batches, denominator, meanwhile)
+
+    @abstractmethod
+    def _step(
+        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
+    ) -> StepResult:
+        """`step`, its learning rate set."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any) -> Tensor:
+        """Exact bound of each sequence of this rank's `batch`, float64 [b]; no gradients."""
+
+    def read(self, name: str, kind: Kind) -> Tensor:
+        """Whole float32 tensor of a parameter or one of its moments; a collective of all ranks."""
+        parameter, kind = self._stored(name, kind)
+        return fragments.read_full(parameter, kind, self.optimizer, self.topology)
+
+    def write(self, name: str, kind: Kind, own: Tensor) -> None:
+        """Set this tensor-parallel rank's slice of a parameter or moment, on every rank alike."""
+        parameter, kind = self._stored(name, kind)
+        fragments.write_slice(parameter, kind, own, self.optimizer)
+
+    def _stored(self, name: str, kind: Kind) -> tuple[nn.Parameter, Kind]:
+        """The parameter that a tensor belongs to, and what it is of it."""
+        if kind != TEACHER:
+            return self.parameters[name], kind
+        assert self.teacher is not None, "there is no teacher"
+        return self.teacher[name], "weight"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What there is of every parameter now, beside its weight."""
+        moments = MOMENTS if self.optimizer_step else ()
+        averages = () if self.average is None else (EMA,)
+        return (*moments, *averages, *(() if self.teacher is None else (TEACHER,)))
+
+    def using_ema(self) -> AbstractContextManager[None]:
+        """While inside, forward passes use the averaged weights; without any it does nothing."""
+        return nullcontext() if self.average is None else self.average.shown()
+
+    @property
+    def optimizer_step(self) -> int:
+        """How many updates AdamW has applied; 0 means there are no moments yet."""
+        return fragments.optimizer_step(self.parameters.values(), self.optimizer)
+
+    @optimizer_step.setter
+    def optimizer_step(self, step: int) -> None:
+        averaged = self.average is not None
+        fragments.create_moments(self.parameters.values(), self.optimizer, step, averaged)
+        self._updates = step
+
+    def _start_average(self) -> None:
+        """Begin averaging at the present weights; the last act of building an engine."""
+        decay, warmup = self.config.ema_decay, self.config.ema_warmup
+        if decay > 0:
+            self.average = WeightAverage(self.parameters, self.optimizer, decay, warmup)
+            self.optimizer_step = 0
+
+    def _count(self, applied: bool) -> bool:
+        """Count an applied update and let the average take it in; hands `applied` through."""
+        if applied:
+            self._updates += 1
+            if self.average is not None:
+                self.average.update(self._updates)
+        return applied
+
+    def _set_lr(self, lr: float) -> None:
+        assert self.average is None or not self.average.is_shown, "no step inside using_ema"
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def _reported_norm(self, device: torch.device) -> Tensor:
+        """DeepSpeed's norm of the last step."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=device)

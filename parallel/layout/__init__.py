@@ -1,0 +1,1 @@
+"""Degrees of parallelism, their rules, ranks and stages."""

@@ -1,0 +1,280 @@
+"""`epochal`: the verbs. Each imports what it needs when it runs, so that help appears at once.
+
+Errors that carry an exit code are printed as one red line, or as JSON under `--json`; anything else
+is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pretrain import __version__
+from pretrain.cli.checkpoint import Weights, export, reshard
+from pretrain.cli.data import app as data_app
+from pretrain.cli.output import Json, print_error, print_json, print_red, print_values
+from pretrain.cli.plan import plan
+
+if TYPE_CHECKING:
+    from pretrain.config.run import Config
+
+app = typer.Typer(
+    name="epochal",
+    help="Pretrain autoregressive and diffusion language models on a fixed set of repeated tokens.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app)
+
+Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/autoregressive.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Checkpoint folder; default: the newest of the run.")
+]
+
+
+class Split(StrEnum):
+    """Which pool of a run is evaluated."""
+
+    validation = "validation"
+    train = "train"
+
+
+@app.callback(invoke_without_command=True)
+def epochal(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Pretrain autoregressive and diffusion language models on a fixed set of repeated tokens."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OVERRIDES]...", help="GROUP=OPTION or KEY=VALUE, in any order."),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="Saved configuration (RUN/config.yaml) to start from."),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server; default: runs/mlflow.db.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything, show what would run, start nothing.")
+    ] = False,
+    prepare: Annotated[
+        bool,
+        typer.Option(help="Check everything and write RUN/config.yaml; srun starts the ranks."),
+    ] = False,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="With --prepare: how many ranks will be started.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model; start the same command again to resume.
+
+    `epochal train model=tiny objective=masked data.unique_tokens=100000 data.epochs=20`
+
+    `epochal train --config runs/masked/config.yaml data.epochs=40`
+
+    Exit codes: 0 finished, 75 stopped by a signal after saving, 2 configuration, 3 shards,
+    4 checkpoint, 5 training or saving failed, 6 ranks died.
+    """
+    from pretrain.config.compose import compose, replace_values
+    from pretrain.config.preflight import preflight
+
+    config = compose(overrides or [], config_file)
+    if tracking_uri is not None:
+        config = replace_values(config, {"tracking.uri": tracking_uri, "tracking.mlflow": True})
+    config = preflight(config, world_size)
+    if dry_run:
+        _show_plan(config, as_json)
+    elif prepare:
+        _prepare(config, as_json)
+    else:
+        _launch(config, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Noise levels per sequence; default: the run's own.")
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option(help="How many sequences, from the first; default: the run's own.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which pool.")] = Split.validation,
+    as_json: Json = False,
+) -> None:
+    """Likelihood bound of a run's model, with its standard error.
+
+    `epochal evaluate runs/masked --draws 32`
+    """
+    from pretrain.evaluation.run import evaluate_run
+
+    result = evaluate_run(
+        run,
+        checkpoint=checkpoint,
+        weights=None if weights is None else weights.value,
+        draws=draws,
+        sequences=sequences,
+        split=split.value,
+    )
+    if as_json:
+        print_json(result)
+    else:
+        print_values(result)
+
+
+@app.command()
+def sample(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
+    num: Annotated[int, typer.Option(help="How many samples.")] = 4,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps; default: one a token. Diffusion only.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="1 samples the model itself, 0 is greedy.")
+    ] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus: smallest set of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    prompt: Annotated[str, typer.Option(help="Text that every sample begins with.")] = "",
+    greedy_tail: Annotated[
+        bool, typer.Option("--greedy-tail", help="The mode in the last step; uniform families.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw text from a run's model.
+
+    `epochal sample runs/masked --num 2 --steps 64 --prompt "The interpreter "`
+    """
+    from pretrain.sampling.run import sample_run
+
+    samples = sample_run(
+        run,
+        checkpoint=checkpoint,
+        weights=None if weights is None else weights.value,
+        num=num,
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        prompt=prompt,
+        greedy_tail=greedy_tail,
+    )
+    if as_json:
+        print_json(samples)
+        return
+    for drawn in samples:
+        about = f"{drawn['sampler']}, seed {drawn['seed']}, {drawn['network_evaluations']} passes"
+        print(f"--- sample {drawn['index']} ({about})\n{drawn['text']}\n")
+
+
+app.command()(export)
+app.command()(reshard)
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option(help="At most 4 minutes instead of 20.")] = False,
+    folder: Annotated[Path, typer.Option("--dir", help="Where everything is written.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """From raw text to a figure: AR against masked diffusion on the same repeated tokens.
+
+    `epochal demo --fast`
+    """
+    from pretrain.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(folder, fast))
+
+
+app.command()(plan)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, devices, disk, process groups.
+
+    `epochal doctor`
+    """
+    from pretrain.cli.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json([finding.to_dict() for finding in findings])
+    else:
+        for finding in findings:
+            mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.level]
+            print(f"{mark}  {finding.what}: {finding.found}")
+            if finding.advice:
+                print(f"      {finding.advice}")
+    raise typer.Exit(1 if any(f.level == "bad" for f in findings) else 0)
+
+
+def main() -> None:
+    """Entry point of the `epochal` command."""
+    try:
+        app()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print_error(error, int(code))
+        sys.exit(int(code))
+
+
+def _show_plan(config: Config, as_json: bool) -> None:
+    import yaml
+
+    from pretrain.launch import plan_launch
+
+    launch = plan_launch(config)
+    values = config.model_dump(mode="json")
+    if as_json:
+        print_json({"command": launch.command, "environment": launch.environment, "config": values})
+        return
+    print(yaml.safe_dump(values, sort_keys=False), end="")
+    print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")
+    print(f"# {launch}")
+
+
+def _prepare(config: Config, as_json: bool) -> None:
+    from pretrain.launch import exclusive, write_run
+
+    with exclusive(config.run.path):
+        path = write_run(config)
+    if as_json:
+        print_json({"config": str(path), "world_size": config.world_size})
+    else:
+        print(path)
+
+
+def _launch(config: Config, as_json: bool) -> None:
+    from pretrain.launch import launch
+
+    outcome = launch(config, output=sys.stderr if as_json else None)
+    if as_json:
+        print_json({"run": str(config.run.path), **outcome.to_dict()})
+    elif outcome.state == "finished":
+        print(f"finished at step {outcome.step:,}; run folder {config.run.path}")
+    elif outcome.state == "preempted":
+        print(f"stopped, saved; start the same command again to resume {config.run.path}")
+    elif outcome.message:
+        print_red(f"error: {outcome.message}")
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,85 @@
+"""`epochal plan`: memory, time and cost of a layout, and better ones; needs no GPU and no data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pretrain.cli.output import Json, print_json
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([KkMmBbGgTt]?)")
+_FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OVERRIDES]...", help="GROUP=OPTION or KEY=VALUE, as for train."),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="Saved configuration (RUN/config.yaml) to start from."),
+    ] = None,
+    machine: Annotated[
+        str, typer.Option(help="A name of configs/machine, or a YAML file like those.")
+    ] = "h100x8",
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs; default: all of the machine.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens to train on (300B, 1.5T): days and GPU-hours.")
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU-hour: cost of those tokens.")
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Ids of the tokenizer; default: those of data.tokenizer.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the best layouts are shown.")] = 5,
+    models: Annotated[
+        bool, typer.Option("--models", help="Print the table of all packaged models instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Memory, step time and cost of a layout before anything runs, and the best layouts.
+
+    `epochal plan model=1.7b train.precision=bfloat16 --machine h100x64 --tokens 1T`
+    """
+    from pretrain.config.compose import compose
+    from pretrain.errors import ConfigError
+    from pretrain.planning.plan import plan as estimate
+    from pretrain.planning.report import to_dict
+    from pretrain.planning.tables import sections, show
+
+    if models:
+        from pretrain.planning.ladder import ladder_table
+
+        print(ladder_table())
+        return
+    if top < 0:
+        raise ConfigError(f"--top is {top}; it must be 0 or more")
+    planned = estimate(
+        compose(overrides or [], config_file),
+        machine=machine,
+        num_gpus=gpus,
+        tokens=_count(tokens) if tokens is not None else None,
+        price=price_per_gpu_hour,
+        vocab_size=vocab_size,
+    )
+    if as_json:
+        print_json(to_dict(planned, top))
+    else:
+        show(sections(planned, top))
+
+
+def _count(text: str) -> float:
+    """300B, 1.5T or 2e12 as a number."""
+    from pretrain.errors import ConfigError
+
+    match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
+    if match is None:
+        raise ConfigError(f"--tokens is {text!r}; write a number, e.g. 300B, 1.5T or 2e12")
+    return float(match[1]) * _FACTORS[match[2].lower()]

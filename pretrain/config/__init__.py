@@ -1,0 +1,1 @@
+"""Settings: typed sections, their composition, checks and messages."""

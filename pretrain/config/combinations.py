@@ -1,0 +1,230 @@
+"""Settings that are fine alone and cannot work together, refused while the configuration is read.
+
+Layouts have further rules in `parallel.layout.rules`; what depends on the machine is checked by
+`pretrain.config.preflight`. Free of torch, as the configuration is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from parallel.layout.rules import Layout, divisors, overlap_obstacle
+from pretrain.training.compilation import conflict, loss_conflict
+
+if TYPE_CHECKING:
+    from pretrain.config.run import Config, ParallelConfig
+
+FLASH_HEADS, FLEX_HEADS = 256, 16
+"""Widest head of flash-attn, narrowest of FlexAttention."""
+
+
+def check_combinations(config: Config) -> None:
+    """Raise ValueError for the first combination that cannot work, saying what can."""
+    _check_sizes(config)
+    _check_batch(config)
+    _check_precision(config)
+    _check_attention(config)
+    _check_recompute(config)
+    _check_compile(config)
+    _check_objective(config)
+
+
+def _check_sizes(config: Config) -> None:
+    tp, m = config.parallel.tensor_parallel_size, config.model
+    for what, size in (
+        ("model.num_attention_heads", m.num_attention_heads),
+        ("model.num_query_groups", m.query_groups),
+        ("model.ffn_hidden_size", m.ffn_size),
+        ("model.vocab_multiple", m.vocab_multiple),
+    ):
+        if size % tp:
+            raise ValueError(
+                f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
+                f"allowed here: {divisors(size)}"
+            )
+
+
+def _check_batch(config: Config) -> None:
+    size, micro = config.train.global_batch_size, config.train.micro_batch_size
+    dp = config.parallel.data_parallel_size or 1
+    if size % dp:
+        raise ValueError(
+            f"train.global_batch_size {size} is not divisible by parallel.data_parallel_size {dp}"
+        )
+    per_rank = size // dp
+    if micro is not None and per_rank % micro:
+        raise ValueError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
+            f"(global_batch_size {size} over {dp} data-parallel ranks); allowed here: "
+            f"{divisors(per_rank)}"
+        )
+
+
+def _check_precision(config: Config) -> None:
+    if config.train.precision == "bfloat16" and config.parallel.zero_stage == 0:
+        raise ValueError(
+            "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's stage 0 "
+            "takes a wrong first step in bfloat16"
+        )
+    if config.parallel.offload != "none" and config.parallel.zero_stage == 0:
+        raise ValueError(
+            f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher: "
+            "stage 0 keeps the optimizer where the weights are"
+        )
+    _check_swapping(config)
+    _check_overlap(config.parallel, config.train.precision)
+
+
+def _check_overlap(p: ParallelConfig, precision: str) -> None:
+    """Whether what `parallel.overlap_comm` asks for can be had."""
+    layout = Layout(pipeline_parallel_size=p.pipeline_parallel_size)
+    obstacle = overlap_obstacle(layout, p.zero_stage, precision, p.offload)
+    if p.overlap_comm and obstacle is not None:
+        raise ValueError(
+            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or take "
+            "parallel.zero_stage 2 or 3 without a pipeline"
+        )
+
+
+def _check_swapping(config: Config) -> None:
+    """What `parallel.offload=nvme` needs of the rest."""
+    p = config.parallel
+    if p.offload != "nvme":
+        return
+    if p.zero_stage != 3:
+        raise ValueError(
+            f"parallel.offload nvme needs parallel.zero_stage 3, not {p.zero_stage}: DeepSpeed "
+            "swaps the optimizer of that stage only; parallel.offload cpu works at 1 to 3"
+        )
+    if p.offload_path is None:
+        raise ValueError(
+            "parallel.offload nvme needs parallel.offload_path, a folder on a fast disk of each "
+            "node (16 bytes a parameter, divided by the data-parallel ranks)"
+        )
+    if config.train.ema_decay > 0:
+        raise ValueError(
+            f"parallel.offload nvme keeps no averaged weights, but train.ema_decay is "
+            f"{config.train.ema_decay}: each step would read and write them once more; set it to "
+            "0, or parallel.offload to cpu"
+        )
+
+
+def _check_attention(config: Config) -> None:
+    wanted, head = config.model.attention, config.model.head_size
+    if wanted in ("auto", "sdpa"):
+        return
+    named = f"model.attention={wanted}"
+    if config.run.device == "cpu":
+        why = "is for NVIDIA GPUs" if wanted == "flash" else "has no backward pass on a CPU"
+        raise ValueError(f"{named} {why}, but run.device is cpu; set model.attention to auto")
+    if wanted == "flash" and config.train.precision == "float32":
+        raise ValueError(
+            f"{named} computes in bfloat16 only, but train.precision is float32; set "
+            "train.precision to bfloat16, or model.attention to auto (SDPA in float32)"
+        )
+    if wanted == "flash" and (head > FLASH_HEADS or head % 8):
+        raise ValueError(
+            f"{named} needs heads of at most {FLASH_HEADS} that are a multiple of 8, not {head} "
+            f"(model.hidden_size over model.num_attention_heads); change their number, or set "
+            "model.attention to auto"
+        )
+    if wanted == "flex" and config.model.attention_dropout > 0:
+        raise ValueError(
+            f"{named} cannot drop attention weights, but model.attention_dropout is "
+            f"{config.model.attention_dropout}; set it to 0, or model.attention to auto"
+        )
+    if wanted == "flex" and head < FLEX_HEADS:
+        raise ValueError(
+            f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "
+            "model.num_attention_heads); take fewer heads, or set model.attention to auto"
+        )
+
+
+def _check_recompute(config: Config) -> None:
+    mode, layers = config.train.recompute, config.train.recompute_layers
+    if layers is None:
+        return
+    if mode == "none":
+        raise ValueError(
+            f"train.recompute_layers {layers} does nothing while train.recompute is none; set that "
+            "to selective or full, or leave train.recompute_layers empty"
+        )
+    if layers > config.model.num_layers:
+        raise ValueError(
+            f"train.recompute_layers {layers} is more than model.num_layers "
+            f"{config.model.num_layers}; null concerns all layers"
+        )
+
+
+def _check_compile(config: Config) -> None:
+    obstacle = conflict(config) if config.train.compile is True else None
+    if obstacle is not None:
+        raise ValueError(
+            f"train.compile true cannot be had while {obstacle}; change that, or set train.compile "
+            "to auto or false"
+        )
+    obstacle = loss_conflict(config) if config.train.compile_loss else None
+    if obstacle is not None:
+        raise ValueError(
+            f"train.compile_loss true cannot be had while {obstacle}; change that, or set "
+            "train.compile_loss to false"
+        )
+
+
+def _check_objective(config: Config) -> None:
+    if config.objective.orders > 1 and config.data.documents == "masked":
+        raise ValueError(
+            f"objective.orders {config.objective.orders} reorders whole sequences and needs "
+            "data.documents=packed; documents kept apart have objective.orders=1"
+        )
+    if config.objective.independent_levels > 0 and config.model.time_conditioning:
+        raise ValueError(
+            "objective.independent_levels gives each token a noise level of its own, "
+            "model.time_conditioning knows one a sequence; set one of them to 0 or false"
+        )
+    if config.objective.name == "distillation":
+        _check_distillation(config)
+    if config.objective.name == "gaussian":
+        _check_gaussian(config)
+
+
+def _check_distillation(config: Config) -> None:
+    for name, largest in (
+        ("pipeline_parallel_size", 1),
+        ("context_parallel_size", 1),
+        ("zero_stage", 2),
+    ):
+        given = getattr(config.parallel, name)
+        if given > largest:
+            raise ValueError(
+                f"objective distillation has a second model, of which every rank holds what it "
+                f"holds of the first, and needs parallel.{name} {largest} or less, not {given}"
+            )
+    rounds, batch = config.objective.round_sequences, config.train.global_batch_size
+    if rounds == 0 or rounds % batch:
+        raise ValueError(
+            f"objective.round_sequences is {rounds}; a round of distillation is a positive number "
+            f"of steps of train.global_batch_size {batch} sequences; published are 10,000 steps, "
+            f"here {10_000 * batch}"
+        )
+
+
+def _check_gaussian(config: Config) -> None:
+    for name in ("pipeline_parallel_size", "context_parallel_size"):
+        degree = getattr(config.parallel, name)
+        if degree > 1:
+            raise ValueError(
+                f"objective gaussian takes two passes through the whole model and needs "
+                f"parallel.{name} 1, not {degree}; use data and tensor parallelism"
+            )
+    if config.train.loss_chunk:
+        raise ValueError(
+            f"objective gaussian scores all rows of a training step at once, so that "
+            f"train.loss_chunk is null or 0, not {config.train.loss_chunk}; lower "
+            "train.micro_batch_size where memory is short"
+        )
+    if not config.model.tie_embeddings:
+        raise ValueError(
+            "objective gaussian has embeddings of its own, so that model.tie_embeddings false "
+            "would leave a matrix that nothing uses; set it to true"
+        )

@@ -1,0 +1,258 @@
+"""From command-line overrides or a saved file to one validated `Config`, or one clear error.
+
+Hydra composes the groups (`model=tiny`, `runs=demo`); single values (`optimizer.lr=1e-3`)
+are checked against the pydantic tree before they are applied, so that a misspelt key is answered
+with the key that was meant. The price is a second walk over the tree (a millisecond); Hydra's own
+error for the same mistake names no alternative. Paths come out absolute: a saved configuration
+means the same from any folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from pretrain.config.messages import describe_all, unknown_key
+from pretrain.config.run import Config
+from pretrain.config.suggest import closest
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
+"""The packaged groups; installed wheels carry them beside this package."""
+OPTIONAL_GROUPS = ("study", "runs")
+"""Groups that need not be chosen; their options set values of several sections."""
+NOT_GROUPS = ("machine",)
+"""Folders of `configs/` that say nothing about a run."""
+_ASK = "docs/configuration.md and pretrain/config/run.py, where all keys stand"
+_CALL = re.compile(r"([\w.]+)=(\w+\([^()'\"]*\))")
+"""KEY=NAME(ARGUMENTS): Hydra would call a function, ours are words such as `window(8)`."""
+
+
+def compose(overrides: list[str], config_file: Path | None = None) -> Config:
+    """The validated configuration of `overrides` over the packaged groups, or over `config_file`.
+
+    Raises `ConfigError` for unknown groups, options, keys and values; never anything else.
+    """
+    parsed = _parse(overrides)
+    choices = [o for o in parsed if _chooses_group(o)]
+    values = [o for o in parsed if o not in choices]
+    if config_file is None:
+        tree = _compose_groups(choices)
+    else:
+        if choices:
+            raise ConfigError(
+                f"{choices[0].input_line}: a group cannot be chosen on top of {config_file}, which "
+                f"is already complete; set single values instead, e.g. model.num_layers=4"
+            )
+        tree = _read(config_file)
+    return validate(_apply(tree, values))
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """A `Config` of plain nested values; every problem becomes one line of a `ConfigError`."""
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_all(error, known_keys(), _ASK))) from None
+    return _absolute(config)
+
+
+def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with some dotted keys set, validated again."""
+    tree = config.model_dump(mode="json")
+    for dotted, value in values.items():
+        *sections, leaf = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    return validate(tree)
+
+
+def load_config(path: Path) -> Config:
+    """The configuration saved at `path` (`config.yaml` of a run folder)."""
+    return compose([], path)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration atomically; `compose([], path)` gives it back."""
+    import yaml
+
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"# Repeat with: epochal train --config {path}\n{text}")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def groups() -> dict[str, list[str]]:
+    """The packaged groups and their options."""
+    return {
+        folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
+        for folder in sorted(CONFIG_ROOT.iterdir())
+        if folder.is_dir() and folder.name not in NOT_GROUPS and any(folder.glob("*.yaml"))
+    }
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration that takes a value."""
+    return list(_leaves(Config))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key -> plain value, for comparison and for tracking."""
+
+    def walk(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                yield from walk(f"{prefix}{key}.", value)
+            else:
+                yield prefix + key, value
+
+    return dict(walk("", config.model_dump(mode="json")))
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(_CALL.sub(r'\1="\2"', text))
+        except HydraException:
+            raise ConfigError(
+                f"cannot read the override {text!r}; write KEY=VALUE (optimizer.lr=1e-3) or "
+                f"GROUP=OPTION (model=tiny), and quote spaces and brackets from the shell"
+            ) from None
+        if override.is_sweep_override():
+            raise ConfigError(f"{text}: one run takes one value; start one run for each value")
+        parsed.append(override)
+    return parsed
+
+
+def _chooses_group(override: Override) -> bool:
+    """Whether it names an option of a group; `model={num_layers: 4}` sets values instead."""
+    named = isinstance(override.value(), str) or override.value() is None
+    return named and not override.is_delete() and override.key_or_group in groups()
+
+
+def _compose_groups(choices: list[Override]) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = groups()
+    for choice in choices:
+        option, group = choice.value(), choice.key_or_group
+        if option is None and group in OPTIONAL_GROUPS:
+            continue
+        if option not in known[group]:
+            hint = closest(str(option), known[group])
+            raise ConfigError(
+                f"unknown {group} {option!r}; "
+                + (f"did you mean {hint}? " if hint else "")
+                + f"known: {', '.join(known[group])}"
+            )
+    lines = [f"{c.key_or_group}={'null' if c.value() is None else c.value()}" for c in choices]
+    try:
+        with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
+            return hydra_compose("config", lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot compose {' '.join(lines)}: {error}") from None
+
+
+def _read(path: Path) -> DictConfig:
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        tree = OmegaConf.load(path)
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder; give its configuration, {path}/config.yaml"
+        ) from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no configuration at {path}; give the config.yaml of a run folder, or name groups "
+            f"instead (epochal train --help)"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path} is not a mapping of sections (run, data, model, ...)")
+    return tree
+
+
+def _apply(tree: DictConfig, values: list[Override]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.set_struct(tree, False)
+    for override in values:
+        key = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line}: keys are not removed; set {key}=null")
+        _check_key(key)
+        try:
+            OmegaConf.update(tree, key, override.value(), merge=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{override.input_line}: {_first_line(error)}") from None
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"cannot resolve the configuration: {_first_line(error)}") from None
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _check_key(key: str) -> None:
+    leaves = known_keys()
+    if key in leaves or any(leaf.startswith(f"{key}.") for leaf in leaves):
+        return
+    raise ConfigError(unknown_key(key, [*leaves, *groups()], _ASK))
+
+
+def _absolute(config: Config) -> Config:
+    """The same configuration with absolute paths."""
+
+    def absolute(section: BaseModel) -> dict[str, Any]:
+        paths = {k: v for k, v in section.__dict__.items() if isinstance(v, Path)}
+        return {k: Path(os.path.abspath(v.expanduser())) for k, v in paths.items()}
+
+    sections = {
+        name: section.model_copy(update=absolute(section))
+        for name, section in config.__dict__.items()
+    }
+    return config.model_copy(update=sections)

@@ -1,0 +1,53 @@
+"""One line for one of pydantic's complaints: the path, what was given, what is allowed.
+
+pydantic's own text names classes and links to its documentation; a user needs the key and the
+values that it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pretrain.config.suggest import closest
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def describe_all(error: ValidationError, known: Iterable[str], ask: str = "") -> list[str]:
+    """Every problem of `error`, each once and sorted; `known` are the dotted keys there are.
+
+    `ask` says where all keys can be looked up.
+    """
+    keys = list(known)
+    return sorted({_describe(problem, keys, ask) for problem in error.errors()})
+
+
+def unknown_key(key: str, known: Iterable[str], ask: str = "") -> str:
+    """What to say about a key that does not exist."""
+    hint = closest(key, known)
+    if hint:
+        return f"unknown key {key}; did you mean {hint}?"
+    return f"unknown key {key}" + (f"; see {ask}" if ask else "")
+
+
+def _describe(problem: Any, known: list[str], ask: str) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    kind, given = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        # A key of an entry of a list (sources.0.name) is known without the number.
+        plain = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        return unknown_key(plain, known, ask)
+    if kind == "missing" or given == "???":
+        choose = "choose data=... or " if path.startswith("data.") else ""
+        return f"{path}: no value given; it is required ({choose}set {path}=...)"
+    reason = problem["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{path}: {reason}" if path else reason
+    if kind == "model_type":
+        return f"{path}: given {given!r}, but it is a section; set {path}.KEY=VALUE"
+    if kind == "tuple_type":
+        reason = "a list, e.g. [0.1,0.9]"
+    reason = reason.removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{path}: given {given!r}, allowed: {reason}"

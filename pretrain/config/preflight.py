@@ -1,0 +1,284 @@
+"""Everything that can be known to be wrong before a process group or a GPU is touched.
+
+`preflight` compares the configuration with the files it names: pools, tokenizer, hostfile and the
+run folder it would continue. It reads manifests, never shards (the ranks verify those), and takes
+well under a second. Every rank may call it; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.config.compose import CONFIG_ROOT, flatten, load_config, replace_values
+from pretrain.config.run import Config, resolve
+from pretrain.errors import ConfigError
+from pretrain.hosts import read_hostfile
+from pretrain.training.compilation import missing_compiler
+
+if TYPE_CHECKING:
+    from data_pipeline.shards.manifest import Manifest
+    from data_pipeline.stream.open_stream import NamedPool
+
+MAY_CHANGE = (
+    "run.name", "run.root", "run.dir", "run.device", "data.train", "data.validation",
+    "data.tokenizer", "data.epochs", "data.verify", "data.cache", "data.cache_bytes",
+    "model.attention", "optimizer.min_lr",
+    "optimizer.schedule.", "parallel.", "train.", "evaluation.", "tracking.",
+)  # fmt: skip
+"""Keys, or beginnings of keys, that a run may change when it is resumed. Pools may move: their
+content is compared instead of their path."""
+
+
+def preflight(config: Config, world_size: int | None = None) -> Config:
+    """The configuration with what the first start decides filled in, or the first error found.
+
+    `world_size` is the number of ranks that something else starts (SLURM); null takes those of the
+    hostfile, else as many as the layout says. Raises ConfigError, LayoutError or DataError.
+    """
+    config = with_world_size(config, world_size)
+    _check_objective(config)
+    _check_layout(config)
+    _check_machine(config)
+    _check_data(config)
+    _check_init(config)
+    return _continue_run(config)
+
+
+def with_world_size(config: Config, world_size: int | None = None) -> Config:
+    """Fill in `parallel.data_parallel_size` from the number of ranks."""
+    p = config.parallel
+    if world_size is None and p.hostfile is not None:
+        world_size = sum(read_hostfile(p.hostfile).values())
+    model = p.tensor_parallel_size * p.pipeline_parallel_size * p.context_parallel_size
+    ranks = world_size or model * (p.data_parallel_size or 1)
+    if ranks % model:
+        raise ConfigError(
+            f"tensor {p.tensor_parallel_size} x pipeline {p.pipeline_parallel_size} x context "
+            f"{p.context_parallel_size} = {model} does not divide the {ranks} ranks; start a "
+            f"multiple of {model} ranks or lower a degree of parallel.*"
+        )
+    found = ranks // model
+    if p.data_parallel_size not in (None, found):
+        raise ConfigError(
+            f"parallel.data_parallel_size {p.data_parallel_size} needs "
+            f"{p.data_parallel_size * model} ranks, but there are {ranks}; set it to {found} or "
+            f"leave it out"
+        )
+    return replace_values(config, {"parallel.data_parallel_size": found})
+
+
+def compare(old: Config, new: Config) -> list[str]:
+    """One line for each key that differs although a resumed run may not change it."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: the run has {before[key]!r}, given {value!r}"
+        for key, value in after.items()
+        if before[key] != value and not _may_change(key)
+    ]
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether something would be resumed, or lost, in this run folder."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
+
+
+def _may_change(key: str) -> bool:
+    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
+
+
+def _check_objective(config: Config) -> None:
+    """Whether the name is a family; read from `configs/objective`, because the registry needs
+    torch."""
+    import yaml
+
+    values = [yaml.safe_load(f.read_text()) for f in (CONFIG_ROOT / "objective").glob("*.yaml")]
+    # Options that also set other sections stand one level deeper.
+    names = {value.get("objective", value).get("name") for value in values}
+    known = sorted(names - {None})
+    if config.objective.name not in known:
+        raise ConfigError(
+            f"unknown objective.name {config.objective.name!r}; known: {', '.join(known)}"
+        )
+
+
+def _check_layout(config: Config) -> None:
+    from parallel.layout.topology import check_layout
+
+    p, m = config.parallel, config.model
+    check_layout(
+        world_size=config.world_size,
+        **p.degrees,
+        precision=config.train.precision,
+        sizes={"model.num_attention_heads": m.num_attention_heads},
+        num_query_groups=m.query_groups,
+        num_layers=m.num_layers,
+        seq_length=config.data.seq_length,
+    )
+
+
+def _check_machine(config: Config) -> None:
+    """Whether the machine has the GPU and the kernels that are asked for, where ranks run here."""
+    from pretrain.launch import has_gpu
+
+    if config.parallel.hostfile is not None:
+        return
+    if config.parallel.offload == "nvme" and config.parallel.offload_path is not None:
+        from parallel.swap_folder import check_swapping
+
+        check_swapping(config.parallel.offload_path, config.run.device != "cpu" and has_gpu())
+    wanted = config.model.attention
+    if config.run.device != "cpu" and not has_gpu():
+        if config.run.device == "cuda":
+            raise ConfigError(
+                "run.device=cuda, but this machine has no NVIDIA driver; set run.device to auto or "
+                "cpu, or start on a machine that has"
+            )
+        if wanted in ("flash", "flex"):
+            raise ConfigError(
+                f"model.attention={wanted} trains on NVIDIA GPUs only and this machine has none; "
+                "set model.attention to auto (SDPA on a CPU)"
+            )
+    for name, without in (("compile", "auto or false"), ("compile_loss", "false")):
+        missing = missing_compiler() if getattr(config.train, name) is True else None
+        if missing is not None:
+            raise ConfigError(f"train.{name} true: {missing}, or set train.{name} to {without}")
+    if wanted == "flash" and find_spec("flash_attn") is None:
+        raise ConfigError(
+            "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "
+            "'epochal[gpu]'); set model.attention to auto to do without"
+        )
+
+
+def _check_data(config: Config) -> None:
+    from data_pipeline.errors import BudgetError, DataError
+    from data_pipeline.shards.manifest import Manifest
+    from data_pipeline.stream.budget import Budget
+    from data_pipeline.stream.open_stream import NamedPool, read_content, read_pools
+
+    d = config.data
+    validation = read_content(d.validation)
+    if not isinstance(validation, Manifest):
+        raise DataError(f"data.validation {d.validation} is a mix; name the manifest of one pool")
+    _check_split("validation", NamedPool(d.validation, validation, None))
+    pools = read_pools(d.train, d.unique_tokens, d.order)
+    for pool in pools:
+        _check_split("train", pool)
+        _check_together(pool, validation, f"{pool.location}, {d.validation}")
+    _check_tokenizer(d.tokenizer, validation)
+    for pool in pools:
+        try:
+            Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens)
+        except BudgetError as error:
+            raise BudgetError(f"{error} ({pool.location})") from None
+
+
+def _check_init(config: Config) -> None:
+    """Whether `run.init_from` is a file of weights; the ranks compare names and shapes."""
+    file = config.run.init_from
+    if file is None or has_checkpoint(config.run.path):
+        return
+    from parallel.weights_file import read_header
+
+    embeddings = [e for n, e in read_header(file).items() if n.endswith("embedding.weight")]
+    width = config.model.hidden_size
+    if embeddings and embeddings[0]["shape"][-1] != width:
+        raise ConfigError(
+            f"run.init_from {file} holds a model of width {embeddings[0]['shape'][-1]}, but "
+            f"model.hidden_size is {width}; set model.* to the shape of that model"
+        )
+
+
+def _check_split(split: str, pool: NamedPool) -> None:
+    from data_pipeline.errors import ShardError
+
+    if pool.manifest.split != split:
+        raise ShardError(
+            f"data.{split} names the {pool.manifest.split} split of a pool ({pool.location}); give "
+            f"the manifest of its {split} split"
+        )
+    if pool.manifest.tokens == 0:
+        raise ShardError(f"data.{split}: {pool.location} holds no tokens; prepare more text")
+
+
+def _check_together(pool: NamedPool, validation: Manifest, named: str) -> None:
+    from data_pipeline.errors import ShardError
+
+    if pool.manifest.split_rule != validation.split_rule:
+        raise ShardError(
+            f"data.train and data.validation were split by different rules, so documents may be in "
+            f"both; prepare them together ({named})"
+        )
+    if pool.manifest.tokenizer.pieces_sha256 != validation.tokenizer.pieces_sha256:
+        raise ShardError(
+            f"data.train and data.validation were written with different tokenizers; prepare them "
+            f"together ({named})"
+        )
+
+
+def _check_tokenizer(path: Path, manifest: Manifest) -> None:
+    """The file that the shards were written with, or one with the same pieces."""
+    from data_pipeline.errors import TokenizerError
+    from data_pipeline.tokenizer import load_tokenizer
+
+    try:
+        if sha256(path.read_bytes()).hexdigest() == manifest.tokenizer.sha256:
+            return
+    except OSError as error:
+        raise TokenizerError(
+            f"cannot read data.tokenizer {path}: {error.strerror}; it lies beside the manifest "
+            f"that `epochal data prepare` wrote"
+        ) from None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.pieces_sha256 != manifest.tokenizer.pieces_sha256:
+        raise TokenizerError(
+            f"data.tokenizer {path} ({tokenizer.vocab_size:,} ids) is not the one the shards were "
+            f"written with ({manifest.tokenizer.vocab_size:,} ids, pieces "
+            f"{manifest.tokenizer.pieces_sha256[:12]}); give that one, or prepare the data again"
+        )
+
+
+def _continue_run(config: Config) -> Config:
+    """Take over what the run in the folder has fixed; refuse another configuration's folder."""
+    run = config.run.path
+    saved = run / "config.yaml"
+    if not saved.exists() or not has_checkpoint(run):
+        return resolve(config)
+    try:
+        old = load_config(saved)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{saved} does not fit this version, so {run} cannot be continued:\n{error}"
+        ) from None
+    if config.objective.time_window is None:
+        config = replace_values(config, {"objective.time_window": old.objective.time_window})
+    differences = compare(old, config) + _moved_data(old, config)
+    if differences:
+        raise ConfigError(
+            f"{run} holds checkpoints of another configuration:\n  "
+            + "\n  ".join(differences)
+            + "\nchoose another run.name, or set these back to continue the run"
+        )
+    return config
+
+
+def _moved_data(old: Config, new: Config) -> list[str]:
+    """Pools whose path changed and whose content did too; an old one that is gone cannot tell."""
+    from data_pipeline.errors import DataError
+    from data_pipeline.stream.open_stream import content_hash
+
+    lines = []
+    for key in ("train", "validation"):
+        before, after = getattr(old.data, key), getattr(new.data, key)
+        if before == after:
+            continue
+        try:
+            same = content_hash(before) == content_hash(after)
+        except DataError:
+            continue
+        if not same:
+            lines.append(f"data.{key}: the run has {before}, given {after} (other content)")
+    return lines

@@ -1,0 +1,39 @@
+"""What every group of settings is made of: a frozen section, and the types of its fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e3)]
+
+
+def _location(value: Any) -> Path | str:
+    """URLs stay text: as paths they would lose a slash."""
+    from data_pipeline.shards.remote import SCHEMES, is_remote
+
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"given {value!r}, allowed: a path or URL")
+    if is_remote(value):
+        return str(value)
+    if "://" in str(value):
+        raise ValueError(f"given {str(value)!r}, allowed: a path or {', '.join(SCHEMES)} URL")
+    return Path(value)
+
+
+Location = Annotated[Path | str, PlainValidator(_location)]
+"""A path of this machine, or a URL."""
+
+
+class Section(BaseModel):
+    """Base of every group: frozen; unknown keys and numbers without end are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )

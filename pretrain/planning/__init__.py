@@ -1,0 +1,1 @@
+"""`epochal plan`: what a run would cost, before it runs."""

@@ -1,0 +1,222 @@
+"""The transformer in the planner's numbers: weights, saved tensors and operations of its parts.
+
+Everything here repeats what `pretrain.model` does, as arithmetic. Tests compare it with the real
+thing: weights with `parameter_count` and with engines to the byte, saved tensors with what
+autograd really keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
+from pretrain.config.run import Config, ModelConfig
+from pretrain.model.size import CONDITION, FREQUENCIES, stage_costs
+from pretrain.objectives.network_size import OwnNetwork
+from pretrain.study.flops import train_flops_per_token
+
+_DECAYED, _KEPT, _SCALED = 0, 1, 2
+"""The optimizer groups of `pretrain.training.parameter_groups`."""
+CHUNK_BYTES, WHOLE_BYTES = 256 << 20, 1 << 30
+"""Those of `pretrain.model.chunked`, which cannot be imported without megatron-core."""
+
+
+@dataclass(frozen=True)
+class ObjectiveCost:
+    """What the planner must know of an objective."""
+
+    causal: bool
+    """Whether attention is causal and its kernel leaves out what nobody reads."""
+    dense_mask: bool
+    """Whether attention reads a mask of pairs, which every layer keeps."""
+    positions_per_token: float
+    head_share: float
+    extra_passes: float = 0.0
+    """Forward passes without gradient beside that of a step."""
+    teacher: bool = False
+    """Whether it learns from a frozen copy of the model."""
+    on_gpu: bool = True
+    own: OwnNetwork | None = None
+    """The network that the objective brings."""
+
+
+def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
+    """The numbers of a configuration; the layout and the micro-batch are not among them."""
+    m, length = config.model, config.data.seq_length
+    layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
+    d, groups = m.head_size, m.query_groups
+    return ModelCost(
+        first=_first(m, padded_vocab_size, config, objective),
+        layer=_layer(m, length * objective.positions_per_token, objective),
+        num_layers=m.num_layers,
+        last=_last(m, padded_vocab_size),
+        loss=Loss(
+            vocabulary=padded_vocab_size,
+            hidden_size=m.hidden_size,
+            chunk=config.train.loss_chunk if objective.own is None else 0,
+            whole_bytes=CHUNK_BYTES if objective.on_gpu else WHOLE_BYTES,
+            chunk_bytes=CHUNK_BYTES,
+        ),
+        final=_final(m),
+        layer_workspace=_layer_workspace(m),
+        tied=_embedding(m, padded_vocab_size, config.optimizer.decay_embeddings)
+        if m.tie_embeddings
+        else (),
+        hidden_size=m.hidden_size,
+        key_value_size=2 * groups * d,
+        seq_length=length,
+        positions_per_token=objective.positions_per_token,
+        head_share=objective.head_share,
+        flops_per_token=train_flops_per_token(
+            m,
+            padded_vocab_size,
+            length,
+            causal=objective.causal,
+            head_share=objective.head_share,
+            positions_per_token=objective.positions_per_token,
+            extra_passes=objective.extra_passes,
+        ),
+        extra_passes=objective.extra_passes,
+        teacher=objective.teacher,
+        one_stage=objective.extra_passes > 0 or objective.own is not None,
+        stage_costs=(tuple(layer), head),
+        cut_sizes={
+            "model.num_attention_heads": m.num_attention_heads,
+            "model.ffn_hidden_size": m.ffn_size,
+            "model.vocab_multiple": m.vocab_multiple,
+        },
+        key_value_heads=groups,
+        vocabulary_elements=padded_vocab_size * m.hidden_size * (1 if m.tie_embeddings else 2),
+    )
+
+
+def _embedding(m: ModelConfig, vocabulary: int, decayed: bool) -> tuple[Weight, ...]:
+    return (Weight(vocabulary * m.hidden_size, True, _DECAYED if decayed else _KEPT),)
+
+
+def _linear(inputs: int, outputs: int) -> tuple[Weight, Weight]:
+    """A replicated linear layer with bias."""
+    return Weight(inputs * outputs, False, _DECAYED), Weight(outputs, False, _KEPT)
+
+
+def _first(m: ModelConfig, vocabulary: int, config: Config, objective: ObjectiveCost) -> Part:
+    weights = _embedding(m, vocabulary, config.optimizer.decay_embeddings)
+    saved: tuple[Saved, ...] = (Saved(1, "whole", 8),)
+    kernels = 6
+    if m.time_conditioning:
+        weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
+    if objective.own is not None:
+        weights += _own_weights(objective.own)
+        saved += _own_saved(objective.own, vocabulary, config.data.seq_length)
+        kernels += 80
+    return Part(weights, saved=saved, elementwise=3 * m.hidden_size, kernels=kernels)
+
+
+def _own_weights(own: OwnNetwork) -> tuple[Weight, ...]:
+    groups = {"decayed": _DECAYED, "kept": _KEPT, "scaled": _SCALED}
+    return tuple(Weight(w.elements, w.over_vocabulary, groups[w.group]) for w in own.weights)
+
+
+def _own_saved(own: OwnNetwork, vocabulary: int, length: int) -> tuple[Saved, ...]:
+    """In bytes, where the precision is the network's own."""
+    return (
+        Saved(own.position_bytes + own.sequence_bytes / length, "whole", 1),
+        Saved(own.position_elements, "whole"),
+        Saved(own.token_bytes * vocabulary, "tensor", 1, fixed=True),
+        Saved(own.fixed_bytes, "whole", 1, fixed=True),
+    )
+
+
+def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
+    h, d, f = m.hidden_size, m.head_size, m.ffn_size
+    width = m.num_attention_heads * d
+    qkv = (m.num_attention_heads + 2 * m.query_groups) * d
+    up = (2 if m.activation == "swiglu" else 1) * f
+    weights = [Weight(h, False, _KEPT)] * 2
+    weights += [Weight(h * qkv, True), Weight(width * h, True), Weight(h * up, True)]
+    weights += [Weight(f * h, True)]
+    if m.qk_norm:
+        weights += [Weight(d, False, _KEPT)] * 2
+    if m.time_conditioning:
+        weights += _linear(CONDITION, 6 * h)
+    saved, kept = _layer_saved(m, length, objective)
+    readable = (length + 1) / 2 if objective.causal else length
+    return Part(
+        weights=tuple(weights),
+        saved=saved,
+        kept=kept,
+        matrix_flops=2.0 * (h * qkv + width * h + h * up + f * h),
+        attention_flops=4.0 * width * readable,
+        # Norms, residual sums and what stands between matrices, each read and written once.
+        elementwise=10 * h + 4 * qkv + 2 * up + f + (12 * h if m.time_conditioning else 0),
+        kernels=30 + (8 if m.qk_norm else 0) + (14 if m.time_conditioning else 0),
+    )
+
+
+def _layer_saved(
+    m: ModelConfig, length: float, objective: ObjectiveCost
+) -> tuple[tuple[Saved, ...], dict[Recompute, tuple[Saved, ...]]]:
+    """What a layer keeps in all, and under each kind of recomputation."""
+    h, d, f = m.hidden_size, m.head_size, m.ffn_size
+    heads, groups = m.num_attention_heads, m.query_groups
+    width, qkv = heads * d, (heads + 2 * groups) * d
+    up = (2 if m.activation == "swiglu" else 1) * f
+    stay = [
+        Saved(2 * h, "sequence"),  # the residual stream in front of both norms
+        Saved(2, "sequence", 4),  # their inverse norms
+        Saved(qkv, "tensor", under="any" if m.qk_norm else "alone"),  # queries, keys and values
+        Saved(qkv + width, "tensor", under="context"),  # exchanged, and what comes back
+        Saved(width, "tensor"),  # what attention returns
+        Saved(heads, "tensor", 4),  # its log-sum-exp
+        Saved(up, "tensor"),
+    ]
+    again = [
+        Saved(2 * h, "sequence"),  # normed inputs of both parts
+        Saved((heads + groups) * d, "tensor", under="alone"),  # rotated queries and keys
+        Saved(f, "tensor"),  # the activation
+    ]
+    if heads > groups > 1:
+        again.append(Saved(width, "tensor", under="alone"))  # queries, taken out of their groups
+    if m.qk_norm:
+        again.append(Saved(heads + groups, "tensor", 4))
+    if m.activation == "swiglu":
+        again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows apart
+    if objective.dense_mask:
+        stay.append(Saved(length, "whole"))  # the mask as attention reads it
+    if m.time_conditioning:
+        stay.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
+        again.append(Saved(2 * h, "sequence"))  # normed, before the modulation
+    return (*stay, *again), {"selective": tuple(stay), "full": (Saved(h, "sequence"),)}
+
+
+def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
+    """While the MLP is differentiated: gradients of its output, its activation and its inside."""
+    inside = (3 if m.activation == "swiglu" else 2) * m.ffn_size
+    return (Saved(2 * m.hidden_size, "whole"), Saved(inside, "tensor"))
+
+
+def _last(m: ModelConfig, vocabulary: int) -> Part:
+    h = m.hidden_size
+    weights = [Weight(h, False, _KEPT)]
+    if m.time_conditioning:
+        weights += _linear(CONDITION, 2 * h)
+    if not m.tie_embeddings:
+        weights.append(Weight(vocabulary * h, True))
+    return Part(
+        weights=tuple(weights),
+        saved=(
+            Saved(h, "whole", gathered=True),
+            Saved(4, "whole", 8),
+        ),
+        matrix_flops=2.0 * h * vocabulary,
+        elementwise=6 * h + 8 * vocabulary,
+        kernels=20,
+    )
+
+
+def _final(m: ModelConfig) -> tuple[Saved, ...]:
+    """The last norm, and the whole sequence gathered from its slices."""
+    kept = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
+    if m.time_conditioning:
+        kept.append(Saved(m.hidden_size, "sequence"))
+    return tuple(kept)

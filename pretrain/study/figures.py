@@ -1,0 +1,97 @@
+"""Figures of finished runs, drawn from their own logs and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrain.study.curves import Curve, Point, crossing, overtaking
+
+COLORS = {"autoregressive": "#c2410c", "masked diffusion": "#1d4ed8"}
+
+
+def draw_comparison(
+    reference: Curve, challenger: Curve, title: str, path: Path, floor: float | None = None
+) -> list[Path]:
+    """Validation loss against epochs and against training FLOPs; returns the PNG and the SVG.
+
+    Marks the best point of `reference`, its overfitting turn if there is one, and the crossing if
+    it was reached. `floor` draws ln K, what a model that knows nothing scores.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    for axis, field, label in zip(
+        axes, ("epoch", "flops"), ("epochs over the same tokens", "training FLOPs"), strict=True
+    ):
+        for curve in (reference, challenger):
+            _draw_curve(axis, curve, field)
+        _mark(axis, reference, challenger, field)
+        axis.set_xscale("log")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.25, which="both", linewidth=0.5)
+    values = [p.nats_per_token for c in (reference, challenger) for p in c.points]
+    span = max(values) - min(values)
+    axes[0].set_ylim(min(values) - 0.2 * span, max(values) + 0.08 * span)
+    if floor is not None and floor < max(values) + 0.08 * span:
+        for axis in axes:
+            axis.axhline(floor, color="gray", linestyle=":", linewidth=1)
+    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].legend(frameon=False, loc="upper left")
+    figure.suptitle(title, fontsize=11)
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for target in paths:
+        figure.savefig(target, dpi=150)
+    plt.close(figure)
+    return paths
+
+
+def _draw_curve(axis: object, curve: Curve, field: str) -> None:
+    axis.errorbar(  # type: ignore[attr-defined]
+        [getattr(p, field) for p in curve.points],
+        [p.nats_per_token for p in curve.points],
+        yerr=[2 * p.noise_error for p in curve.points],
+        label=curve.label,
+        color=COLORS.get(curve.label),
+        marker="o",
+        markersize=3.5,
+        linewidth=1.6,
+        capsize=2,
+    )
+
+
+def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None:
+    """Best of the reference with its level, and the crossing."""
+    best = reference.best
+    color = COLORS.get(reference.label)
+    turned = f"best {best.nats_per_token:.2f} at epoch {best.epoch:.0f}"
+    if reference.overfits:
+        turned += ",\nthen it overfits"
+    axis.axhline(best.nats_per_token, color=color, linestyle="--", linewidth=0.8)  # type: ignore[attr-defined]
+    _annotate(axis, best, field, turned, color, (0, -32))
+    color = COLORS.get(challenger.label)
+    point = overtaking(challenger, reference)
+    if point is not None and field == "flops":
+        _annotate(axis, point, field, "lower at the\nsame FLOPs", color, (-62, -30))
+    point = crossing(challenger, reference)
+    if point is not None:
+        text = f"below the best {reference.label}\nfrom epoch {point.epoch:.0f} on"
+        _annotate(axis, point, field, text, color, (-10, 38))
+
+
+def _annotate(
+    axis: object, point: Point, field: str, text: str, color: str | None, offset: tuple[int, int]
+) -> None:
+    axis.annotate(  # type: ignore[attr-defined]
+        text,
+        (getattr(point, field), point.nats_per_token),
+        xytext=offset,
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+        color=color,
+        arrowprops={"arrowstyle": "->", "color": color, "linewidth": 0.8},
+    )

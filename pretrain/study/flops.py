@@ -1,0 +1,51 @@
+"""Floating-point operations of the transformer, counted from its matrices.
+
+A multiply-add counts two. Attention products are counted (half for causal, whose upper triangle no
+kernel needs), elementwise work is not; backward costs twice forward.
+"""
+
+from __future__ import annotations
+
+from pretrain.config.run import ModelConfig
+from pretrain.model.size import matrix_parameters
+
+
+def forward_flops_per_token(
+    model: ModelConfig,
+    padded_vocab_size: int,
+    seq_length: int,
+    *,
+    causal: bool,
+    head_share: float = 1.0,
+    positions_per_token: float = 1.0,
+) -> float:
+    """Forward operations for one token of a sequence; `head_share` of tokens reach the head.
+
+    Where several positions stand for a token, attention still counts what one of them may read.
+    """
+    layers = 2.0 * matrix_parameters(model) * positions_per_token
+    readable = (seq_length + 1) / 2 if causal else seq_length
+    attention = 4.0 * model.num_layers * model.num_attention_heads * model.head_size * readable
+    head = 2.0 * model.hidden_size * padded_vocab_size * head_share
+    return layers + attention + head
+
+
+def train_flops_per_token(
+    model: ModelConfig,
+    padded_vocab_size: int,
+    seq_length: int,
+    *,
+    causal: bool,
+    head_share: float = 1.0,
+    positions_per_token: float = 1.0,
+    extra_passes: float = 0.0,
+) -> float:
+    """Forward and backward operations for one token; `extra_passes` forward ones beside them."""
+    return (3.0 + extra_passes) * forward_flops_per_token(
+        model,
+        padded_vocab_size,
+        seq_length,
+        causal=causal,
+        head_share=head_share,
+        positions_per_token=positions_per_token,
+    )

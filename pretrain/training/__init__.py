@@ -1,0 +1,1 @@
+"""The parts of a running training: session, hooks, batches made in advance."""

@@ -1,0 +1,168 @@
+"""What happens after a step: log, evaluate, save, stop. The loop only calls these in order.
+
+Each concern decides from the state alone whether it is due, so all ranks agree without talking
+(the one collective question, whether a signal arrived, is asked in `pretrain.resilience`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from parallel.engine.base import StepResult
+from parallel.errors import SaveError
+from pretrain.errors import TrainingError
+from pretrain.resilience.preemption import Preemption
+from pretrain.tracking import Tracking
+from pretrain.training.session import Session
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations per second by device name, for MFU."""
+
+
+class Hooks:
+    """Log, evaluate, save and stop for one running training."""
+
+    def __init__(self, session: Session, tracking: Tracking, preemption: Preemption) -> None:
+        self.session, self.tracking, self.preemption = session, tracking, preemption
+        self.signal: str | None = None
+        self._logged_position = session.state.position
+        self._logged_tokens = session.state.tokens
+        self._clock = time.perf_counter()
+        self._stop_position = session.stop_position
+        self._eval_positions = self._evaluations()
+
+    def before_first_step(self) -> None:
+        """Make the evaluation that a signal put off; training may depend on what it measures."""
+        state = self.session.state
+        if not state.evaluation_due:
+            return
+        self.evaluate()
+        state.evaluation_due = False
+        if self.should_stop():
+            self.save(must=True)
+
+    def after_step(self, result: StepResult, lr: float) -> None:
+        """Everything that is due at the present state."""
+        self._say_saved(self.session.saver.committed())
+        state, train = self.session.state, self.session.config.train
+        self.signal = self.preemption.requested()
+        stopping = self.should_stop()
+        saving = stopping or _due(state.step, train.checkpoint_interval)
+        if saving or _due(state.step, train.log_interval):
+            self._log(result, lr)
+        due = self._evaluation_due() or state.position >= self._stop_position
+        # A preempted run has seconds: an evaluation of this very step is left to the next start.
+        state.evaluation_due = due and self.signal is not None
+        if due and self.signal is None:
+            self.evaluate()
+        if saving:
+            self.save(must=stopping)
+
+    def should_stop(self) -> bool:
+        """Whether the run is over or somebody asked it to stop."""
+        return self.signal is not None or self.session.state.position >= self._stop_position
+
+    def evaluate(self) -> None:
+        """Measure the validation bound and log it."""
+        started = time.perf_counter()
+        state = self.session.state
+        metrics = {
+            "train/epoch": self.session.train_stream.epoch_of(state.position),
+            "train/tokens": float(state.tokens),
+            "train/flops": state.flops,
+        }
+        for prefix, likelihood in self.session.evaluate().items():
+            metrics |= likelihood.metrics(prefix)
+        self.tracking.log(metrics, state.step)
+        self.session.adapt()
+        self._clock += time.perf_counter() - started  # speed is that of training
+
+    def save(self, *, must: bool) -> None:
+        """Write a checkpoint; one on the way that fails is reported and training goes on.
+
+        One on the way is written in the background, and its outcome reported when it is there or
+        when the next one begins. One that `must` be is waited for and raises SaveError.
+        """
+        started = time.perf_counter()
+        try:
+            self._say_saved(self.session.saver.finish())
+        except SaveError as error:
+            self._warn(error)
+        try:
+            if must or not self.session.config.train.async_checkpoint:
+                self._say_saved(self.session.save())
+            else:
+                self.session.save_in_background()
+        except SaveError as error:
+            if must:
+                raise
+            self._warn(error)
+        self._clock += time.perf_counter() - started
+
+    def _say_saved(self, path: Path | None) -> None:
+        if path is not None:
+            self.tracking.message(f"saved {path}")
+
+    def _warn(self, error: SaveError) -> None:
+        self.tracking.message(f"warning: {error}; training goes on without this checkpoint")
+
+    def _log(self, result: StepResult, lr: float) -> None:
+        state, now = self.session.state, time.perf_counter()
+        tokens = state.tokens - self._logged_tokens
+        speed = tokens / max(now - self._clock, 1e-9)
+        metrics = {
+            "train/loss": result.loss.item(),
+            "train/grad_norm": result.grad_norm.item(),
+            "train/lr": lr,
+            "train/epoch": self.session.train_stream.epoch_of(state.position),
+            "train/tokens": float(state.tokens),
+            "train/flops": state.flops,
+            "train/tokens_per_second": speed,
+            "position_start": float(self._logged_position),
+            "position_stop": float(state.position),
+        }
+        peak = _peak_flops()
+        if peak is not None:
+            world = self.session.topology.world_size
+            metrics["train/mfu"] = speed * self.session.flops_per_token / (peak * world)
+        self.tracking.log(metrics, state.step)
+        self._logged_position, self._logged_tokens, self._clock = state.position, state.tokens, now
+
+    def _evaluations(self) -> list[int]:
+        """Positions of the evaluations at given epochs that are still ahead."""
+        per_epoch = self.session.train_stream.sequences_per_epoch
+        positions = [round(e * per_epoch) for e in self.session.config.train.eval_epochs]
+        return sorted(p for p in positions if p > self.session.state.position)
+
+    def _evaluation_due(self) -> bool:
+        state = self.session.state
+        passed = False
+        while self._eval_positions and self._eval_positions[0] <= state.position:
+            self._eval_positions.pop(0)
+            passed = True
+        return passed or _due(state.step, self.session.config.train.eval_interval)
+
+
+def check_applied(result: StepResult, step: int) -> None:
+    """Raise TrainingError when the step's gradient was not finite; nothing was changed by it."""
+    if not result.applied:
+        raise TrainingError(
+            f"step {step + 1}: loss {result.loss.item():g}, gradient norm "
+            f"{result.grad_norm.item():g}; the update was not applied. Weights before it are saved "
+            "as the newest checkpoint; lower optimizer.lr or look at the data of this step with "
+            "`epochal data inspect`"
+        )
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _peak_flops() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for device, flops in PEAK_FLOPS.items() if device in name), None)

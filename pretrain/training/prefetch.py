@@ -1,0 +1,70 @@
+"""The training batches of a run, each made while the device still works on the one before.
+
+Drawing noise takes the host some milliseconds a micro-batch, in which a GPU would have nothing to
+do. So the engine asks for one micro-batch of the next step after every forward pass of the present
+one, before anything waits for the device. This never changes a batch: it is a function of its clean
+tokens and of the objective's state, and what was made under a state that has changed since (an
+evaluation may move block diffusion's interval) is made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from data_pipeline.stream.loader import GlobalBatch, TokenBatch
+from pretrain.batch import TrainBatch
+
+
+class Ahead:
+    """Iterates global batches whose micro-batches are `TrainBatch`; `prepare` works ahead."""
+
+    def __init__(
+        self,
+        clean: Iterable[GlobalBatch],
+        make: Callable[[TokenBatch], TrainBatch],
+        state: Callable[[], object],
+    ) -> None:
+        """`make` turns clean tokens into what is trained on; it may read `state()` beside them."""
+        self._clean, self._make, self._state = iter(clean), make, state
+        self._next: GlobalBatch | None = None
+        self._made: list[TrainBatch] = []
+        self._made_under: object = None
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[GlobalBatch]:
+        while (batch := self._take()) is not None:
+            yield batch
+
+    def prepare(self) -> None:
+        """Make one more micro-batch of the next step, if one is left to make.
+
+        An error is that of the next step, and is raised when its turn comes.
+        """
+        if self._error is None:
+            try:
+                self._make_one()
+            except Exception as error:
+                self._error = error
+
+    def _take(self) -> GlobalBatch | None:
+        """The next step, made to its end; None after the last."""
+        if self._error is not None:
+            raise self._error
+        if self._made_under != self._state():
+            self._made = []
+        while self._make_one():
+            pass
+        batch, made = self._next, self._made
+        self._next, self._made = None, []
+        return None if batch is None else batch._replace(micro_batches=made)
+
+    def _make_one(self) -> bool:
+        """Make a micro-batch of the next step; whether there was one left to make."""
+        if self._next is None:
+            self._next = next(self._clean, None)
+        if self._next is None or len(self._made) == len(self._next.micro_batches):
+            return False
+        if not self._made:
+            self._made_under = self._state()
+        self._made.append(self._make(self._next.micro_batches[len(self._made)]))
+        return True

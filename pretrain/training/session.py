@@ -1,0 +1,269 @@
+"""Everything a run needs, built once, in the order in which it can fail cheaply.
+
+Files are checked before the process group, the process group before the model, the model before
+the checkpoint. What the loop uses afterwards are the attributes of `Session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.stream.cursor import Cursor
+from data_pipeline.stream.loader import BudgetLoader, TokenBatch
+from data_pipeline.stream.mixture import MixtureStream
+from data_pipeline.stream.stream import TokenStream
+from data_pipeline.tokenizer import load_tokenizer
+from parallel.checkpoint import (
+    BackgroundSaver,
+    load_file_weights,
+    load_latest,
+    save_checkpoint,
+)
+from parallel.engine.base import Engine
+from parallel.engine.build import build_engine
+from parallel.layout.topology import Topology
+from parallel.runtime import Runtime
+from pretrain.batch import TrainBatch
+from pretrain.build import add_teacher, build_model, engine_config
+from pretrain.config.compose import flatten
+from pretrain.config.run import Config
+from pretrain.data import clean_batch, open_streams, token_space
+from pretrain.evaluation.adaptation import adapt_objective
+from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
+from pretrain.model.attention import Call, describe_kernels
+from pretrain.model.size import parameter_count
+from pretrain.noise.key import NoiseKey
+from pretrain.objectives import Objective, build_objective
+from pretrain.study.flops import train_flops_per_token
+from pretrain.training.compilation import choose_compilation
+from pretrain.training.learning_rate import learning_rate
+from pretrain.training.parameter_groups import parameter_groups
+from pretrain.training.prefetch import Ahead
+from pretrain.training.state import TrainState
+
+
+@dataclass
+class Session:
+    """The parts of one running training, wired together."""
+
+    config: Config
+    runtime: Runtime
+    topology: Topology
+    train_stream: TokenStream | MixtureStream
+    validation: TokenStream
+    objective: Objective
+    engine: Engine
+    state: TrainState
+    flops_per_token: float
+    attention_kernel: str
+    compilation: str
+    """Whether layers are compiled, and if not why."""
+    num_parameters: int
+    resumed_from: Path | None
+    saver: BackgroundSaver = field(default_factory=BackgroundSaver)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return self.config.run.path / "checkpoints"
+
+    @property
+    def stop_position(self) -> int:
+        """Position at which this process stops."""
+        end = self.train_stream.total_positions
+        stop_step = self.config.train.stop_step
+        if stop_step is None:
+            return end
+        left = max(0, stop_step - self.state.step) * self.config.train.global_batch_size
+        return min(end, self.state.position + left)
+
+    def steps_at(self, position: int) -> int:
+        """Optimizer steps done when `position` is reached, at the present batch size."""
+        left = position - self.state.position
+        return self.state.step + -(-left // self.config.train.global_batch_size)
+
+    def loader(self) -> BudgetLoader:
+        """Global batches from the present position on."""
+        size = self.config.train.global_batch_size
+        return BudgetLoader(
+            self.train_stream,
+            global_batch_size=size,
+            micro_batch_size=self.engine.config.micro_batch_size,
+            dp_rank=self.topology.dp_rank,
+            dp_size=self.topology.data_parallel_size,
+            start_position=self.state.position,
+        )
+
+    def noise(self, position: torch.Tensor) -> NoiseKey:
+        """Randomness of the run at global positions."""
+        return NoiseKey(self.config.run.seed, position)
+
+    @contextmanager
+    def batches(self) -> Iterator[Ahead]:
+        """Training batches on the device from the present position on, made one step ahead."""
+        with self.loader() as loader:
+            yield Ahead(loader, self.training_batch, lambda: self.objective.state)
+
+    def training_batch(self, tokens: TokenBatch) -> TrainBatch:
+        """What the objective makes of clean tokens, and the key of what the model drops."""
+        clean = clean_batch(tokens)
+        noise = self.noise(clean.position)
+        batch = self.objective.corrupt(clean, noise)
+        return replace(batch, dropout_seed=noise.number("dropout")).to(self.runtime.device)
+
+    def learning_rate(self, position: int) -> float:
+        """Rate of the step that ends at `position`."""
+        return learning_rate(
+            self.config.optimizer,
+            position=position,
+            total_positions=self.train_stream.total_positions,
+            batch_size=self.config.train.global_batch_size,
+        )
+
+    def renew_teacher(self) -> None:
+        """Where a round of distillation begins, make the present weights the teacher."""
+        if self.objective.teacher and self.objective.begins_round(self.state.position):
+            module: Any = self.engine.module
+            module.teacher.renew(module.model)
+
+    def evaluate(self) -> dict[str, Likelihood]:
+        """Exact bound of the validation text by prefix of its metrics.
+
+        `validation` is that of the averaged weights where there are any and the configuration does
+        not ask for the present ones; `validation_raw` that of the present ones beside it.
+        """
+        chosen = self.config.evaluation.weights
+        if self.engine.average is None or chosen == "raw":
+            return {"validation": self._likelihood()}
+        with self.engine.using_ema():
+            found = {"validation": self._likelihood()}
+        if chosen == "both":
+            found["validation_raw"] = self._likelihood()
+        return found
+
+    def _likelihood(self) -> Likelihood:
+        return evaluate_likelihood(
+            self.objective,
+            self.validation,
+            self.engine.evaluate,
+            self.config.evaluation,
+            device=self.runtime.device,
+            dp_rank=self.topology.dp_rank,
+            dp_size=self.topology.data_parallel_size,
+            dp_group=self.topology.dp_group,
+        )
+
+    def adapt(self) -> None:
+        """Let the objective adapt to the present weights, if it does; the same on every rank."""
+        if self.objective.adapts:
+            adapt_objective(
+                self.objective,
+                self.validation,
+                self.engine.evaluate,
+                self.config,
+                device=self.runtime.device,
+                dp_rank=self.topology.dp_rank,
+                dp_size=self.topology.data_parallel_size,
+                dp_group=self.topology.dp_group,
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present state; raises SaveError, leaving older ones alone."""
+        step, keep = self.state.step, self.config.train.keep_checkpoints
+        return save_checkpoint(self.engine, self.checkpoints, step, self._saved_state(), keep)
+
+    def save_in_background(self) -> None:
+        """Begin to write a checkpoint of the present state; `saver.finish` has the outcome."""
+        step, keep = self.state.step, self.config.train.keep_checkpoints
+        self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
+
+    def _saved_state(self) -> dict[str, Any]:
+        tokenizer = self.validation.pool.manifest.tokenizer.model_dump()
+        return {
+            "train": self.state.to_dict(),
+            "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
+            "config": flatten(self.config),
+            "objective": self.objective.state,
+            "tokenizer": {
+                key: tokenizer[key] for key in ("kind", "sha256", "pieces_sha256", "vocab_size")
+            },
+        }
+
+
+def open_session(config: Config, runtime: Runtime) -> Session:
+    """Build everything and, where the run folder holds a checkpoint, restore it.
+
+    Raises errors of `data_pipeline`, `parallel` and this package for anything a user can mend.
+    """
+    p = config.parallel
+    train_stream, validation = open_streams(config, runtime.local_rank)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    topology = Topology.build(
+        **p.degrees,
+        precision=config.train.precision,
+        timeout_minutes=p.timeout_minutes,
+    )
+    space = token_space(tokenizer, config.model)
+    # Few distinct shapes keep the allocator calm and compiled graphs valid; a CPU needs neither.
+    objective = build_objective(config.objective, space, static_rows=runtime.device.type == "cuda")
+    kinds = objective.attention_kinds(config.data.documents == "masked")
+    kernels = describe_kernels(
+        config.model.attention,
+        kinds,
+        Call(
+            runtime.device.type,
+            getattr(torch, config.train.precision),
+            config.model.head_size,
+            dropout=config.model.attention_dropout > 0,
+        ),
+    )
+    module = build_model(config, topology, objective)
+    compilation = choose_compilation(config, runtime.device.type, kinds)
+    if compilation.on:
+        module.model.compile_layers()
+    engine = build_engine(
+        module.to(runtime.device),
+        parameter_groups(module, config.optimizer),
+        engine_config(config, topology),
+        topology,
+    )
+    add_teacher(config, engine, module, runtime.device)
+    session = Session(
+        config=config,
+        runtime=runtime,
+        topology=topology,
+        train_stream=train_stream,
+        validation=validation,
+        objective=objective,
+        engine=engine,
+        state=TrainState(),
+        flops_per_token=train_flops_per_token(
+            config.model,
+            space.padded_vocab_size,
+            config.data.seq_length,
+            causal=objective.causal,
+            head_share=objective.head_share,
+            positions_per_token=objective.positions_per_token,
+            extra_passes=objective.extra_passes,
+        ),
+        attention_kernel=kernels,
+        compilation=compilation.said,
+        num_parameters=parameter_count(config.model, space.padded_vocab_size)
+        + objective.own_parameters(config.model, space.padded_vocab_size),
+        resumed_from=None,
+    )
+    loaded = load_latest(engine, session.checkpoints)
+    if loaded is None and config.run.init_from is not None:
+        load_file_weights(engine, config.run.init_from)
+    elif loaded is not None:
+        session.resumed_from, saved = loaded
+        Cursor.from_dict(saved["cursor"]).check(train_stream)
+        session.state = TrainState.from_dict(saved["train"])
+        objective.restore(saved.get("objective", {}))
+    return session

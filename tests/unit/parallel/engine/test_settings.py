@@ -1,0 +1,51 @@
+"""What DeepSpeed is told, where a wrong word would cost correctness without an error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from parallel.engine.settings import EngineConfig, deepspeed_config
+from parallel.layout.topology import Topology
+
+LARGEST = 80_000_000
+"""Elements: an embedding that exceeds the default bucket."""
+
+
+def told(zero_stage: int, pp: int = 1, dp: int = 4, **changes: Any) -> dict[str, Any]:
+    """DeepSpeed's settings of ZeRO."""
+    topology = cast(Topology, SimpleNamespace(dp_cp_size=dp, pipeline_parallel_size=pp))
+    config = EngineConfig(zero_stage, "float32", 1, 1, **changes)
+    zero: dict[str, Any] = deepspeed_config(config, topology, LARGEST)["zero_optimization"]
+    return zero
+
+
+@pytest.mark.parametrize(("zero_stage", "beside"), [(0, False), (1, False), (2, False), (3, True)])
+def test_gradients_are_reduced_beside_the_backward_pass_at_stage_3_only(
+    zero_stage: int, beside: bool
+) -> None:
+    zero = told(zero_stage)
+    assert zero["overlap_comm"] is beside
+    assert zero["reduce_bucket_size"] == EngineConfig(0, "float32", 1, 1).reduce_bucket_size
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_no_gradient_exceeds_a_bucket_that_is_reduced_beside_the_backward_pass(
+    zero_stage: int,
+) -> None:
+    zero = told(zero_stage, overlap_comm=True)
+    assert zero["overlap_comm"] is True
+    assert zero["reduce_bucket_size"] == LARGEST
+    wide = told(zero_stage, overlap_comm=True, reduce_bucket_size=2 * LARGEST)
+    assert wide["reduce_bucket_size"] == 2 * LARGEST
+
+
+def test_stage_3_and_a_single_rank_can_be_told_not_to_overlap() -> None:
+    assert told(3, overlap_comm=False)["overlap_comm"] is False
+    assert told(2, dp=1, overlap_comm=True)["overlap_comm"] is False  # runs as stage 0
+
+
+def test_a_pipeline_is_told_not_to_overlap() -> None:
+    assert told(1, pp=2)["overlap_comm"] is False

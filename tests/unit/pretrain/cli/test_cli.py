@@ -11,10 +11,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pretrain.cli.main as cli
 from data_pipeline.errors import CursorError, ShardError
 from parallel.errors import SaveError
-from pretrain.cli.main import doctor
-from pretrain.cli.main import main as cli
+from pretrain.cli import doctor
 from pretrain.errors import ConfigError
 
 MAIN = "from pretrain.cli.main import main; main()"

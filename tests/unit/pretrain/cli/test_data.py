@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+import pretrain.cli.main as cli
 from data_pipeline.corpus.builtin import builtin_documents
-from pretrain.cli.main import main as cli
 from pretrain.config.compose import compose, save_config
 
 Run = Callable[..., tuple[int, Any, str]]

@@ -157,7 +157,7 @@ def test_a_rank_without_rows_has_a_loss_of_zero_and_gradients_of_zero(
     topology, family, monkeypatch
 ):
     """Context parallelism shares out rows; one masked token leaves the second rank without any."""
-    from pretrain.model import module
+    from pretrain import module
 
     monkeypatch.setattr(module, "own_share", lambda values: values[:0])
     for chunk in (None, 0, 7):

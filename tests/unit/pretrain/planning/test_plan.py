@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pretrain.cli.main as cli
 from parallel.errors import LayoutError
 from parallel.planner.machine import GIB
-from pretrain.cli.main import main as cli
 from pretrain.config.compose import CONFIG_ROOT, compose, groups
 from pretrain.config.run import Config, ModelConfig
 from pretrain.errors import ConfigError

@@ -29,7 +29,8 @@ from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.data import clean_batch, token_space
 from pretrain.model.initialize import initialize
 from pretrain.model.transformer import Transformer
@@ -94,7 +95,7 @@ def measure(
     space = token_space(load_tokenizer(pool / "tokenizer.model"), shape)
     model = Transformer(shape, space, parallel_config(topology))
     initialize(model, seed=0)
-    config = ObjectiveConfig(**objective, time_window=BATCH)  # type: ignore[arg-type]
+    config = objectives.make(**objective, time_window=BATCH)  # type: ignore[arg-type]
     module = ObjectiveModule(model, build_objective(config, space))
     tokens = TokenPool(pool / "train" / "manifest.json", verify="size")
     count = (steps + batches) * BATCH

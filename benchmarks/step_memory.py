@@ -24,7 +24,8 @@ from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.recompute import Mode, Recompute
 from pretrain.model.transformer import Transformer
@@ -88,7 +89,7 @@ def build(
     config = ModelConfig(**shape, **model)  # type: ignore[arg-type]
     network = Transformer(config, space, parallel_config(topology), recompute=Recompute(mode))
     initialize(network, seed=0)
-    settings = ObjectiveConfig(name="autoregressive", time_window=options.batch)
+    settings = objectives.make(name="autoregressive", time_window=options.batch)
     objective = build_objective(settings, space)
     module = ObjectiveModule(network, objective, loss_chunk=chunk, compile_loss=compile_loss)
     return module.to(getattr(torch, options.precision))

@@ -40,7 +40,8 @@ from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed, keep_freed_memory
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.transformer import Transformer
 from pretrain.module import ObjectiveModule
@@ -131,7 +132,7 @@ def transformers_step(shape: Shape, fused: bool) -> Callable[[], None]:
 def our_module(shape: Shape) -> tuple[ObjectiveModule, dict[str, Any]]:
     """The transformer, and the objectives that take turns on it."""
     families = {
-        name: build_objective(ObjectiveConfig(name=name, time_window=shape.batch), SPACE)
+        name: build_objective(objectives.make(name=name, time_window=shape.batch), SPACE)
         for name in ("autoregressive", "masked")
     }
     model = Transformer(shape.model, SPACE, parallel_config(Topology.build()))

@@ -63,8 +63,8 @@ def engine_config(config: Config, topology: Topology) -> EngineConfig:
         micro_batch_size=micro,
         num_microbatches=size // dp // micro,
         clip_grad_norm=config.optimizer.clip_grad_norm,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
+        betas=config.optimizer.betas,  # type: ignore[attr-defined]
+        eps=config.optimizer.eps,  # type: ignore[attr-defined]
         ema_decay=config.train.ema_decay,
         ema_warmup=config.train.ema_warmup,
     )

@@ -204,12 +204,13 @@ def verdict(reference: Curve, challenger: Curve) -> str:
 
 def print_samples(folder: Path) -> None:
     """Two samples of each family, also stored in the run folders."""
+    from pretrain.config.samplers import samplers
     from pretrain.sampling.run import sample_run
 
+    settings = samplers.make("ancestral", steps=SAMPLE_STEPS, top_p=0.9)
+
     for objective, label in FAMILIES.items():
-        samples = sample_run(
-            folder / "runs" / objective, num=2, steps=SAMPLE_STEPS, top_p=0.9, seed=0
-        )
+        samples = sample_run(folder / "runs" / objective, settings, num=2, seed=0)
         for drawn in samples:
             print(
                 f"--- {label}, sample {drawn['index']} ({drawn['sampler']}, nucleus 0.9, seed 0, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -141,16 +141,22 @@ def evaluate(
 @app.command()
 def sample(
     run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="sampler=NAME chooses a sampler, sampler.KEY=VALUE sets it up."),
+    ] = None,
     checkpoint: Checkpoint = None,
     weights: Weights = None,
-    num: Annotated[int, typer.Option(help="How many samples.")] = 4,
+    num: Annotated[int, typer.Option(help="Number of samples.")] = 4,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; default: one a token. Diffusion only.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="1 samples the model itself, 0 is greedy.")
-    ] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus: smallest set of this probability.")] = 1.0,
+        float | None, typer.Option(help="1 (default) samples the model itself, 0 is greedy.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus: smallest set of this probability; default 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     prompt: Annotated[str, typer.Option(help="Text that every sample begins with.")] = "",
     greedy_tail: Annotated[
@@ -162,19 +168,23 @@ def sample(
 
     `epochal sample runs/masked --num 2 --steps 64 --prompt "The interpreter "`
     """
+    from pretrain.config.compose import compose_component
+    from pretrain.config.samplers import samplers
+
+    given = {"steps": steps, "temperature": temperature, "top_p": top_p}
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values |= {"greedy_tail": True} if greedy_tail else {}
+    settings = compose_component(samplers, overrides or [], values)
     from pretrain.sampling.run import sample_run
 
     samples = sample_run(
         run,
+        settings,
         checkpoint=checkpoint,
         weights=None if weights is None else weights.value,
         num=num,
-        steps=steps,
-        temperature=temperature,
-        top_p=top_p,
         seed=seed,
         prompt=prompt,
-        greedy_tail=greedy_tail,
     )
     if as_json:
         print_json(samples)

@@ -26,7 +26,7 @@ def check_combinations(config: Config) -> None:
     _check_attention(config)
     _check_recompute(config)
     _check_compile(config)
-    _check_objective(config)
+    config.objective.check(config)
 
 
 def _check_sizes(config: Config) -> None:
@@ -168,63 +168,4 @@ def _check_compile(config: Config) -> None:
         raise ValueError(
             f"train.compile_loss true cannot be had while {obstacle}; change that, or set "
             "train.compile_loss to false"
-        )
-
-
-def _check_objective(config: Config) -> None:
-    if config.objective.orders > 1 and config.data.documents == "masked":
-        raise ValueError(
-            f"objective.orders {config.objective.orders} reorders whole sequences and needs "
-            "data.documents=packed; documents kept apart have objective.orders=1"
-        )
-    if config.objective.independent_levels > 0 and config.model.time_conditioning:
-        raise ValueError(
-            "objective.independent_levels gives each token a noise level of its own, "
-            "model.time_conditioning knows one a sequence; set one of them to 0 or false"
-        )
-    if config.objective.name == "distillation":
-        _check_distillation(config)
-    if config.objective.name == "gaussian":
-        _check_gaussian(config)
-
-
-def _check_distillation(config: Config) -> None:
-    for name, largest in (
-        ("pipeline_parallel_size", 1),
-        ("context_parallel_size", 1),
-        ("zero_stage", 2),
-    ):
-        given = getattr(config.parallel, name)
-        if given > largest:
-            raise ValueError(
-                f"objective distillation has a second model, of which every rank holds what it "
-                f"holds of the first, and needs parallel.{name} {largest} or less, not {given}"
-            )
-    rounds, batch = config.objective.round_sequences, config.train.global_batch_size
-    if rounds == 0 or rounds % batch:
-        raise ValueError(
-            f"objective.round_sequences is {rounds}; a round of distillation is a positive number "
-            f"of steps of train.global_batch_size {batch} sequences; published are 10,000 steps, "
-            f"here {10_000 * batch}"
-        )
-
-
-def _check_gaussian(config: Config) -> None:
-    for name in ("pipeline_parallel_size", "context_parallel_size"):
-        degree = getattr(config.parallel, name)
-        if degree > 1:
-            raise ValueError(
-                f"objective gaussian takes two passes through the whole model and needs "
-                f"parallel.{name} 1, not {degree}; use data and tensor parallelism"
-            )
-    if config.train.loss_chunk:
-        raise ValueError(
-            f"objective gaussian scores all rows of a training step at once, so that "
-            f"train.loss_chunk is null or 0, not {config.train.loss_chunk}; lower "
-            "train.micro_batch_size where memory is short"
-        )
-    if not config.model.tie_embeddings:
-        raise ValueError(
-            "objective gaussian has embeddings of its own, so that model.tie_embeddings false "
-            "would leave a matrix that nothing uses; set it to true"
         )

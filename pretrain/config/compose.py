@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from pretrain.config.earlier import without_earlier
 from pretrain.config.messages import describe_all, unknown_key
-from pretrain.config.run import Config
+from pretrain.config.registry import C, Registry, outside_folders
+from pretrain.config.run import REGISTRIES, Config
 from pretrain.config.suggest import closest
+from pretrain.config.yaml_file import read_mapping
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,9 +34,11 @@ CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 """The packaged groups; installed wheels carry them beside this package."""
 OPTIONAL_GROUPS = ("study", "runs")
 """Groups that need not be chosen; their options set values of several sections."""
-NOT_GROUPS = ("machine",)
-"""Folders of `configs/` that say nothing about a run."""
-_ASK = "docs/configuration.md and pretrain/config/run.py, where all keys stand"
+NOT_GROUPS = ("machine", "sampler")
+"""Folders of `configs/` that say nothing about a training run."""
+COMPONENTS = ("objective", "optimizer", "sampler", "tracker")
+"""Kinds that other packages may add to."""
+_ASK = "docs/configuration.md and pretrain/config/, where all keys stand"
 _CALL = re.compile(r"([\w.]+)=(\w+\([^()'\"]*\))")
 """KEY=NAME(ARGUMENTS): Hydra would call a function, ours are words such as `window(8)`."""
 
@@ -55,7 +60,8 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
                 f"is already complete; set single values instead, e.g. model.num_layers=4"
             )
         tree = _read(config_file)
-    return validate(_apply(tree, values))
+    plain = _apply(tree, values)
+    return validate(plain if config_file is None else without_earlier(plain))
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -77,6 +83,33 @@ def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
             node = node[section]
         node[leaf] = value
     return validate(tree)
+
+
+def compose_component(registry: Registry[C], overrides: list[str], values: dict[str, Any]) -> C:
+    """Settings of one component that belongs to no run, e.g. a sampler.
+
+    `overrides` are `KIND=OPTION` (a file of `configs/KIND/`) and `KIND.KEY=VALUE`; `values` are
+    single keys that win. Raises ConfigError.
+    """
+    kind = registry.kind
+    named: dict[str, Any] = {}
+    single: dict[str, Any] = {}
+    for override in _parse(overrides):
+        section, _, key = override.key_or_group.partition(".")
+        if section != kind or override.is_delete():
+            raise ConfigError(
+                f"{override.input_line}: this verb takes {kind}=NAME and {kind}.KEY=VALUE only"
+            )
+        if key:
+            single[key] = override.value()
+        else:
+            named = _option(kind, str(override.value()))
+    try:
+        return registry.validate({**named, **single, **values})
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_all(error, registry.dotted_keys()))) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def load_config(path: Path) -> Config:
@@ -101,17 +134,14 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def groups() -> dict[str, list[str]]:
-    """The packaged groups and their options."""
-    return {
-        folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
-        for folder in sorted(CONFIG_ROOT.iterdir())
-        if folder.is_dir() and folder.name not in NOT_GROUPS and any(folder.glob("*.yaml"))
-    }
+    """The groups of a run and their options: ours, and those of packages with components."""
+    return {name: options for name, options in _options().items() if name not in NOT_GROUPS}
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the configuration that takes a value."""
-    return list(_leaves(Config))
+    """Every dotted key of the configuration that takes a value, of every member of a union."""
+    members = [key for registry in REGISTRIES.values() for key in registry.dotted_keys()]
+    return sorted({*_leaves(Config), *members})
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -172,6 +202,8 @@ def _compose_groups(choices: list[Override]) -> DictConfig:
                 + f"known: {', '.join(known[group])}"
             )
     lines = [f"{c.key_or_group}={'null' if c.value() is None else c.value()}" for c in choices]
+    if roots := _outside_roots():
+        lines.append(f"hydra.searchpath=[{','.join(f'file://{root}' for root in roots)}]")
     try:
         with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
             return hydra_compose("config", lines)
@@ -237,7 +269,39 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def _option(kind: str, name: str) -> dict[str, Any]:
+    """Values of the option `name` of a group, from our folder or another package's."""
+    for root in (CONFIG_ROOT, *_outside_roots()):
+        if (file := root / kind / f"{name}.yaml").is_file():
+            return read_mapping(file, f"configs/{kind} of the package has examples")
+    known = _options()[kind]
+    hint = closest(name, known)
+    raise ConfigError(
+        f"unknown {kind} {name!r}; "
+        + (f"did you mean {hint}? " if hint else "")
+        + f"known: {', '.join(known)}"
+    )
+
+
+def _options() -> dict[str, list[str]]:
+    """Every folder of options, and the names in it."""
+    found: dict[str, set[str]] = {}
+    for root in (CONFIG_ROOT, *_outside_roots()):
+        for folder in root.iterdir():
+            names = {p.stem for p in folder.glob("*.yaml")} if folder.is_dir() else set()
+            if names:
+                found.setdefault(folder.name, set()).update(names)
+    return {folder: sorted(names) for folder, names in sorted(found.items())}
+
+
+def _outside_roots() -> list[Path]:
+    """Folders of options in other packages."""
+    return outside_folders(COMPONENTS)
+
+
 def _check_key(key: str) -> None:
+    if key.partition(".")[0] in REGISTRIES:
+        return  # which keys there are depends on the member: see `Registry.validate`
     leaves = known_keys()
     if key in leaves or any(leaf.startswith(f"{key}.") for leaf in leaves):
         return

@@ -44,7 +44,8 @@ def _describe(problem: Any, known: list[str], ask: str) -> str:
         return f"{path}: no value given; it is required ({choose}set {path}=...)"
     reason = problem["msg"].removeprefix("Value error, ")
     if kind in ("value_error", "assertion_error"):
-        return f"{path}: {reason}" if path else reason
+        says_where = not path or reason.startswith((path, "unknown "))
+        return reason if says_where else f"{path}: {reason}"
     if kind == "model_type":
         return f"{path}: given {given!r}, but it is a section; set {path}.KEY=VALUE"
     if kind == "tuple_type":

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.config.compose import CONFIG_ROOT, flatten, load_config, replace_values
+from pretrain.config.compose import flatten, load_config, replace_values
 from pretrain.config.run import Config, resolve
 from pretrain.errors import ConfigError
 from pretrain.hosts import read_hostfile
@@ -39,7 +39,6 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     hostfile, else as many as the layout says. Raises ConfigError, LayoutError or DataError.
     """
     config = with_world_size(config, world_size)
-    _check_objective(config)
     _check_layout(config)
     _check_machine(config)
     _check_data(config)
@@ -73,10 +72,11 @@ def with_world_size(config: Config, world_size: int | None = None) -> Config:
 def compare(old: Config, new: Config) -> list[str]:
     """One line for each key that differs although a resumed run may not change it."""
     before, after = flatten(old), flatten(new)
+    # Where a component differs, the settings of the other one say nothing more.
     return [
         f"{key}: the run has {before[key]!r}, given {value!r}"
         for key, value in after.items()
-        if before[key] != value and not _may_change(key)
+        if key in before and before[key] != value and not _may_change(key)
     ]
 
 
@@ -88,21 +88,6 @@ def has_checkpoint(run: Path) -> bool:
 
 def _may_change(key: str) -> bool:
     return any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
-
-
-def _check_objective(config: Config) -> None:
-    """Whether the name is a family; read from `configs/objective`, because the registry needs
-    torch."""
-    import yaml
-
-    values = [yaml.safe_load(f.read_text()) for f in (CONFIG_ROOT / "objective").glob("*.yaml")]
-    # Options that also set other sections stand one level deeper.
-    names = {value.get("objective", value).get("name") for value in values}
-    known = sorted(names - {None})
-    if config.objective.name not in known:
-        raise ConfigError(
-            f"unknown objective.name {config.objective.name!r}; known: {', '.join(known)}"
-        )
 
 
 def _check_layout(config: Config) -> None:

@@ -13,10 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
 
-from pretrain.config.model import ModelConfig, ObjectiveConfig
-from pretrain.config.types import Fraction, Location, Momentum, PositiveInt, Section
+from pretrain.config.model import ModelConfig
+from pretrain.config.objectives import ObjectiveConfig, objectives
+from pretrain.config.optimizers import OptimizerConfig, ScheduleConfig, optimizers
+from pretrain.config.registry import Registry
+from pretrain.config.types import Location, PositiveInt, Section
 
 __all__ = [
     "Config",
@@ -34,6 +37,8 @@ __all__ = [
 ]
 
 
+REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
+"""Sections whose class is chosen by their `name`."""
 TRACKING_SCHEMES = (
     "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
 )  # fmt: skip
@@ -97,39 +102,6 @@ class DataConfig(Section):
     """Folder of this machine for shards behind URLs; null means `~/.cache/epochal/shards`."""
     cache_bytes: PositiveInt | None = None
     """Limit of that folder; null means none."""
-
-
-class ScheduleConfig(Section):
-    """Learning rate over the run, as a factor of `optimizer.lr`."""
-
-    name: Literal["constant", "cosine", "wsd"] = "cosine"
-    """Warm-up, then constant, cosine to `min_lr`, or stable and a final decay (wsd)."""
-    warmup: Annotated[float, Field(ge=0)] = 0.01
-    """Warm-up: below 1 a share of all steps, else a number of steps."""
-    decay: Fraction = 0.2
-    """wsd: share of all steps in which the rate falls to `min_lr`."""
-
-
-class OptimizerConfig(Section):
-    """AdamW with decay groups: matrices decay, norms and biases do not."""
-
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Absolute rate at the end of the decay."""
-    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    decay_embeddings: bool = True
-    """Whether the embedding matrix decays too."""
-    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
-    schedule: ScheduleConfig = ScheduleConfig()
-
-    @model_validator(mode="after")
-    def _min_below_peak(self) -> OptimizerConfig:
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is larger than lr {self.lr}")
-        return self
 
 
 class ParallelConfig(Section):
@@ -253,8 +225,12 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(objectives.validate)] = (
+        objectives.make("autoregressive")
+    )
+    optimizer: Annotated[SerializeAsAny[OptimizerConfig], PlainValidator(optimizers.validate)] = (
+        optimizers.make("adamw")
+    )
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

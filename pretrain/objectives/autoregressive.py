@@ -15,33 +15,56 @@ hidden from everything after them; a position always reads itself.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
-from pretrain.errors import ConfigError
+from pretrain.config.objectives import AutoregressiveConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives.attention_order import NEVER
 from pretrain.objectives.base import (
     Objective,
     position_in_segment,
-    register,
     sequence_rows,
 )
 
+if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
-@register("autoregressive")
+
 class Autoregressive(Objective):
     """Next-token prediction; the likelihood is exact."""
 
+    config: AutoregressiveConfig
+
     exact_likelihood = True
     causal = True
-    settings = frozenset({"orders", "order_kind", "hide", "hide_share"})
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
         """Causal; what is hidden while training needs general columns."""
         kind: AttentionKind = "documents" if documents_apart else "causal"
         return (kind,) if self.config.hide == "none" else ("columns", kind)
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Left to right, one token a pass."""
+        from pretrain.sampling.autoregressive import sample_autoregressive
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            return sample_autoregressive(
+                module.model,
+                prompt,
+                noise,
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+
+        return Sampler("autoregressive", draw, steps=False)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Shift right; the augmentations are the only noise."""
@@ -97,8 +120,7 @@ class Autoregressive(Objective):
 
     def _order(self, clean: CleanBatch, noise: NoiseKey) -> Tensor:
         """Permutation of each sequence, one of N that are the same in the whole run, [b, s]."""
-        if not clean.one_segment:
-            raise ConfigError("objective.orders > 1 needs data.documents=packed")
+        assert clean.one_segment, "refused together with documents kept apart"
         s, count = clean.tokens.shape[1], self.config.orders
         number = (noise.uniform("order", 1)[:, 0] * count).long()
         shared = noise.at(torch.arange(count))

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, AttentionRule, CleanBatch, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective_base import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
@@ -23,14 +24,15 @@ from pretrain.objectives.network_size import OwnNetwork
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
     from pretrain.model.transformer import Transformer
     from pretrain.model.vocab import VocabChunk
+    from pretrain.sampling.sampler import Sampler
 
 
 class Objective(ABC):
     """One family: how tokens are corrupted, what the network is asked, how answers are scored."""
 
-    name: ClassVar[str]
     exact_likelihood: bool = False
     """Whether the bound is the likelihood itself and needs no draws."""
     causal: ClassVar[bool] = False
@@ -42,12 +44,10 @@ class Objective(ABC):
     extra_passes: float = 0.0
     """Forward passes without gradient beside the one of a training step (self-conditioning, a
     teacher)."""
+    revises_tokens: ClassVar[bool] = False
+    """True where sampling may change a token that has been drawn."""
     bound_parts: ClassVar[tuple[str, ...]] = ()
     """Names of the parts that the bound is told apart into; () where it is one number."""
-    teacher: ClassVar[bool] = False
-    """Whether it learns from a frozen copy of the model: then `begins_round` and `teacher_loss`."""
-    settings: ClassVar[frozenset[str]] = frozenset()
-    """Fields of ObjectiveConfig, beside name and time_window, that this family reads."""
 
     def __init__(
         self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
@@ -56,13 +56,16 @@ class Objective(ABC):
         self.config = config
         self.space = space
         self.static_rows = static_rows
-        foreign = config.model_dump(exclude_defaults=True).keys() - self.settings
-        foreign -= {"name", "time_window"}
-        if foreign:
-            raise ConfigError(
-                f"objective {config.name!r} does not read {', '.join(sorted(foreign))}; "
-                f"it reads {', '.join(sorted(self.settings)) or 'no setting'}"
-            )
+
+    @property
+    def name(self) -> str:
+        """Name of the family."""
+        return self.config.name
+
+    @property
+    def teacher(self) -> bool:
+        """True where it learns from a frozen copy of the model, by `teacher_loss`."""
+        return self.config.teacher
 
     @property
     def time_window(self) -> int:
@@ -132,6 +135,10 @@ class Objective(ABC):
         """Training loss of each target before weighting, float32 [n]."""
         return chunk.cross_entropy(targets)
 
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """The family's reverse process; raises ConfigError where it has none."""
+        raise ConfigError(f"objective {self.name!r} has no sampler")
+
     def begins_round(self, position: int) -> bool:
         """Whether a step that begins at `position` of the run needs a new teacher first."""
         raise AssertionError(f"{self.name} has no teacher")
@@ -145,45 +152,12 @@ class Objective(ABC):
         return self.token_loss(chunk, targets, extra)
 
 
-def refuse_loss(config: ObjectiveConfig, *allowed: str) -> None:
-    """Raise ConfigError unless `config.loss` is one that the family has."""
-    if config.loss not in allowed:
-        raise ConfigError(
-            f"objective.loss={config.loss} is not defined for {config.name!r}; "
-            f"it has {' and '.join(allowed)}"
-        )
-
-
-_REGISTRY: dict[str, type[Objective]] = {}
-Family = TypeVar("Family", bound=type[Objective])
-
-
-def register(name: str) -> Callable[[Family], Family]:
-    """Class decorator: make an objective available as `objective.name`."""
-
-    def add(cls: Family) -> Family:
-        assert name not in _REGISTRY, f"objective {name!r} is registered twice"
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def objective_names() -> list[str]:
-    """All registered names, sorted."""
-    return sorted(_REGISTRY)
-
-
 def build_objective(
     config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
 ) -> Objective:
-    """The objective that `config.name` asks for; raises ConfigError listing the known ones."""
-    if config.name not in _REGISTRY:
-        raise ConfigError(
-            f"unknown objective {config.name!r}; known: {', '.join(objective_names())}"
-        )
-    return _REGISTRY[config.name](config, space, static_rows)
+    """The objective that these settings configure."""
+    family: type[Objective] = config.load()
+    return family(config, space, static_rows)
 
 
 def sequence_rows(batch_size: int, length: int) -> Tensor:

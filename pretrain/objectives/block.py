@@ -17,13 +17,13 @@ clipped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import BlockConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times
@@ -32,8 +32,6 @@ from pretrain.objectives.base import (
     Objective,
     document_positions,
     head_rows,
-    refuse_loss,
-    register,
 )
 from pretrain.objectives.clipping import (
     Interval,
@@ -46,19 +44,21 @@ from pretrain.objectives.clipping import (
 )
 from pretrain.vocabulary import TokenSpace
 
+if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
-@register("block")
+
 class Block(Objective):
     """Masked diffusion inside blocks, in one pass over the noisy and the clean sequence."""
 
-    positions_per_token = 2.0
-    settings = frozenset({"loss", "block_size", "clip", "adapt_clip", "clip_masks"})
+    config: BlockConfig
 
-    def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
-    ) -> None:
+    positions_per_token = 2.0
+
+    def __init__(self, config: BlockConfig, space: TokenSpace, static_rows: bool = False) -> None:
         super().__init__(config, space, static_rows)
-        refuse_loss(config, "elbo", "simple")
         self.exact_likelihood = config.block_size == 1
         self.interval = config.clip
         self.adapts = config.adapt_clip
@@ -69,6 +69,26 @@ class Block(Objective):
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
         """Columns always."""
         return ("columns",)
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Block by block; each takes its share of the steps."""
+        from pretrain.sampling.ordered import sample_block
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            size = self.config.block_size
+            return sample_block(
+                module.model,
+                prompt,
+                noise,
+                block_size=size,
+                steps=-(-(settings.steps or length) // -(-length // size)),
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+
+        return Sampler("block", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each token of a block with the block's own probability t."""
@@ -175,7 +195,7 @@ class Block(Objective):
         )
 
 
-def refuse_impossible_shares(config: ObjectiveConfig) -> None:
+def refuse_impossible_shares(config: BlockConfig) -> None:
     """Raise ConfigError where no number of masked tokens of a block is a share inside `clip`."""
     size = config.block_size
     given = [config.clip, *(candidate_intervals() if config.adapt_clip else [])]

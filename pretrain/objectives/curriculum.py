@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import UniformConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.duality import Duality, GaussianTime, duality_schedule
 from pretrain.noise.key import NoiseKey
@@ -26,33 +26,14 @@ from pretrain.noise.latent import SoftTokens, soft_tokens
 from pretrain.noise.process import Marginal, UniformProcess
 from pretrain.vocabulary import TokenSpace
 
-SETTINGS = frozenset(
-    {
-        "curriculum_sequences",
-        "curriculum_temperature",
-        "curriculum_top_k",
-        "curriculum_interval",
-    }
-)
-
 
 class Curriculum:
     """Softened inputs for the sequences before `curriculum_sequences`."""
 
-    def __init__(self, config: ObjectiveConfig, space: TokenSpace) -> None:
-        given = SETTINGS & config.model_dump(exclude_defaults=True).keys()
+    def __init__(self, config: UniformConfig, space: TokenSpace) -> None:
         self.length = config.curriculum_sequences
         if self.length == 0:
-            if given:
-                raise ConfigError(
-                    f"objective.{min(given)} is read with objective.curriculum_sequences above 0"
-                )
             return
-        if config.loss != "elbo":
-            raise ConfigError(
-                f"objective.curriculum_sequences needs objective.loss=elbo, given {config.loss}: "
-                "the curriculum softens the inputs of the bound"
-            )
         states = space.num_targets
         if config.curriculum_top_k >= states:
             raise ConfigError(

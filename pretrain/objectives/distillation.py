@@ -17,21 +17,19 @@ them; evaluate the average (`train.ema_decay`), which is what the literature rep
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
-from pretrain.errors import ConfigError
+from pretrain.config.objectives import DistillationConfig
 from pretrain.noise.duality import duality_schedule
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.process import UniformProcess
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     document_positions,
-    register,
     sequence_rows,
     visible_attention,
 )
@@ -42,23 +40,17 @@ if TYPE_CHECKING:
     from pretrain.model.vocab import VocabChunk
 
 
-@register("distillation")
 class Distillation(Noised):
     """The student at a noisier level learns what its former self says at a cleaner one."""
 
-    teacher: ClassVar[bool] = True
+    config: DistillationConfig
+
     extra_passes = 1.0
-    settings = frozenset({"round_sequences", "first_gap", "gap_interval", "divergence"})
 
     def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+        self, config: DistillationConfig, space: TokenSpace, static_rows: bool = False
     ) -> None:
         super().__init__(config, space, static_rows)
-        if config.round_sequences == 0:
-            raise ConfigError(
-                "objective.round_sequences is 0; give the sequences of a round of distillation "
-                "(published: 10,000 steps of 128)"
-            )
         self.process = UniformProcess(space)
         schedule = duality_schedule(space.num_targets, config.gap_interval)
         self.training_process = UniformProcess(space, schedule)

@@ -15,13 +15,13 @@ rows. The bound computes both terms of every sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
-from pretrain.errors import ConfigError
+from pretrain.config.objectives import EsotericConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.attention_order import Columns, apart, choose, ordered, pair, unread
@@ -30,29 +30,25 @@ from pretrain.objectives.base import (
     document_positions,
     fixed_count,
     head_rows,
-    refuse_loss,
-    register,
 )
 from pretrain.vocabulary import TokenSpace
 
+if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
-@register("esoteric")
+
 class Esoteric(Objective):
     """Autoregressive and masked diffusion in one network, sharing its attention masks."""
 
-    settings = frozenset({"loss", "alpha0", "diffusion_share"})
+    config: EsotericConfig
 
     def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+        self, config: EsotericConfig, space: TokenSpace, static_rows: bool = False
     ) -> None:
         super().__init__(config, space, static_rows)
-        refuse_loss(config, "elbo", "simple")
         self.alpha0 = config.alpha0
-        if config.loss == "simple" and self.alpha0 < 1:
-            raise ConfigError(
-                "objective.loss=simple would put the two phases on different scales; "
-                "it needs objective.alpha0=1"
-            )
         self.share = {0.0: 0.0, 1.0: 1.0}.get(self.alpha0, config.diffusion_share)
         self.exact_likelihood = self.alpha0 == 0
         self.positions_per_token = 1.0 if self.alpha0 == 1 else 2.0
@@ -62,6 +58,25 @@ class Esoteric(Objective):
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
         """Columns always."""
         return ("columns",)
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Diffusion of its share, then left to right."""
+        from pretrain.sampling.ordered import sample_esoteric
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            return sample_esoteric(
+                module.model,
+                prompt,
+                noise,
+                alpha0=self.alpha0,
+                steps=settings.steps or length,
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+
+        return Sampler("esoteric", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One phase a sequence, chosen by a stratified draw."""

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objectives import GaussianConfig
 from pretrain.model.size import LEVEL_FREQUENCIES
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import UNITS
@@ -31,8 +32,6 @@ from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     Objective,
     document_positions,
-    refuse_loss,
-    register,
     sequence_rows,
     shorten,
     visible_attention,
@@ -41,30 +40,23 @@ from pretrain.objectives.network_size import OwnNetwork, embedding_diffusion
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
     from pretrain.model.transformer import Transformer
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
 
-@register("gaussian")
 class Gaussian(Objective):
     """Tokens as points that drift into Gaussian noise, all positions at once."""
 
+    config: GaussianConfig
+
     bound_parts = ("reconstruction", "diffusion", "prior")
-    settings = frozenset(
-        {
-            "loss",
-            "random_length",
-            "embedding_size",
-            "end_points",
-            "self_conditioning",
-            "reconstruction_share",
-        }
-    )
 
     def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+        self, config: GaussianConfig, space: TokenSpace, static_rows: bool = False
     ) -> None:
         super().__init__(config, space, static_rows)
-        refuse_loss(config, "elbo")
         self.extra_passes = config.self_conditioning
 
     def own_network(self, model: Transformer, seed: int) -> Any:
@@ -82,6 +74,26 @@ class Gaussian(Objective):
             LEVEL_FREQUENCIES,
             UNITS,
         )
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Ancestral steps of the embeddings."""
+        from pretrain.sampling.gaussian import sample_gaussian
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            return sample_gaussian(
+                module.model,
+                module.own,
+                prompt,
+                noise,
+                remember=self.config.self_conditioning > 0,
+                steps=settings.steps or length,
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+
+        return Sampler("ancestral", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One draw of eps and t; a share of the sequences goes to t = 0 instead.

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
-from pretrain.errors import ConfigError
+from pretrain.config.objectives import InterpolatingConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.process import HybridProcess, Marginal, MixingProcess, NoiseProcess
 from pretrain.noise.time import spread_time, stratified_time, stratified_times
@@ -32,7 +31,6 @@ from pretrain.objectives.base import (
     Objective,
     document_positions,
     head_rows,
-    register,
     sequence_rows,
     shorten,
     visible_attention,
@@ -41,7 +39,10 @@ from pretrain.objectives.divergence import divergence
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
     from pretrain.model.vocab import VocabChunk
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
 SHIFTS = {
     "masked": -torch.inf,
@@ -57,8 +58,29 @@ class Noised(Objective):
     """What uniform and interpolating diffusion share: a process, and its bound at every token."""
 
     process: NoiseProcess
+    revises_tokens = True
     scores_noised: bool = False
     """Whether training takes cross-entropy at noised positions in place of terms of the bound."""
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Ancestral steps of the noise process."""
+        from pretrain.sampling.interpolating import sample_interpolating
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            return sample_interpolating(
+                module.model,
+                self.process,
+                prompt,
+                noise,
+                steps=settings.steps or length,
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                greedy_tail=settings.greedy_tail,
+            )
+
+        return Sampler("ancestral", draw)
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """One noise level a sequence, spread towards the clean end; float64 weights."""
@@ -141,27 +163,19 @@ def bound_weight(clean: CleanBatch, z: Tensor, marginal: Marginal, family: Noise
     return torch.where(z == family.space.mask_id, marginal.mask_weight, other)
 
 
-@register("interpolating")
 class Interpolating(Noised):
     """Mask and uniform noise mixed: at high signal-to-noise ratio errors, at low ones gaps."""
 
-    settings = frozenset({"loss", "noise", "uniform_share", "independent_levels", "random_length"})
+    config: InterpolatingConfig
 
     def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
+        self, config: InterpolatingConfig, space: TokenSpace, static_rows: bool = False
     ) -> None:
         super().__init__(config, space, static_rows)
         self.process = build_process(config, space)
         self.scores_noised = config.loss == "cross_entropy"
         if self.process.mask_only or self.scores_noised:
             self.head_share = self.process.mean_noise
-        if config.noise != "hybrid" and "uniform_share" in config.model_dump(exclude_defaults=True):
-            raise ConfigError("objective.uniform_share is read with objective.noise=hybrid only")
-        if config.loss == "dynamic" and config.noise != "hybrid":
-            raise ConfigError(
-                "objective.loss=dynamic is defined for objective.noise=hybrid; "
-                f"with noise={config.noise} take loss=simple, cross_entropy or elbo"
-            )
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Noise every valid token; weights by `objective.loss`."""
@@ -198,7 +212,7 @@ class Interpolating(Noised):
         return torch.where(z == self.space.mask_id, 2.0, weight)
 
 
-def build_process(config: ObjectiveConfig, space: TokenSpace) -> NoiseProcess:
+def build_process(config: InterpolatingConfig, space: TokenSpace) -> NoiseProcess:
     """The noise process that `config.noise` names."""
     if config.noise == "hybrid":
         return HybridProcess(space, config.uniform_share)

@@ -18,11 +18,13 @@ moves the masks of a share of the sequences to their end, as in left-to-right co
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import MaskedConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time
@@ -31,27 +33,44 @@ from pretrain.objectives.base import (
     document_positions,
     fixed_count,
     head_rows,
-    refuse_loss,
-    register,
     shorten,
     visible_attention,
 )
 from pretrain.vocabulary import TokenSpace
 
+if TYPE_CHECKING:
+    from pretrain.config.samplers import AncestralConfig
+    from pretrain.module import ObjectiveModule
+    from pretrain.sampling.sampler import Sampler
 
-@register("masked")
+
 class Masked(Objective):
     """Absorbing-state diffusion."""
 
-    settings = frozenset({"loss", "schedule", "ar_ratio", "random_length"})
+    config: MaskedConfig
 
-    def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
-    ) -> None:
+    def __init__(self, config: MaskedConfig, space: TokenSpace, static_rows: bool = False) -> None:
         super().__init__(config, space, static_rows)
-        refuse_loss(config, "elbo", "simple")
         self.schedule = SCHEDULES[config.schedule]
         self.head_share = self.schedule.mean_noise
+
+    def sampler(self, settings: AncestralConfig) -> Sampler:
+        """Ancestral unmasking over a grid of noise levels."""
+        from pretrain.sampling.masked import sample_masked
+        from pretrain.sampling.sampler import Drawn, Sampler
+
+        def draw(module: ObjectiveModule, prompt: Tensor, noise: NoiseKey, length: int) -> Drawn:
+            return sample_masked(
+                module.model,
+                prompt,
+                noise,
+                steps=settings.steps or length,
+                length=length,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+
+        return Sampler("ancestral", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
         """Mask each valid token independently with probability 1 - alpha_t."""

@@ -22,36 +22,30 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import UniformConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.process import Marginal, UniformProcess
 from pretrain.noise.schedule import SCHEDULES
 from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
-    refuse_loss,
-    register,
     shorten,
 )
-from pretrain.objectives.curriculum import SETTINGS, Curriculum, choose
+from pretrain.objectives.curriculum import Curriculum, choose
 from pretrain.objectives.interpolating import Noised, bound_weight
 from pretrain.vocabulary import TokenSpace
 
 
-@register("uniform")
 class Uniform(Noised):
     """Every token can be wrong and every token can be revised; there is no <mask>."""
 
-    settings = frozenset({"loss", "schedule", "random_length"}) | SETTINGS
+    config: UniformConfig
 
-    def __init__(
-        self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
-    ) -> None:
+    def __init__(self, config: UniformConfig, space: TokenSpace, static_rows: bool = False) -> None:
         super().__init__(config, space, static_rows)
         # The bound does not depend on the schedule; linear reaches both ends, so that none of its
         # terms is dropped.
         self.process = UniformProcess(space)
         self.training_process = UniformProcess(space, SCHEDULES[config.schedule])
-        refuse_loss(config, "elbo", "simple")
         self.curriculum = Curriculum(config, space)
         self.scores_noised = config.loss == "simple"
         if self.scores_noised:

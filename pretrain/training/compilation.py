@@ -60,8 +60,8 @@ def loss_conflict(config: Config) -> str | None:
     ranks = config.parallel.tensor_parallel_size
     if ranks > 1:  # the sums over ranks lie in the middle of the formula
         return f"parallel.tensor_parallel_size is {ranks}, allowed is 1"
-    if config.objective.name == "gaussian":
-        return "objective is gaussian, whose loss has a pass over the vocabulary of its own"
+    if not config.objective.scores_in_chunks:
+        return f"objective is {config.objective.name}, which scores the vocabulary in its own pass"
     return None
 
 

@@ -16,7 +16,8 @@ from parallel.layers import parallel_config, partition_dim
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig, OptimizerConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.recompute import Recompute
 from pretrain.model.size import stage_costs
@@ -148,7 +149,7 @@ class Trainer:
             zero_stage=cut.zero,
             precision=cut.precision,
         )
-        config = ObjectiveConfig(time_window=GLOBAL_BATCH, **task.objective)
+        config = objectives.make(time_window=GLOBAL_BATCH, **task.objective)
         self.objective: Objective = build_objective(config, SPACE)
         model_config = ModelConfig(**{**MODEL, **task.model})
         layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)

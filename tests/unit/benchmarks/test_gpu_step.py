@@ -57,7 +57,8 @@ def test_shares_add_to_one_largest_first(gpu_step):
 
 
 def test_operations_follow_from_the_matrices_and_the_rows_that_are_evaluated(gpu_step):
-    from pretrain.config.run import ModelConfig, ObjectiveConfig
+    from pretrain.config.objectives import objectives
+    from pretrain.config.run import ModelConfig
     from pretrain.objectives import build_objective
     from pretrain.vocabulary import TokenSpace
 
@@ -65,7 +66,7 @@ def test_operations_follow_from_the_matrices_and_the_rows_that_are_evaluated(gpu
     space = TokenSpace(128, 128, 0, 4, 5, (0, 1, 2, 3, 4))
     matrices = 2 * (4 * 64 * 64 + 3 * 64 * 96)
     for name, readable in (("autoregressive", (32 + 1) / 2), ("masked", 32)):
-        objective = build_objective(ObjectiveConfig(name=name, time_window=4), space)
+        objective = build_objective(objectives.make(name=name, time_window=4), space)
         found = gpu_step.counted_flops(model, 128, 32, objective, head_share=0.25)
         expected = 6 * matrices + 6 * 64 * 128 * 0.25 + 3 * 4 * 2 * 64 * readable
         assert found == pytest.approx(expected)

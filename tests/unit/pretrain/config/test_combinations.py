@@ -68,12 +68,12 @@ LAYOUTS_REFUSED = [
     ([PP(2), ZERO(3)], None, "needs zero_stage 1, not 3"),
     ([PP(8), ZERO(1)], None, "larger than num_layers 4; every stage needs a layer"),
     # two passes through the whole model
-    (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size 1, not 2; use data and"),
-    (["objective=gaussian", CP(2)], None, "context_parallel_size 1, not 2; use data and"),
+    (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size at most 1, not 2; use"),
+    (["objective=gaussian", CP(2)], None, "context_parallel_size at most 1, not 2; use data"),
     # a second model
-    ([*TAUGHT, PP(2), ZERO(1)], None, "pipeline_parallel_size 1 or less, not 2"),
-    ([*TAUGHT, CP(2)], None, "context_parallel_size 1 or less, not 2"),
-    ([*TAUGHT, ZERO(3)], None, "zero_stage 2 or less, not 3"),
+    ([*TAUGHT, PP(2), ZERO(1)], None, "pipeline_parallel_size at most 1, not 2"),
+    ([*TAUGHT, CP(2)], None, "context_parallel_size at most 1, not 2"),
+    ([*TAUGHT, ZERO(3)], None, "zero_stage at most 2, not 3"),
     # offloading
     ([OVERLAP, ZERO(0)], None, "no effect at zero_stage 0: .*; leave it empty"),
     ([OVERLAP, ZERO(1), BF16], None, "no effect at zero_stage 1 in bfloat16"),
@@ -111,7 +111,7 @@ KERNELS_REFUSED = [
         [COMPILE_LOSS, TP(2)],
         "compile_loss true .*parallel_size is 2, allowed is 1; change that, or set .*loss to false",
     ),
-    ([COMPILE_LOSS, "objective=gaussian"], "compile_loss true .*objective is gaussian, whose"),
+    ([COMPILE_LOSS, "objective=gaussian"], "compile_loss true .*objective is gaussian, which"),
     (["train.loss_chunk=-1"], "greater than or equal to 0"),
     (["objective=gaussian", "train.loss_chunk=64"], "is null or 0, not 64; lower"),
     (["objective=autoregressive", "objective.orders=2", "data.documents=masked"],

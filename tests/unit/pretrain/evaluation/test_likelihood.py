@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config.run import EvaluationConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import EvaluationConfig
 from pretrain.evaluation.likelihood import evaluate_likelihood, summarize
 from pretrain.objectives import build_objective
 
@@ -68,7 +69,7 @@ def masked(pool, window=16):
     from pretrain.data import token_space
 
     space = token_space(load_tokenizer(pool / "tokenizer.model"), ModelConfig())
-    return build_objective(ObjectiveConfig(name="masked", time_window=window), space)
+    return build_objective(objectives.make(name="masked", time_window=window), space)
 
 
 def score(batch):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionRule, CleanBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.vocabulary import TokenSpace
@@ -41,7 +41,7 @@ def clean_batch(documents: bool, cut: bool) -> CleanBatch:
 
 def family(name: str, **fields: Any) -> Objective:
     """An objective on the small vocabulary."""
-    return build_objective(ObjectiveConfig(name=name, time_window=ROWS, **fields), SPACE)
+    return build_objective(objectives.make(name=name, time_window=ROWS, **fields), SPACE)
 
 
 def rule_of(name: str, documents: bool = False, cut: bool = False, **fields: Any) -> AttentionRule:

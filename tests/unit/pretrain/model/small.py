@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.vocabulary import TokenSpace
 
 SPACE = TokenSpace(100, 128, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -52,5 +53,5 @@ def build(topology, objective, dtype=torch.float32, loss_chunk=None, **changes):
     config = ModelConfig(**{**shape, **changes})
     model = Transformer(config, SPACE, parallel_config(topology)).to(dtype)
     initialize(model, seed=3)
-    family = build_objective(ObjectiveConfig(time_window=BATCH, **objective), SPACE)
+    family = build_objective(objectives.make(time_window=BATCH, **objective), SPACE)
     return ObjectiveModule(model, family, loss_chunk=loss_chunk)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from attention_cases import clean_batch, family
 
+from pretrain.config.objectives import objectives
 from pretrain.errors import ConfigError
 from pretrain.model.attention import Call, choose_kernel, describe_kernels, flash
 from pretrain.noise.key import NoiseKey
-from pretrain.objectives import objective_names
 
 KINDS = ("causal", "bidirectional", "documents", "columns")
 GPU = Call("cuda", torch.bfloat16, 64)
@@ -139,7 +139,7 @@ def test_the_kernels_are_named_by_rule(machine: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        *((name, NEEDED.get(name, {})) for name in objective_names()),
+        *((name, NEEDED.get(name, {})) for name in objectives.names()),
         ("autoregressive", {"hide": "tokens"}),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pretrain.batch import AttentionRule, CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -187,7 +188,7 @@ def test_a_document_kept_apart_is_read_as_if_it_were_alone(topology, name, alone
         all_valid=True,
         one_segment=False,
     )
-    objective = build_objective(ObjectiveConfig(name=name, time_window=2), SPACE)
+    objective = build_objective(objectives.make(name=name, time_window=2), SPACE)
     batch = objective.corrupt(clean, NoiseKey(1, clean.position))
     start = 0
     with torch.no_grad():

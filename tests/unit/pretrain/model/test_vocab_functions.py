@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -68,7 +69,7 @@ def test_a_step_makes_no_needless_tensor_over_the_vocabulary(topology, name):
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2)
     model = Transformer(config, SPACE, parallel_config(topology))
     initialize(model, seed=0)
-    objective = build_objective(ObjectiveConfig(name=name, time_window=8), SPACE)
+    objective = build_objective(objectives.make(name=name, time_window=8), SPACE)
     tokens = torch.randint(5, VOCABULARY, (8, 64))
     clean = CleanBatch(
         tokens=tokens,

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -74,7 +75,7 @@ def language(topology, embeddings, answer, **fields):
     """Objective, its own network with these unit embeddings [k, d], and the stand-in model."""
     embeddings = torch.as_tensor(embeddings, dtype=torch.float64)
     k, size = embeddings.shape
-    config = ObjectiveConfig(
+    config = objectives.make(
         name="gaussian", time_window=64, embedding_size=size, **{"self_conditioning": 0.0} | fields
     )
     family = build_objective(config, space(k))
@@ -100,7 +101,7 @@ def real_module(topology, **fields):
     inner = TokenSpace(7, 8, 0, 1, FIRST, (0, 1))
     model = Transformer(shape, inner, parallel_config(topology))
     initialize(model, seed=1)
-    config = ObjectiveConfig(name="gaussian", time_window=8, **fields)
+    config = objectives.make(name="gaussian", time_window=8, **fields)
     module = ObjectiveModule(model, build_objective(config, inner), seed=1)
     module.own.remember.weight.data.normal_(generator=torch.Generator().manual_seed(2))
     return module

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.time import spread_time
 from pretrain.objectives import build_objective
 from pretrain.objectives.interpolating import bound_weight
@@ -19,7 +19,7 @@ def space(k):
 
 
 def family(name, k, window=64, **fields):
-    return build_objective(ObjectiveConfig(name=name, time_window=window, **fields), space(k))
+    return build_objective(objectives.make(name=name, time_window=window, **fields), space(k))
 
 
 def noised(name, k, **fields):

@@ -9,7 +9,8 @@ import tables
 import torch
 
 from pretrain.batch import AttentionRule
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -110,7 +111,7 @@ def test_masked_bound_of_a_network_is_its_mean_over_all_orders(topology):
     model = Transformer(config, space, parallel_config(topology))
     initialize(model, seed=1)
     x, n = torch.tensor([6, 8, 7]), 20_000
-    family = build_objective(ObjectiveConfig(name="masked", time_window=64), space)
+    family = build_objective(objectives.make(name="masked", time_window=64), space)
     module = ObjectiveModule(model, family).eval()
     clean = tables.clean_batch(x.expand(n, -1) - tables.FIRST)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_times
@@ -52,7 +52,7 @@ def test_of_equal_intervals_the_widest_is_taken():
 def test_block_diffusion_measures_and_moves_and_remembers():
     """Cross-entropy 1 everywhere: the loss of a block is its masked share over t, whose variance
     (1 - t) / (t |b|) is smallest in the highest interval."""
-    config = ObjectiveConfig(name="block", block_size=4, adapt_clip=True, time_window=64)
+    config = objectives.make(name="block", block_size=4, adapt_clip=True, time_window=64)
     family = build_objective(config, toy.SPACE)
     clean = toy.clean_batch(torch.zeros(3000, 12, dtype=torch.int64), range(3000))
 
@@ -110,7 +110,7 @@ def test_clipped_masks_stay_inside_fall_anywhere_and_keep_their_weight():
     """Every whole block's share lies in the interval and each of its sets of masks is as likely as
     another of that size; a block cut short, in which no share could, is masked as always."""
     fields = {"name": "block", "block_size": 4, "clip": (0.45, 0.8), "time_window": 64}
-    clipped = build_objective(ObjectiveConfig(clip_masks=True, **fields), toy.SPACE)
+    clipped = build_objective(objectives.make(clip_masks=True, **fields), toy.SPACE)
     n = 6000
     valid = torch.ones(n, 10, dtype=torch.bool)
     valid[:, 9] = False  # blocks of 4, 4 and 1 tokens
@@ -135,7 +135,7 @@ def test_clipped_masks_stay_inside_fall_anywhere_and_keep_their_weight():
     block = (batch.rows % 20) // 4
     torch.testing.assert_close(batch.weight, (1 / t[batch.sequence, block]).float())
     # The bound knows nothing of it, and a part of the batch is the same part of its masks.
-    plain = build_objective(ObjectiveConfig(**fields), toy.SPACE)
+    plain = build_objective(objectives.make(**fields), toy.SPACE)
     bounds = [f.bound_batch(clean, key) for f in (clipped, plain)]
     assert torch.equal(bounds[0].ids, bounds[1].ids)
     part = replace(
@@ -148,7 +148,7 @@ def test_clipped_masks_stay_inside_fall_anywhere_and_keep_their_weight():
 def test_the_variance_of_clipped_masks_is_measured_as_they_will_be_drawn():
     """Cross-entropy 1 everywhere: a block's loss is its masked share over t, whose moments under
     the law cut off at both ends are known for every interval."""
-    config = ObjectiveConfig(
+    config = objectives.make(
         name="block", block_size=4, adapt_clip=True, clip_masks=True, time_window=64
     )
     family = build_objective(config, toy.SPACE)
@@ -187,5 +187,5 @@ def test_the_variance_of_clipped_masks_is_measured_as_they_will_be_drawn():
 )
 def test_shares_that_no_number_of_masks_has_are_refused(fields, match):
     with pytest.raises(ConfigError, match=match):
-        build_objective(ObjectiveConfig(name="block", clip_masks=True, **fields), toy.SPACE)
-    build_objective(ObjectiveConfig(name="block", **fields), toy.SPACE)
+        build_objective(objectives.make(name="block", clip_masks=True, **fields), toy.SPACE)
+    build_objective(objectives.make(name="block", **fields), toy.SPACE)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from points import CIRCLE, SKEW, clean_batch, language, real_module, space
 
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective
@@ -91,7 +91,7 @@ def test_learning_the_schedule_lowers_the_variance_and_keeps_the_mean(topology):
 
 
 def test_shares_of_a_window_are_exact_and_weights_undo_them():
-    family = build_objective(ObjectiveConfig(name="gaussian", time_window=64), space(5))
+    family = build_objective(objectives.make(name="gaussian", time_window=64), space(5))
     batch = training_batch(family, n=64)
     terms, own = batch.own["terms"], batch.own["conditioned"]
     torch.testing.assert_close(terms.mean(dim=0), torch.ones(3, dtype=torch.float64))
@@ -103,7 +103,7 @@ def test_shares_of_a_window_are_exact_and_weights_undo_them():
 
 
 def test_noise_belongs_to_the_position_and_not_to_the_batch():
-    family = build_objective(ObjectiveConfig(name="gaussian", time_window=8), space(5))
+    family = build_objective(objectives.make(name="gaussian", time_window=8), space(5))
     x = torch.randint(0, 5, (24, 7), generator=torch.Generator().manual_seed(0))
     for make in (family.corrupt, family.bound_batch):
         whole = make(clean_batch(x), NoiseKey(4, torch.arange(24)))

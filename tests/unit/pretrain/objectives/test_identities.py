@@ -14,7 +14,7 @@ import pytest
 import torch
 import toy_language as toy
 
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.schedule import COSINE, LINEAR, LOG_LINEAR
 from pretrain.objectives import build_objective
@@ -28,7 +28,7 @@ WAYS = torch.tensor([float(math.comb(L, len(s))) for s in SUBSETS], dtype=torch.
 
 
 def objective(name, **fields):
-    return build_objective(ObjectiveConfig(name=name, time_window=64, **fields), toy.SPACE)
+    return build_objective(objectives.make(name=name, time_window=64, **fields), toy.SPACE)
 
 
 def junk(shown):

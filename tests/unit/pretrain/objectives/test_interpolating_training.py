@@ -8,7 +8,6 @@ import pytest
 import tables
 import torch
 
-from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives.divergence import divergence
 
@@ -91,7 +90,7 @@ def test_dynamic_weights_are_the_published_ones():
     clean_weight = 2 * share / (1 - share) / (k + 1) * np.exp(-np.log(alpha / (1 - alpha)) / 2)
     expected = np.where(z == 1, 2.0, np.where(z == x, np.minimum(clean_weight, 2), 1.0))
     np.testing.assert_allclose(batch.weight.numpy(), expected, rtol=1e-6)
-    with pytest.raises(ConfigError, match="hybrid"):
+    with pytest.raises(ValueError, match="hybrid"):
         tables.noised("balanced", k, loss="dynamic")
 
 

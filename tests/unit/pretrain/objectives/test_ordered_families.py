@@ -8,7 +8,8 @@ import torch
 import toy_language as toy
 
 from pretrain.batch import AttentionRule, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -25,7 +26,7 @@ CASES = [
 
 
 def objective(name, **fields):
-    return build_objective(ObjectiveConfig(name=name, time_window=64, **fields), toy.SPACE)
+    return build_objective(objectives.make(name=name, time_window=64, **fields), toy.SPACE)
 
 
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=str)

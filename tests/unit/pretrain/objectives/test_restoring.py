@@ -9,7 +9,7 @@ import toy_language as toy
 import yaml
 
 import pretrain
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 
@@ -17,13 +17,13 @@ SOON = {"duo": {"curriculum_sequences": 21}, "distillation": {"round_sequences":
 """What lets a curriculum end, and rounds begin, within the 48 sequences of these tests."""
 
 
-def objectives():
+def packaged():
     """Every one of `configs/objective`."""
     folder = Path(pretrain.__file__).parents[1] / "configs" / "objective"
     for path in sorted(folder.glob("*.yaml")):
         fields = yaml.safe_load(path.read_text())
         fields = fields.get("objective", fields) | {"time_window": 16} | SOON.get(path.stem, {})
-        yield pytest.param(ObjectiveConfig(**fields), id=path.stem)
+        yield pytest.param(objectives.make(**fields), id=path.stem)
 
 
 def same(a, b):
@@ -43,7 +43,7 @@ def weights_alone(batch):
     return out.index_add_(0, batch.sequence, batch.weight.double())
 
 
-@pytest.mark.parametrize("config", objectives())
+@pytest.mark.parametrize("config", packaged())
 def test_a_restored_objective_draws_what_one_without_a_break_draws(config):
     """Steps of 8 sequences; after the third a new process takes over with the saved state alone:
     positions decide everything else, and torch's own generator nothing."""

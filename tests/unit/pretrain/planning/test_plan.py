@@ -15,10 +15,10 @@ import pretrain.cli.main as cli
 from parallel.errors import LayoutError
 from parallel.planner.machine import GIB
 from pretrain.config.compose import CONFIG_ROOT, compose, groups
+from pretrain.config.objectives import objectives
 from pretrain.config.run import Config, ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.model.size import parameter_count
-from pretrain.objectives import objective_names
 from pretrain.planning.ladder import LENGTH, VOCABULARY, ladder_config, ladder_table
 from pretrain.planning.machines import load_machine, machine_names, sized
 from pretrain.planning.plan import costs, plan
@@ -46,7 +46,7 @@ class TestCosts:
         padded = changed.padded_vocab_size(VOCABULARY)
         assert costs(settled, VOCABULARY).parameters == parameter_count(changed, padded)
 
-    @pytest.mark.parametrize("objective", objective_names())
+    @pytest.mark.parametrize("objective", objectives.names())
     def test_every_objective_can_be_planned(self, objective: str) -> None:
         planned = plan(config(f"objective={objective}"), vocab_size=1000)
         assert planned.found.fitting

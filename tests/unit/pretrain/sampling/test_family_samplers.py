@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.sampling.interpolating import sample_interpolating
@@ -67,7 +67,7 @@ def chi_square(counts, p):
 )
 def test_ancestral_samples_follow_the_joint_distribution(name, fields):
     """With the leave-one-out predictive; in many steps, because one draws positions apart."""
-    process = build_objective(ObjectiveConfig(name=name, **fields), SPACE).process
+    process = build_objective(objectives.make(name=name, **fields), SPACE).process
     n, steps = 1500, 60
     model = LeaveOneOutModel(process, np.linspace(1, 0, steps + 1)[:-1])
     empty = torch.zeros(n, 0, dtype=torch.int64)
@@ -82,7 +82,7 @@ def test_ancestral_samples_follow_the_joint_distribution(name, fields):
 
 
 def test_one_step_of_uniform_diffusion_draws_the_marginals_and_keeps_the_prompt():
-    process = build_objective(ObjectiveConfig(name="uniform"), SPACE).process
+    process = build_objective(objectives.make(name="uniform"), SPACE).process
     n = 3000
     prompt = torch.full((n, 1), 7)
     tokens, _ = sample_interpolating(
@@ -98,7 +98,7 @@ def test_one_step_of_uniform_diffusion_draws_the_marginals_and_keeps_the_prompt(
 def test_a_greedy_tail_is_the_mode_of_the_posterior_and_not_of_x_theta():
     """After one step from pure noise both are the mode of the marginals, in every sample; at low
     noise the token on the page is evidence, which x_theta alone does not have."""
-    process = build_objective(ObjectiveConfig(name="uniform"), SPACE).process
+    process = build_objective(objectives.make(name="uniform"), SPACE).process
     n = 200
     tokens, _ = sample_interpolating(
         LeaveOneOutModel(process, [1.0]), process, torch.zeros(n, 0, dtype=torch.int64),
@@ -134,7 +134,7 @@ class Undecided:
     "noise", [{"noise": "masked"}, {"noise": "hybrid", "uniform_share": 0.0}, {"noise": "balanced"}]
 )
 def test_a_nucleus_without_the_visible_token_draws_text_all_the_same(noise, fields):
-    process = build_objective(ObjectiveConfig(name="interpolating", **noise), SPACE).process
+    process = build_objective(objectives.make(name="interpolating", **noise), SPACE).process
     tokens, _ = sample_interpolating(
         Undecided(), process, torch.full((8, 1), 8), NoiseKey(0, torch.arange(8)),
         length=6, steps=8, **fields,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.run import ObjectiveConfig
+from pretrain.config.objectives import objectives
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.learned import Level
 from pretrain.objectives import build_objective
@@ -71,7 +71,7 @@ class Language(nn.Module):
 
 @pytest.fixture(scope="module")
 def language(topology):
-    config = ObjectiveConfig(name="gaussian", embedding_size=2, end_points=(-4.0, 6.0))
+    config = objectives.make(name="gaussian", embedding_size=2, end_points=(-4.0, 6.0))
     model = Language(topology)
     own = build_objective(config, SPACE).own_network(model, seed=3).double()
     with torch.no_grad():

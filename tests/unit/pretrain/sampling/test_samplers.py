@@ -177,10 +177,7 @@ def test_gumbel_draws_follow_their_probabilities():
     [
         {"seed": -1},
         {"seed": 2**63},
-        {"steps": 0},
         {"num": 0},
-        {"temperature": -1.0},
-        {"top_p": 0.0},
     ],
 )
 def test_settings_out_of_range_are_refused_before_a_run_is_read(tmp_path, wrong):
@@ -190,3 +187,33 @@ def test_settings_out_of_range_are_refused_before_a_run_is_read(tmp_path, wrong)
     (name,) = wrong
     with pytest.raises(ConfigError, match=f"{name} is .*; allowed: "):
         sample_run(tmp_path / "none", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "message"),
+    [
+        ([], {"steps": 0}, "steps: given 0, allowed: greater than or equal to 1"),
+        ([], {"temperature": -1.0}, "temperature: given -1.0, allowed"),
+        (["sampler.top_p=0"], {}, "top_p: given 0, allowed: greater than 0"),
+        (["sampler=ancestal"], {}, "unknown sampler 'ancestal'; did you mean ancestral"),
+        (["sampler.stps=4"], {}, "unknown key sampler.stps; did you mean sampler.steps"),
+        (["objective=masked"], {}, "takes sampler=NAME and sampler.KEY=VALUE only"),
+    ],
+)
+def test_settings_of_a_sampler_are_refused_with_what_is_allowed(overrides, values, message):
+    from pretrain.config.compose import compose_component
+    from pretrain.config.samplers import samplers
+    from pretrain.errors import ConfigError
+
+    with pytest.raises(ConfigError) as refused:
+        compose_component(samplers, overrides, values)
+    assert message in str(refused.value)
+
+
+def test_single_keys_win_over_options_and_values_over_both():
+    from pretrain.config.compose import compose_component
+    from pretrain.config.samplers import samplers
+
+    overrides = ["sampler=ancestral", "sampler.steps=4", "sampler.top_p=0.5"]
+    got = compose_component(samplers, overrides, {"top_p": 0.9})
+    assert (got.name, got.steps, got.top_p) == ("ancestral", 4, 0.9)

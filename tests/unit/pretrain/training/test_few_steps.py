@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pretrain.batch import CleanBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -58,7 +59,7 @@ def quality(model, steps, samples=800):
     """Share of right successors, its standard error, and the entropy of single symbols."""
     from pretrain.sampling.interpolating import sample_interpolating
 
-    process = build_objective(ObjectiveConfig(name="uniform"), SPACE).process
+    process = build_objective(objectives.make(name="uniform"), SPACE).process
     empty = torch.zeros(samples, 0, dtype=torch.int64)
     noise = NoiseKey(1, torch.arange(samples))
     x, _ = sample_interpolating(model, process, empty, noise, length=LENGTH, steps=steps)
@@ -87,7 +88,7 @@ def test_a_distilled_model_needs_fewer_steps_than_one_trained_on(topology):
     )  # fmt: skip
     model, copy = (Transformer(shape, SPACE, parallel_config(topology)) for _ in range(2))
     initialize(model, seed=0)
-    uniform = ObjectiveConfig(name="uniform", time_window=BATCH)
+    uniform = objectives.make(name="uniform", time_window=BATCH)
     plain = ObjectiveModule(model, build_objective(uniform, SPACE))
     learn(plain, 0, TRAINED, 3e-3)
     trained = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -97,7 +98,7 @@ def test_a_distilled_model_needs_fewer_steps_than_one_trained_on(topology):
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(trained[name])
-    config = ObjectiveConfig(
+    config = objectives.make(
         name="distillation", time_window=BATCH, round_sequences=ROUND * BATCH, first_gap=1 / 16
     )
     distil = ObjectiveModule(model, build_objective(config, SPACE))

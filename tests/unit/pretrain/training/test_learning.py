@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pretrain.batch import TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig, OptimizerConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig, OptimizerConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.training.parameter_groups import parameter_groups
 
@@ -45,7 +46,7 @@ def setup(topology, pool, objective, fields=None, model=None):
     space = token_space(load_tokenizer(pool / "tokenizer.model"), shape)
     model = Transformer(shape, space, parallel_config(topology))
     initialize(model, seed=0)
-    config = ObjectiveConfig(name=objective, time_window=SEQUENCES, **(fields or {}))
+    config = objectives.make(name=objective, time_window=SEQUENCES, **(fields or {}))
     module = ObjectiveModule(model, build_objective(config, space))
     tokens = TokenPool(pool / "train" / "manifest.json")
     stream = TokenStream(tokens, Budget(SEQUENCES * LENGTH, LENGTH, 10**6), seed=0, epochs=1)

@@ -16,7 +16,8 @@ from data_pipeline.stream.loader import BudgetLoader, GlobalBatch, TokenBatch
 from data_pipeline.stream.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
 from pretrain.batch import AttentionRule, TrainBatch
-from pretrain.config.run import ModelConfig, ObjectiveConfig
+from pretrain.config.objectives import objectives
+from pretrain.config.run import ModelConfig
 from pretrain.data import clean_batch, token_space
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
@@ -40,7 +41,7 @@ def objective(name: str, pool: Path) -> Objective:
     """A fresh objective over the tokens of the pool."""
     space = token_space(load_tokenizer(pool / "tokenizer.model"), ModelConfig())
     return build_objective(
-        ObjectiveConfig(**{"name": name, "time_window": 4, **OBJECTIVES[name]}), space
+        objectives.make(**{"name": name, "time_window": 4, **OBJECTIVES[name]}), space
     )
 
 

@@ -1,0 +1,284 @@
+"""Settings of every objective: one class a family, with its checks and the layouts it allows.
+
+Free of torch. A family's mathematics is in `pretrain.objectives`, in the file that `implementation`
+names. Adding one is described in docs/extending.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.objective_base import (
+    Layouts,
+    ObjectiveConfig,
+    objectives,
+    refuse_disorder,
+    refuse_unread,
+)
+from pretrain.config.types import Fraction, OpenFraction, PositiveInt, Temperature
+
+if TYPE_CHECKING:
+    from pretrain.config.run import Config
+
+__all__ = ["ObjectiveConfig", "objectives"]
+
+Loss = Literal["elbo", "simple"]
+"""`elbo` trains the exact bound; `simple` plain cross-entropy of the tokens that noise hit."""
+Schedule = Literal["linear", "cosine", "log_linear"]
+"""Share of clean tokens over time."""
+
+
+@objectives.register
+class AutoregressiveConfig(ObjectiveConfig):
+    """Next-token prediction; the two augmentations are off by default."""
+
+    name: Literal["autoregressive"] = "autoregressive"
+    implementation: ClassVar[str] = "pretrain.objectives.autoregressive:Autoregressive"
+
+    orders: PositiveInt = 1
+    """Number of fixed token orders, drawn by sequence; the first is the text's."""
+    order_kind: Literal["local", "random"] = "local"
+    """`local` perturbs order i by a normal of i positions, `random` permutes."""
+    hide: Literal["none", "queries", "tokens"] = "none"
+    """Hide past tokens from single queries (`queries`), or from all later ones (`tokens`)."""
+    hide_share: Fraction = 0.25
+    """Share of positions that `hide` concerns."""
+
+    def check(self, config: Config) -> None:
+        """Refuse reordered sequences of separate documents."""
+        super().check(config)
+        if self.orders > 1 and config.data.documents == "masked":
+            raise ValueError(
+                f"objective.orders {self.orders} reorders whole sequences and needs "
+                "data.documents=packed; documents kept apart have objective.orders=1"
+            )
+
+
+@objectives.register
+class MaskedConfig(ObjectiveConfig):
+    """Absorbing-state diffusion (MDLM, LLaDA)."""
+
+    name: Literal["masked"] = "masked"
+    implementation: ClassVar[str] = "pretrain.objectives.masked:Masked"
+
+    loss: Loss = "elbo"
+    schedule: Schedule = "linear"
+    random_length: Fraction = 0.0
+    """Share of sequences cut to a random length while training."""
+    ar_ratio: Fraction = 0.0
+    """Share of sequences whose masks are moved to the end of the sequence."""
+
+
+CURRICULUM = ("curriculum_temperature", "curriculum_top_k", "curriculum_interval")
+
+
+@objectives.register
+class UniformConfig(ObjectiveConfig):
+    """Uniform-state diffusion (UDLM, Duo)."""
+
+    name: Literal["uniform"] = "uniform"
+    implementation: ClassVar[str] = "pretrain.objectives.uniform:Uniform"
+
+    loss: Loss = "elbo"
+    schedule: Schedule = "linear"
+    random_length: Fraction = 0.0
+    """Share of sequences cut to a random length while training."""
+    curriculum_sequences: Annotated[int, Field(ge=0)] = 0
+    """The first so many sequences of the run are trained with Gaussian-softened inputs."""
+    curriculum_temperature: tuple[Temperature, Temperature] = (1e-3, 1e-3)
+    """Softmax temperature at the beginning and at the end of the curriculum, log-linear between
+    them; towards 0 inputs become tokens again."""
+    curriculum_top_k: PositiveInt = 2
+    """Embeddings that a softened input is the sum of."""
+    curriculum_interval: tuple[OpenFraction, OpenFraction] = (0.05, 0.95)
+    """Smallest and largest share of clean tokens (alpha) during the curriculum."""
+
+    @model_validator(mode="after")
+    def _curriculum_is_whole(self) -> UniformConfig:
+        refuse_disorder("curriculum_interval", self.curriculum_interval)
+        if self.curriculum_sequences == 0:
+            refuse_unread(self, CURRICULUM, "objective.curriculum_sequences above 0")
+        elif self.loss != "elbo":
+            raise ValueError(
+                f"objective.curriculum_sequences needs objective.loss=elbo, given {self.loss}: "
+                "the curriculum softens the inputs of the bound"
+            )
+        return self
+
+
+@objectives.register
+class InterpolatingConfig(ObjectiveConfig):
+    """Interpolating diffusion (GIDD): noise between <mask> and uniform."""
+
+    name: Literal["interpolating"] = "interpolating"
+    implementation: ClassVar[str] = "pretrain.objectives.interpolating:Interpolating"
+
+    loss: Literal["elbo", "simple", "dynamic", "cross_entropy"] = "elbo"
+    """`elbo` the exact bound, `simple` the unweighted one, `dynamic` GIDD's weights (hybrid noise),
+    `cross_entropy` that of noised tokens."""
+    noise: Literal["masked", "low_uniform", "balanced", "high_uniform", "uniform", "hybrid"] = (
+        "balanced"
+    )
+    """Mixture of <mask> and uniform noise; `hybrid` is the time form of GIDD."""
+    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """p_u, the uniform share of `hybrid` noise at t = 1/2."""
+    independent_levels: Fraction = 0.0
+    """Share of sequences in which every token draws its own noise level."""
+    random_length: Fraction = 0.0
+    """Share of sequences cut to a random length while training."""
+
+    @model_validator(mode="after")
+    def _hybrid_settings(self) -> InterpolatingConfig:
+        if self.noise != "hybrid":
+            refuse_unread(self, ("uniform_share",), "objective.noise=hybrid only")
+        if self.loss == "dynamic" and self.noise != "hybrid":
+            raise ValueError(
+                "objective.loss=dynamic is defined for objective.noise=hybrid; "
+                f"with noise={self.noise} take loss=simple, cross_entropy or elbo"
+            )
+        return self
+
+    def check(self, config: Config) -> None:
+        """Refuse one noise level a sequence where tokens have their own."""
+        super().check(config)
+        if self.independent_levels > 0 and config.model.time_conditioning:
+            raise ValueError(
+                "objective.independent_levels gives each token a noise level of its own, "
+                "model.time_conditioning knows one a sequence; set one of them to 0 or false"
+            )
+
+
+@objectives.register
+class BlockConfig(ObjectiveConfig):
+    """Block diffusion (BD3-LM): left to right over blocks, masked inside a block."""
+
+    name: Literal["block"] = "block"
+    implementation: ClassVar[str] = "pretrain.objectives.block:Block"
+
+    loss: Loss = "elbo"
+    block_size: PositiveInt = 16
+    """Tokens of a block; 1 is autoregressive, the sequence length masked."""
+    clip: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Interval of noise levels while training; the bound always uses all of them."""
+    adapt_clip: bool = False
+    """At every evaluation move `clip` to the interval of least measured variance."""
+    clip_masks: bool = False
+    """Clip the share of a block's tokens that is masked as well, not only the probability of
+    masking them, as the published code does."""
+
+    @model_validator(mode="after")
+    def _interval_is_possible(self) -> BlockConfig:
+        low, high = self.clip
+        if not (low <= high and high > 0):
+            raise ValueError(f"objective.clip {self.clip} must be [low, high] with low <= high > 0")
+        return self
+
+
+@objectives.register
+class EsotericConfig(ObjectiveConfig):
+    """Eso-LM: a share of the tokens by diffusion, the rest left to right."""
+
+    name: Literal["esoteric"] = "esoteric"
+    implementation: ClassVar[str] = "pretrain.objectives.esoteric:Esoteric"
+
+    loss: Loss = "elbo"
+    alpha0: Fraction = 1.0
+    """Share of tokens that diffusion fills in; the rest is filled left to right."""
+    diffusion_share: OpenFraction = 0.5
+    """Share of sequences that train the diffusion phase while 0 < alpha0 < 1."""
+
+    @model_validator(mode="after")
+    def _phases_have_one_scale(self) -> EsotericConfig:
+        if self.loss == "simple" and self.alpha0 < 1:
+            raise ValueError(
+                "objective.loss=simple would put the two phases on different scales; "
+                "it needs objective.alpha0=1"
+            )
+        return self
+
+
+@objectives.register
+class GaussianConfig(ObjectiveConfig):
+    """Gaussian diffusion over learned embeddings with a learned schedule (Plaid)."""
+
+    name: Literal["gaussian"] = "gaussian"
+    implementation: ClassVar[str] = "pretrain.objectives.gaussian:Gaussian"
+    layouts: ClassVar[Layouts] = Layouts(
+        pipeline=False, context=False, because="takes two passes through the whole model"
+    )
+    scores_in_chunks: ClassVar[bool] = False
+
+    loss: Literal["elbo"] = "elbo"
+    random_length: Fraction = 0.0
+    """Share of sequences cut to a random length while training."""
+    embedding_size: PositiveInt = 16
+    """Dimensions of the embeddings that are noised."""
+    end_points: tuple[float, float] = (-3.0, 6.0)
+    """Log noise-to-signal ratio at t = 0 and t = 1 before training, which moves both."""
+    self_conditioning: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of sequences that read the estimate of a first pass while training; 0 turns
+    self-conditioning off, also in evaluation and sampling."""
+    reconstruction_share: OpenFraction = 0.125
+    """Share of sequences that train the reconstruction at t = 0."""
+
+    @model_validator(mode="after")
+    def _noise_rises(self) -> GaussianConfig:
+        if not self.end_points[0] < self.end_points[1]:
+            raise ValueError(
+                f"objective.end_points {self.end_points} must rise: little noise, then much"
+            )
+        return self
+
+    def check(self, config: Config) -> None:
+        """Refuse an untied head, which nothing would use."""
+        super().check(config)
+        if not config.model.tie_embeddings:
+            raise ValueError(
+                "objective gaussian has embeddings of its own, so that model.tie_embeddings false "
+                "would leave a matrix that nothing uses; set it to true"
+            )
+
+
+@objectives.register
+class DistillationConfig(ObjectiveConfig):
+    """Discrete consistency distillation of a uniform-state model (Duo)."""
+
+    name: Literal["distillation"] = "distillation"
+    implementation: ClassVar[str] = "pretrain.objectives.distillation:Distillation"
+    layouts: ClassVar[Layouts] = Layouts(
+        pipeline=False,
+        context=False,
+        largest_zero_stage=2,
+        because="has a second model, of which every rank holds what it holds of the first",
+    )
+    teacher: ClassVar[bool] = True
+
+    round_sequences: Annotated[int, Field(ge=0)] = 0
+    """Sequences of a round, after which the student becomes the teacher; a multiple of the global
+    batch."""
+    first_gap: Annotated[float, Field(gt=0, le=1)] = 1 / 512
+    """Difference of time between student and teacher in the first round; it doubles every
+    round."""
+    gap_interval: tuple[OpenFraction, OpenFraction] = (0.006, 0.9987)
+    """Smallest and largest share of clean tokens (alpha); time is even in the log-SNR of the
+    Gaussian between them."""
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """KL(student || teacher), or KL(teacher || student)."""
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> DistillationConfig:
+        refuse_disorder("gap_interval", self.gap_interval)
+        return self
+
+    def check(self, config: Config) -> None:
+        """Refuse rounds that are not whole steps."""
+        super().check(config)
+        rounds, batch = self.round_sequences, config.train.global_batch_size
+        if rounds == 0 or rounds % batch:
+            raise ValueError(
+                f"objective.round_sequences is {rounds}; a round of distillation is a positive "
+                f"number of steps of train.global_batch_size {batch} sequences; published are "
+                f"10,000 steps, here {10_000 * batch}"
+            )

@@ -1,0 +1,58 @@
+"""Settings of every optimizer: one class each, with what all of them share.
+
+Free of torch. Adding one is described in docs/extending.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.registry import Component, Registry
+from pretrain.config.types import Fraction, Momentum, Section
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run, as a factor of `optimizer.lr`."""
+
+    name: Literal["constant", "cosine", "wsd"] = "cosine"
+    """Warm-up, then constant, cosine to `min_lr`, or stable and a final decay (wsd)."""
+    warmup: Annotated[float, Field(ge=0)] = 0.01
+    """Warm-up: below 1 a share of all steps, else a number of steps."""
+    decay: Fraction = 0.2
+    """wsd: share of all steps in which the rate falls to `min_lr`."""
+
+
+class OptimizerConfig(Component):
+    """Settings that every optimizer has: matrices decay, norms and biases do not."""
+
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Absolute rate at the end of the decay."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    decay_embeddings: bool = True
+    """Whether the embedding matrix decays too."""
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _min_below_peak(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is larger than lr {self.lr}")
+        return self
+
+
+optimizers: Registry[OptimizerConfig] = Registry("optimizer", OptimizerConfig, "adamw")
+
+
+@optimizers.register
+class AdamWConfig(OptimizerConfig):
+    """AdamW (arXiv 1711.05101)."""
+
+    name: Literal["adamw"] = "adamw"
+    implementation: ClassVar[str] = "parallel.engine.settings:adamw"
+
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8

@@ -262,12 +262,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _log_artifacts(folder: Path, paths: list[Path]) -> None:
     """Attach files to the runs in MLflow; a tracker that fails costs only a warning."""
     from pretrain.config.compose import load_config
-    from pretrain.tracking.mlflow_run import MlflowRun
 
     try:
         for objective in FAMILIES:
             run = folder / "runs" / objective
-            tracked = MlflowRun(load_config(run / "config.yaml"), run, resumed=True)
+            config = load_config(run / "config.yaml")
+            (settings,) = config.tracking.services
+            tracked = settings.load()(settings, config, run, True)
             tracked.connect()
             for path in paths:
                 tracked.log_artifact(path, "comparison")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import PlainValidator, SerializeAsAny
 
 from pretrain.config.registry import Component, Registry
 from pretrain.config.types import PositiveInt
@@ -60,6 +62,8 @@ class ObjectiveConfig(Component):
 
 
 objectives: Registry[ObjectiveConfig] = Registry("objective", ObjectiveConfig, "autoregressive")
+AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(objectives.validate)]
+"""Settings of whichever family their `name` says."""
 
 
 def refuse_unread(settings: Component, names: tuple[str, ...], needed: str) -> None:

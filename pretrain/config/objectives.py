@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.objective_base import (
+    AnyObjective,
     Layouts,
     ObjectiveConfig,
     objectives,
@@ -22,7 +23,7 @@ from pretrain.config.types import Fraction, OpenFraction, PositiveInt, Temperatu
 if TYPE_CHECKING:
     from pretrain.config.run import Config
 
-__all__ = ["ObjectiveConfig", "objectives"]
+__all__ = ["AnyObjective", "ObjectiveConfig", "objectives"]
 
 Loss = Literal["elbo", "simple"]
 """`elbo` trains the exact bound; `simple` plain cross-entropy of the tokens that noise hit."""

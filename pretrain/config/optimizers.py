@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from pretrain.config.registry import Component, Registry
 from pretrain.config.types import Fraction, Momentum, Section
@@ -45,6 +45,8 @@ class OptimizerConfig(Component):
 
 
 optimizers: Registry[OptimizerConfig] = Registry("optimizer", OptimizerConfig, "adamw")
+AnyOptimizer = Annotated[SerializeAsAny[OptimizerConfig], PlainValidator(optimizers.validate)]
+"""Settings of whichever optimizer their `name` says."""
 
 
 @optimizers.register

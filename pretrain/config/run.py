@@ -13,12 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.config.model import ModelConfig
-from pretrain.config.objectives import ObjectiveConfig, objectives
-from pretrain.config.optimizers import OptimizerConfig, ScheduleConfig, optimizers
+from pretrain.config.objectives import AnyObjective, ObjectiveConfig, objectives
+from pretrain.config.optimizers import (
+    AnyOptimizer,
+    OptimizerConfig,
+    ScheduleConfig,
+    optimizers,
+)
 from pretrain.config.registry import Registry
+from pretrain.config.trackers import AnyTracker, MlflowConfig, TrackerConfig, checked_uri
 from pretrain.config.types import Location, PositiveInt, Section
 
 __all__ = [
@@ -39,10 +45,6 @@ __all__ = [
 
 REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
 """Sections whose class is chosen by their `name`."""
-TRACKING_SCHEMES = (
-    "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
-)  # fmt: skip
-"""Kinds of MLflow stores; a database may name its driver (`mysql+pymysql`)."""
 
 
 class RunConfig(Section):
@@ -200,23 +202,38 @@ class EvaluationConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where measurements go. JSONL in the run folder is always written."""
+    """Services that get the measurements. JSONL in the run folder is always written."""
 
     mlflow: bool = True
     uri: str | None = None
     """MLflow server; null takes the sqlite file of `run.root`."""
     experiment: str = "epochal"
+    trackers: tuple[AnyTracker, ...] = ()
+    """Further services, each with its `name` and its settings."""
     queue_size: PositiveInt = 10000
-    """Measurements kept while the tracker does not answer; older ones are dropped and counted."""
+    """Measurements kept while a service does not answer; older ones are dropped and counted."""
 
     @field_validator("uri")
     @classmethod
     def _has_a_known_scheme(cls, uri: str | None) -> str | None:
-        scheme, separator, _ = (uri or "").partition("://")
-        if separator and scheme.partition("+")[0] not in TRACKING_SCHEMES:
-            allowed = ", ".join(f"{name}://..." for name in TRACKING_SCHEMES)
-            raise ValueError(f"given {uri!r}, allowed: {allowed}")
-        return uri
+        return checked_uri(uri)
+
+    @field_validator("trackers")
+    @classmethod
+    def _are_different(cls, given: tuple[TrackerConfig, ...]) -> tuple[TrackerConfig, ...]:
+        names = [tracker.name for tracker in given]
+        if len({*names, "mlflow"}) <= len(names):
+            raise ValueError(
+                f"given {', '.join(names)}, allowed: every tracker once; MLflow is set up by "
+                "tracking.mlflow, tracking.uri and tracking.experiment"
+            )
+        return given
+
+    @property
+    def services(self) -> tuple[TrackerConfig, ...]:
+        """Settings of every tracker of the run."""
+        ours = MlflowConfig(uri=self.uri, experiment=self.experiment)
+        return (*((ours,) if self.mlflow else ()), *self.trackers)
 
 
 class Config(Section):
@@ -225,12 +242,8 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    objective: Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(objectives.validate)] = (
-        objectives.make("autoregressive")
-    )
-    optimizer: Annotated[SerializeAsAny[OptimizerConfig], PlainValidator(optimizers.validate)] = (
-        optimizers.make("adamw")
-    )
+    objective: AnyObjective = objectives.make("autoregressive")
+    optimizer: AnyOptimizer = optimizers.make("adamw")
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,4 +1,4 @@
-"""MLflow, JSONL and console; nothing here may ever stop a run.
+"""JSONL, console and trackers such as MLflow; nothing here may ever stop a run.
 
 `open_tracking` gives rank 0 one object that hands every measurement to each sink, and the other
 ranks one that does nothing. A sink that fails is reported once and the run goes on: a loss curve
@@ -128,8 +128,22 @@ def open_tracking(
         )
     except OSError as error:
         console.message(f"warning: no metrics.jsonl in {run_dir} ({error}); training goes on")
-    if config.tracking.mlflow:
-        from pretrain.tracking.mlflow import MlflowSink
+    from pretrain.tracking.queue import QueuedSink
 
-        sinks["mlflow"] = MlflowSink(config, run_dir, resumed=resumed, report=console.message)
+    for settings in config.tracking.services:
+        try:
+            client = settings.load()(settings, config, run_dir, resumed)
+        except Exception as error:  # another package's client may fail in any way
+            console.message(
+                f"warning: no tracking to {settings.name} ({type(error).__name__}: {error}); "
+                "training goes on"
+            )
+            continue
+        sinks[settings.name] = QueuedSink(
+            settings.name,
+            client,
+            run_dir,
+            capacity=config.tracking.queue_size,
+            report=console.message,
+        )
     return tracking

@@ -1,175 +1,162 @@
-"""MLflow from a thread of its own, so that no server and no lock is ever waited for.
+"""One run of MLflow: started or continued, written to, ended. Blocks and raises as MLflow does.
 
-MLflow's calls block for minutes on a dead server, and its asynchronous mode loses points without a
-word. Here the step path appends to a bounded queue; a daemon thread imports MLflow (a second),
-connects, sends batches, tries again after failures and counts what it had to drop. `metrics.jsonl`
-has every point in any case. The price: what is queued when the process is killed reaches MLflow
-only if the run is resumed from before it.
+Only the worker thread of `pretrain.tracking.queue` calls it. Without a server all runs below one
+`run.root` share a sqlite file and an artifact folder there, wherever the command is started from.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.tracking import Status
-from pretrain.tracking.mlflow_run import MlflowRun, Point
+from pretrain.tracking.queue import Point
 
 if TYPE_CHECKING:
-    from pretrain.config.run import Config
+    from mlflow.tracking import MlflowClient
 
-_BATCH = 1000
-"""Metrics per request, MLflow's limit."""
-_FLUSH_SECONDS: dict[Status, float] = {"finished": 60.0, "failed": 10.0, "preempted": 5.0}
-"""How long `close` waits; a preempted run has little time and will be continued."""
+    from pretrain.config.run import Config
+    from pretrain.config.trackers import MlflowConfig
+
+_REQUEST_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+}
+"""Defaults for this process; what the user has set wins."""
+_PARAMS_BATCH = 100
+_PARAM_LENGTH = 6000
+_END_STATUS = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
+
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Errors that the same request would meet again."""
 
 
-class MlflowSink:
-    """Queue and thread in front of one MLflow run."""
+class MlflowRun:
+    """The MLflow run of one run folder."""
 
     def __init__(
-        self, config: Config, run_dir: Path, *, resumed: bool, report: Callable[[str], None]
+        self, settings: MlflowConfig, config: Config, run_dir: Path, resumed: bool
     ) -> None:
-        self._run = MlflowRun(config, run_dir, resumed)
-        self._tell = report
-        self._points: deque[Point] = deque()
-        self._calls: deque[Callable[[MlflowRun], None]] = deque()
-        self._capacity = config.tracking.queue_size
-        self._dropped = 0
-        self._failing = False
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._status: Status | None = None
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+        self.address = tracking_uri(config, settings.uri)
+        self._settings = settings
+        self._config = config
+        self._run_dir = run_dir
+        self._id_file = run_dir / "mlflow_run_id"
+        self._continue = resumed
+        self._client: MlflowClient | None = None
+        self._run_id = ""
+        self._continued = False
 
-    def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """Queue measurements; when the queue is full the oldest are dropped and counted."""
-        with self._lock:
-            self._points.extend((k, v, int(time_s * 1000), step) for k, v in metrics.items())
-            self._drop_oldest()
-        self._wake.set()
+    def connect(self) -> bool:
+        """Import MLflow and start or continue the run, once; True where it was there before."""
+        if self._client is not None:
+            return self._continued
+        for name, value in _REQUEST_LIMITS.items():
+            os.environ.setdefault(name, value)
+        if self._settings.uri is None:
+            _probe_sqlite(self._config.run.root / "mlflow.db")
+        from mlflow.tracking import MlflowClient
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Queue facts of the run."""
-        copy = dict(values)
-        self._calls.append(lambda run: run.log_params(copy))
-        self._wake.set()
+        for talkative in ("mlflow", "alembic"):  # one line for every migration of the database
+            logging.getLogger(talkative).setLevel(logging.WARNING)
+        client = MlflowClient(self.address)
+        earlier = self._earlier_run(client)
+        self._continued = earlier is not None
+        self._run_id = earlier or self._new_run(client)
+        self._client = client
+        self._log_config()
+        return self._continued
 
-    def artifact(self, path: Path, folder: str) -> None:
-        """Queue a file to be copied."""
-        self._calls.append(lambda run: run.log_artifact(path, folder))
-        self._wake.set()
+    def log_points(self, points: list[Point]) -> None:
+        """One request with up to 1,000 measurements."""
+        from mlflow.entities import Metric
 
-    def message(self, text: str) -> None:
-        """Messages are the console's."""
+        self._connected().log_batch(self._run_id, metrics=[Metric(*point) for point in points])
 
-    def close(self, status: Status) -> None:
-        """Send what is queued, for a bounded time, and say what could not be sent."""
-        self._status = status
-        self._wake.set()
-        self._thread.join(_FLUSH_SECONDS[status])
-        with self._lock:
-            lost = self._dropped + len(self._points)
-        if lost:
-            self._report(
-                f"warning: {lost:,} measurements did not reach MLflow at {self._run.uri}; "
-                f"metrics.jsonl has them all"
-            )
-        elif self._thread.is_alive():
-            self._report(f"warning: MLflow at {self._run.uri} did not take the end of the run")
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Parameters; one that changed on resume becomes a tag, because MLflow's are write-once."""
+        from mlflow.entities import Param, RunTag
 
-    def _work(self) -> None:
-        pause = 1.0
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            ending = self._status
-            try:
-                self._send_all()
-                if ending is not None:
-                    self._run.end(ending)
-            except Exception as error:  # whatever MLflow raises, the run goes on
-                self._note_failure(error)
-                if ending is not None:
-                    return
-                self._wait_unless_closing(pause)
-                pause = min(2 * pause, 60.0)
-                self._wake.set()
-                continue
-            if ending is not None:
-                return
-            pause = 1.0
-            self._note_success()
+        client = self._connected()
+        text = {k: "null" if v is None else str(v)[:_PARAM_LENGTH] for k, v in values.items()}
+        known = client.get_run(self._run_id).data.params
+        new = [Param(k, v) for k, v in text.items() if k not in known]
+        changed = [RunTag(f"changed.{k}", v) for k, v in text.items() if known.get(k, v) != v]
+        for first in range(0, len(new), _PARAMS_BATCH):
+            client.log_batch(self._run_id, params=new[first : first + _PARAMS_BATCH])
+        if changed:
+            client.log_batch(self._run_id, tags=changed)
 
-    def _wait_unless_closing(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while self._status is None and time.monotonic() < end:
-            time.sleep(0.1)
+    def log_artifact(self, path: Path, folder: str) -> None:
+        """Copy a file into the run's artifacts."""
+        self._connected().log_artifact(self._run_id, str(path), folder or None)
 
-    def _send_all(self) -> None:
-        self._run.connect()
-        while self._calls:
-            try:
-                self._calls[0](self._run)
-            except Exception as error:
-                if not _is_final(error):
-                    raise
-                self._report(f"warning: MLflow takes no part of this run's facts: {_line(error)}")
-            self._calls.popleft()
-        while points := self._take():
-            try:
-                self._run.log_points(points)
-            except Exception as error:
-                with self._lock:
-                    if _is_final(error):
-                        self._dropped += len(points)
-                    else:
-                        self._points.extendleft(reversed(points))
-                        self._drop_oldest()
-                raise
+    def end(self, status: Status) -> None:
+        """Mark the run as ended."""
+        if self._client is not None:
+            self._client.set_terminated(self._run_id, _END_STATUS[status])
 
-    def _take(self) -> list[Point]:
-        with self._lock:
-            return [self._points.popleft() for _ in range(min(_BATCH, len(self._points)))]
+    def is_final(self, error: Exception) -> bool:
+        """True for files that are not there and requests that MLflow calls invalid."""
+        missing = isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError))
+        return missing or getattr(error, "error_code", "") in _REFUSED
 
-    def _drop_oldest(self) -> None:
-        while len(self._points) > self._capacity:
-            self._points.popleft()
-            self._dropped += 1
+    def _connected(self) -> MlflowClient:
+        assert self._client is not None, "connect() comes first"
+        return self._client
 
-    def _report(self, text: str) -> None:
-        with suppress(Exception):  # the terminal may be gone; the thread must not die of it
-            self._tell(text)
+    def _log_config(self) -> None:
+        from pretrain.config.compose import flatten
 
-    def _note_failure(self, error: Exception) -> None:
-        if not self._failing:
-            self._failing = True
-            self._report(
-                f"warning: MLflow at {self._run.uri} fails ({_line(error)}); training goes on, "
-                f"measurements are kept and sent later"
-            )
+        self.log_params(flatten(self._config))
+        saved = self._run_dir / "config.yaml"
+        if saved.exists():
+            self.log_artifact(saved, "")
 
-    def _note_success(self) -> None:
-        if self._failing:
-            self._failing = False
-            lost = f"; {self._dropped:,} measurements were dropped" if self._dropped else ""
-            self._report(f"MLflow at {self._run.uri} works again{lost}")
+    def _earlier_run(self, client: MlflowClient) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        if not self._continue or not self._id_file.exists():
+            return None
+        run_id = self._id_file.read_text().strip()
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another server: a run of its own
+                return None
+            raise
+        return run_id
+
+    def _new_run(self, client: MlflowClient) -> str:
+        name = self._settings.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            experiment_id = experiment.experiment_id
+        else:
+            # Without a server MLflow would put artifacts below the current folder.
+            place = None if self._settings.uri else self._config.run.root / "mlartifacts"
+            experiment_id = client.create_experiment(name, place.as_uri() if place else None)
+        run = client.create_run(
+            experiment_id, run_name=self._config.run.name, tags={"run_dir": str(self._run_dir)}
+        )
+        self._id_file.write_text(run.info.run_id + "\n")
+        return str(run.info.run_id)
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether the same request would fail again."""
-    missing = isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError))
-    return missing or getattr(error, "error_code", "") in _REFUSED
+def _probe_sqlite(path: Path) -> None:
+    """Raise at once what MLflow would retry for minutes: a file that cannot be opened or read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=2.0)) as database:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+def tracking_uri(config: Config, uri: str | None) -> str:
+    """`uri`, or the sqlite file that all runs below `run.root` share."""
+    return uri or f"sqlite:///{config.run.root.absolute() / 'mlflow.db'}"

@@ -16,12 +16,11 @@ import pytest
 
 from pretrain.config.compose import compose, save_config
 from pretrain.config.run import Config
-from pretrain.tracking import Tracking, open_tracking
-from pretrain.tracking import mlflow as mlflow_module
+from pretrain.tracking import Tracking, open_tracking, queue
 from pretrain.tracking.console import ConsoleSink
 from pretrain.tracking.jsonl import JsonlSink, read_metrics
-from pretrain.tracking.mlflow import MlflowSink
-from pretrain.tracking.mlflow_run import tracking_uri
+from pretrain.tracking.mlflow import tracking_uri
+from pretrain.tracking.queue import Point, QueuedSink
 
 DATA = ["data.train=train.json", "data.validation=val.json", "data.tokenizer=sp.model"]
 
@@ -153,15 +152,16 @@ class TestMlflowFailures:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         uri, reached = silent_server
-        monkeypatch.setitem(mlflow_module._FLUSH_SECONDS, "finished", 0.2)
+        monkeypatch.setitem(queue._FLUSH_SECONDS, "finished", 0.2)
         config = configuration(tmp_path, f"tracking.uri={uri}")
         tracking = begin(config)
         tracking.params({"parameters": 10})
+        tracking.log({"lr": 0.1, "loss": 1.0}, 0)
         assert reached.wait(60), "the worker thread never called the server"
-        for step in range(500):
+        for step in range(1, 500):
             tracking.log({"loss": 1.0, "lr": 0.1}, step)
         tracking.close("finished")
-        assert "1,000 measurements did not reach MLflow" in capsys.readouterr().out
+        assert "1,000 measurements did not reach mlflow" in capsys.readouterr().out
         assert len(read_metrics(config.run.path / "metrics.jsonl")) == 500
 
     def test_a_dead_server_costs_the_oldest_measurements_counted(
@@ -177,14 +177,14 @@ class TestMlflowFailures:
         for step in range(100):
             tracking.log({"loss": 1.0}, step)
         sink = tracking._sinks["mlflow"]
-        assert isinstance(sink, MlflowSink)
+        assert isinstance(sink, QueuedSink)
         with sink._lock:
             assert sink._dropped + len(sink._points) == 100
             assert [p[3] for p in sink._points][-30:] == list(range(70, 100))
         tracking.close("finished")
         out = capsys.readouterr().out
         assert out.count("training goes on") == 1
-        assert "100 measurements did not reach MLflow" in out
+        assert "100 measurements did not reach mlflow" in out
 
     def test_an_unusable_database_file(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -194,7 +194,7 @@ class TestMlflowFailures:
         tracking = begin(config)
         tracking.log({"loss": 1.0}, 1)
         tracking.close("finished")
-        assert "1 measurements did not reach MLflow" in capsys.readouterr().out
+        assert "1 measurements did not reach mlflow" in capsys.readouterr().out
         assert len(read_metrics(config.run.path / "metrics.jsonl")) == 1
 
     def test_a_broken_sink_is_reported_once_and_the_others_go_on(
@@ -222,8 +222,8 @@ def test_one_mlflow_run_over_a_locked_database_and_a_resume(
     tracking.params({"parameters": 1234})
     tracking.log({"loss": 3.0}, 0)
     sink = tracking._sinks["mlflow"]
-    assert isinstance(sink, MlflowSink)
-    while sink._points or sink._calls or not sink._run.is_connected:
+    assert isinstance(sink, QueuedSink)
+    while sink._points or sink._calls or not sink._connected:
         assert sink._thread.is_alive()
         time.sleep(0.05)
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, timeout=30)
@@ -240,7 +240,7 @@ def test_one_mlflow_run_over_a_locked_database_and_a_resume(
     tracking.log_artifact(config.run.path / "metrics.jsonl", "logs")
     tracking.close("finished")
 
-    client = MlflowClient(tracking_uri(config))
+    client = MlflowClient(tracking_uri(config, None))
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -258,6 +258,69 @@ def test_one_mlflow_run_over_a_locked_database_and_a_resume(
     }
     assert {"config.yaml", "metrics.jsonl"} <= stored
     assert not Path("mlruns").exists()
+
+
+class Notebook:
+    """A service in memory that can be made to fail; `kept` survives a restart of the run."""
+
+    def __init__(self, kept: list[Point], continued: bool) -> None:
+        self.address, self.kept, self.continued = "a notebook", kept, continued
+        self.down = False
+        self.asked = threading.Event()
+
+    def connect(self) -> bool:
+        return self.continued
+
+    def log_points(self, points: list[Point]) -> None:
+        self.asked.set()
+        if self.down:
+            raise OSError("down")
+        self.kept += points
+
+    def log_params(self, values: object) -> None: ...
+    def log_artifact(self, path: Path, folder: str) -> None: ...
+    def end(self, status: str) -> None: ...
+    def is_final(self, error: Exception) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("continued", [True, False], ids=["same service", "new service"])
+def test_what_a_killed_process_had_queued_is_delivered_by_the_next_start(
+    tmp_path: Path, continued: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 0-4 arrive, 5-9 are queued when the process dies; 8 and 9 lie behind the checkpoint
+    and are taken again. A service that goes on has every step once, a new one the whole curve."""
+    monkeypatch.setitem(queue._FLUSH_SECONDS, "failed", 0.0)
+    said: list[str] = []
+    kept: list[Point] = []
+
+    def start(keep_to_step: int, client: Notebook) -> tuple[JsonlSink, QueuedSink]:
+        record = JsonlSink(tmp_path / "metrics.jsonl", keep_to_step)
+        return record, QueuedSink("book", client, tmp_path, capacity=99, report=said.append)
+
+    def take(sinks: tuple[JsonlSink, QueuedSink], steps: range) -> None:
+        for step in steps:
+            for sink in sinks:
+                sink.log({"loss": 1 / (step + 1), "lr": 0.1}, step, 1e9 + step)
+
+    first = Notebook(kept, False)
+    sinks = start(-1, first)
+    take(sinks, range(5))
+    while len(kept) < 10 or not (tmp_path / "book_delivered.json").exists():
+        time.sleep(0.01)
+    first.down = True
+    first.asked.clear()
+    take(sinks, range(5, 10))
+    assert first.asked.wait(30)
+    sinks[1].close("failed")  # as good as killed: nothing is sent any more
+
+    second = kept if continued else []
+    sinks = start(7, Notebook(second, continued))
+    take(sinks, range(8, 12))
+    sinks[1].close("finished")
+    assert [(p.step, p.value) for p in second if p.name == "loss"] == [
+        (step, 1 / (step + 1)) for step in range(12)
+    ]
 
 
 def test_other_ranks_track_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Components for Epochal from outside: one file each, with a YAML in `configs/`."""

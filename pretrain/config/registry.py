@@ -139,6 +139,11 @@ class Registry(Generic[C]):
                 f"{self.kind} {name!r} is declared by {points[0].value}, which cannot be imported: "
                 f"{type(error).__name__}: {error}; repair or uninstall that package"
             ) from error
+        if not (isinstance(found, type) and issubclass(found, self._base)):
+            raise ConfigError(
+                f"{points[0].value} is declared as {self.kind} {name!r}, but it is no settings "
+                f"class of a {self.kind}; name a subclass of {self._base.__name__}"
+            )
         self.register(found)
         if name not in self._classes:
             raise ConfigError(

@@ -57,7 +57,6 @@ def engine_config(config: Config, topology: Topology) -> EngineConfig:
     return EngineConfig(
         zero_stage=config.parallel.zero_stage,
         offload=config.parallel.offload,
-        offload_path=config.parallel.offload_path,
         overlap_comm=config.parallel.overlap_comm,
         precision=config.train.precision,
         micro_batch_size=micro,

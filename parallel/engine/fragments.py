@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from parallel.layers import partition_dim
 from parallel.layout.topology import Topology
-from parallel.swapped import window
 
 Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema", "teacher"]
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
@@ -105,15 +104,10 @@ def create_moments(
     With `average` there are moments in any case, and averaged weights that are the present ones.
     """
     parameters = list(parameters)
-    swapped = next(filter(None, map(window, parameters)), None)
     optimizer.state.clear()
-    if swapped is not None:
-        swapped.forget_moments()
     if step == 0 and not average:
         return
-    for group, held in enumerate(held_tensors(parameters, optimizer)):
-        if swapped is not None:
-            swapped.show(group, change=True)
+    for held in held_tensors(parameters, optimizer):
         optimizer.state[held] = {
             "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
             "exp_avg": torch.zeros_like(held, requires_grad=False),
@@ -121,16 +115,8 @@ def create_moments(
         }
         if average:
             optimizer.state[held][EMA] = held.detach().clone()
-    settle(parameters)
     for parameter in parameters:
         _link_moments(parameter, optimizer)
-
-
-def settle(parameters: Iterable[nn.Parameter]) -> None:
-    """Let DeepSpeed have swapped state back as it expects it, before a step."""
-    swapped = next(filter(None, map(window, parameters)), None)
-    if swapped is not None:
-        swapped.close()
 
 
 def held_tensors(
@@ -146,9 +132,6 @@ def held_tensors(
 
 def read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
     """This tensor-parallel rank's slice, float32, gathered over the data-parallel ranks."""
-    swapped = window(parameter)
-    if swapped is not None:
-        return _join(parameter, swapped.piece(parameter, kind))
     if _is_cut(parameter) or _is_linked(parameter):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -186,23 +169,10 @@ def _write_cut(parameter: Any, kind: Kind, own: Tensor) -> None:
     piece = torch.zeros(size, dtype=torch.float32, device=own.device)
     part = own.flatten()[rank * size : (rank + 1) * size]
     piece[: part.numel()] = part
-    swapped = window(parameter)
-    if swapped is not None:
-        swapped.piece(parameter, kind, change=True).copy_(piece)
-        return
     if kind == "weight":
         safe_set_local_fp32_param(parameter, piece)
     else:
         safe_set_local_optimizer_state(parameter, piece, kind)
-
-
-def _join(parameter: Any, piece: Tensor) -> Tensor:
-    """ZeRO 3: the slice of which every data-parallel rank holds a piece; a collective."""
-    group = parameter.ds_process_group
-    own = piece.to(parameter.device)
-    whole = own.new_empty(dist.get_world_size(group=group) * own.numel())
-    dist.all_gather_into_tensor(whole, own, group=group)
-    return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def _is_cut(parameter: nn.Parameter) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,13 +30,8 @@ class EngineConfig:
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
     """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
-    offload: Literal["none", "cpu", "nvme"] = "none"
-    """Where optimizer state lives, and at stage 3 the weights between their uses; with `nvme` they
-    stay in host memory."""
-    offload_path: Path | None = None
-    """Folder of this node that `nvme` keeps optimizer state in."""
-    swap_elements: int = 50_000_000
-    """Elements of this rank that `nvme` has in host memory at once, in four float32 tensors."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer state lives, and at stage 3 the weights between their uses."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 1 to 3."""
     overlap_comm: bool | None = None
@@ -75,12 +69,10 @@ def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
     return max(config.reduce_bucket_size, largest if overlapping else 0)
 
 
-def deepspeed_config(
-    config: EngineConfig, topology: Topology, largest: int, swap_folder: Path | None = None
-) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> dict[str, Any]:
     """DeepSpeed's JSON for this step and layout.
 
-    `largest` is the number of elements of the rank's largest parameter, `swap_folder` its own.
+    `largest` is the number of elements of the rank's largest parameter.
     """
     stage = effective_stage(config, topology)
     bucket = bucket_size(config, stage, largest)
@@ -114,13 +106,4 @@ def deepspeed_config(
         settings["zero_optimization"]["offload_optimizer"] = where
         if stage == 3:
             settings["zero_optimization"]["offload_param"] = where
-    if config.offload == "nvme":
-        assert swap_folder is not None, "offload nvme needs a folder"
-        settings["zero_optimization"]["sub_group_size"] = config.swap_elements
-        settings["zero_optimization"]["offload_optimizer"] = {
-            **where,
-            "device": "nvme",
-            "nvme_path": str(swap_folder),
-            "buffer_count": 4,  # weight, gradient and both moments of a sub-group
-        }
     return settings

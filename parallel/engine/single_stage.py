@@ -13,13 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.async_io import load_async_io
-from parallel.engine import fragments
 from parallel.engine.base import Engine, StepResult
 from parallel.engine.norm import clip_divisor, global_grad_norm
 from parallel.engine.settings import EngineConfig, deepspeed_config, effective_stage
 from parallel.layout.topology import Topology
-from parallel.swap_folder import own_folder
 
 
 class SingleStageEngine(Engine):
@@ -35,15 +32,10 @@ class SingleStageEngine(Engine):
         import deepspeed
 
         super().__init__(module, param_groups, config, topology)
-        self._swap_folder = None
-        if config.offload == "nvme":
-            assert config.offload_path is not None, "offload nvme needs a folder"
-            load_async_io()  # before DeepSpeed does, which may wait for ever
-            self._swap_folder = own_folder(config.offload_path)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            config=deepspeed_config(config, topology, self._largest, self._swap_folder),
+            config=deepspeed_config(config, topology, self._largest),
             mpu=topology.mpu,
         )
         self._own_norm = effective_stage(config, topology) == 0
@@ -56,7 +48,6 @@ class SingleStageEngine(Engine):
         self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
-        fragments.settle(self._trainable)
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
         scale = self.topology.dp_cp_size / denominator
         losses, norm, finite = [], None, None

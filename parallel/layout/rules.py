@@ -116,13 +116,8 @@ def check_rules(
             "precision bfloat16 needs zero_stage 1 or higher: DeepSpeed's stage 0 takes a wrong "
             "first step in bfloat16. Stage 1 costs nothing on one rank"
         )
-    if offload not in ("none", "cpu", "nvme"):
-        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu, nvme")
-    if offload == "nvme" and zero_stage != 3:
-        raise LayoutError(
-            f"offload nvme needs zero_stage 3, not {zero_stage}: DeepSpeed swaps the optimizer of "
-            "that stage only; offload cpu works at 1 to 3"
-        )
+    if offload not in ("none", "cpu"):
+        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu")
     if offload != "none" and zero_stage == 0:
         raise LayoutError(
             f"offload {offload} needs zero_stage 1 or higher: stage 0 keeps the optimizer where "

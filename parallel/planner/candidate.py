@@ -24,10 +24,7 @@ class Candidate:
     averages: int = 0
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
     offload: Offload = "none"
-    """Where optimizer state lives, at stage 3 also weights between their uses; with `nvme` they
-    stay in host memory."""
-    swap_elements: int = 50_000_000
-    """Elements that `nvme` has in host memory at once, as in `parallel.engine.settings`."""
+    """Where optimizer state lives, at stage 3 also weights between their uses."""
     overlap_comm: bool | None = None
     """As in `parallel.engine.settings`."""
     reduce_bucket_size: int = 50_000_000

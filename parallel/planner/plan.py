@@ -66,12 +66,6 @@ class Plan:
         return ranks * self.memory.state.host
 
     @property
-    def disk_bytes(self) -> float:
-        """What is swapped to the disks of a node."""
-        ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
-        return ranks * self.memory.state.disk
-
-    @property
     def tokens_per_second(self) -> float:
         """Over all GPUs."""
         return self.tokens_per_step / self.time.total

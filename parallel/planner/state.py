@@ -45,8 +45,6 @@ class StateBytes:
     """Buffers of the reduction and the update after the last backward pass."""
     host: int = 0
     """In host memory, where something is offloaded: what is kept there of the above, and copies."""
-    disk: int = 0
-    """On a disk of the node."""
 
 
 def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:

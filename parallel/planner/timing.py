@@ -47,7 +47,7 @@ class StepTime:
     update: float
     """On the GPU."""
     offload: float
-    """To host memory (and disk) and back, and the update there."""
+    """To host memory and back, and the update there."""
     sent: dict[str, float]
     """Bytes by kind of parallelism: dp, tp, cp, pp; and over PCIe: host."""
 

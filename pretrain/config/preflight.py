@@ -126,10 +126,6 @@ def _check_machine(config: Config) -> None:
 
     if config.parallel.hostfile is not None:
         return
-    if config.parallel.offload == "nvme" and config.parallel.offload_path is not None:
-        from parallel.swap_folder import check_swapping
-
-        check_swapping(config.parallel.offload_path, config.run.device != "cpu" and has_gpu())
     wanted = config.model.attention
     if config.run.device != "cpu" and not has_gpu():
         if config.run.device == "cuda":

@@ -290,6 +290,7 @@ def build(config: Config, objective: Objective, device: torch.device) -> Any:
     from parallel.engine.build import build_engine
     from parallel.layout.topology import Topology
     from pretrain.build import build_model
+    from pretrain.training.adamw import adamw_spec
     from pretrain.training.parameter_groups import parameter_groups
 
     topology = Topology.build(zero_stage=1, precision="bfloat16")
@@ -301,6 +302,7 @@ def build(config: Config, objective: Objective, device: torch.device) -> Any:
         precision="bfloat16",
         micro_batch_size=config.train.global_batch_size,
         num_microbatches=1,
+        optimizer=adamw_spec(config.optimizer),
     )
     return build_engine(module, parameter_groups(module, config.optimizer), engine, topology)
 

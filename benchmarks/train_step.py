@@ -47,6 +47,7 @@ from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.study.flops import train_flops_per_token
+from pretrain.training.adamw import adamw_spec
 from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
@@ -161,11 +162,16 @@ def loop_steps(shape: Shape) -> dict[str, Callable[[], None]]:
 def engine_steps(shape: Shape) -> dict[str, Callable[[], None]]:
     """The step of `epochal train` on one rank."""
     module, families = our_module(shape)
+    optimizer = OptimizerConfig()
     engine = build_engine(
         module,
-        parameter_groups(module, OptimizerConfig()),
+        parameter_groups(module, optimizer),
         EngineConfig(
-            zero_stage=1, precision="float32", micro_batch_size=shape.batch, num_microbatches=1
+            zero_stage=1,
+            precision="float32",
+            micro_batch_size=shape.batch,
+            num_microbatches=1,
+            optimizer=adamw_spec(optimizer),
         ),
         Topology.build(),
     )

@@ -16,6 +16,7 @@ from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
 from pretrain.module import ObjectiveModule
 from pretrain.objectives import Objective
+from pretrain.training.adamw import adamw_spec
 
 
 def build_model(config: Config, topology: Topology, objective: Objective) -> ObjectiveModule:
@@ -55,6 +56,7 @@ def engine_config(config: Config, topology: Topology) -> EngineConfig:
             f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
         )
     return EngineConfig(
+        optimizer=adamw_spec(config.optimizer),
         zero_stage=config.parallel.zero_stage,
         offload=config.parallel.offload,
         overlap_comm=config.parallel.overlap_comm,
@@ -62,8 +64,6 @@ def engine_config(config: Config, topology: Topology) -> EngineConfig:
         micro_batch_size=micro,
         num_microbatches=size // dp // micro,
         clip_grad_norm=config.optimizer.clip_grad_norm,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
         ema_decay=config.train.ema_decay,
         ema_warmup=config.train.ema_warmup,
     )

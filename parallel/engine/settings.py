@@ -1,4 +1,4 @@
-"""What DeepSpeed and AdamW are told: one place that turns an EngineConfig into their settings."""
+"""Settings of a step, and the one place that turns them into DeepSpeed's and the optimizer's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from parallel.layout.rules import overlaps
+from parallel.engine.optimizer import OptimizerSpec
+from parallel.layout.rules import effective_stage, overlaps
 from parallel.layout.topology import Topology
 
 
@@ -22,10 +23,9 @@ class EngineConfig:
     """Sequences per rank and forward pass."""
     num_microbatches: int
     """Forward passes per rank and optimizer step."""
+    optimizer: OptimizerSpec
     clip_grad_norm: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
     ema_decay: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
@@ -40,22 +40,17 @@ class EngineConfig:
     """ZeRO 3 keeps parameters with fewer elements whole on every rank."""
 
 
-def adamw(param_groups: Sequence[dict[str, Any]], config: EngineConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW; DeepSpeed's own would compile an extension first (minutes on CPU)."""
+def build_optimizer(
+    spec: OptimizerSpec, param_groups: Sequence[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The declared optimizer over the groups that hold parameters."""
     groups = [{"lr_scale": 1.0, "weight_decay": 0.0, **group} for group in param_groups]
-    groups = [group for group in groups if len(group["params"])]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    return spec.build([group for group in groups if len(group["params"])])
 
 
-def effective_stage(config: EngineConfig, topology: Topology) -> int:
-    """ZeRO stage that DeepSpeed is given.
-
-    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
-    float32 weights and copy every gradient. Offloading is theirs, so it keeps them.
-    """
-    alone = topology.dp_cp_size == 1 and topology.pipeline_parallel_size == 1
-    plain = config.precision == "float32" and config.offload == "none"
-    return 0 if alone and plain else config.zero_stage
+def stage_of(config: EngineConfig, topology: Topology) -> int:
+    """ZeRO stage that DeepSpeed is given (`parallel.layout.rules.effective_stage`)."""
+    return effective_stage(topology.layout, config.zero_stage, config.precision, config.offload)
 
 
 def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
@@ -74,7 +69,7 @@ def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> 
 
     `largest` is the number of elements of the rank's largest parameter.
     """
-    stage = effective_stage(config, topology)
+    stage = stage_of(config, topology)
     bucket = bucket_size(config, stage, largest)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -88,7 +83,10 @@ def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> 
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": config.whole_below,
         },
+        # Which optimizers are legal is decided by their declaration (`check_optimizer`), not by
+        # DeepSpeed's list of types.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         # Its timer would synchronise the device twice per forward pass.
         "timers": {"throughput": {"enabled": False}},
@@ -100,8 +98,6 @@ def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> 
         settings["communication_data_type"] = "fp32"
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.offload != "none":
-        # torch's own AdamW updates on the CPU: DeepSpeed's would compile for minutes first.
-        settings["zero_force_ds_cpu_optimizer"] = False
         where = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         settings["zero_optimization"]["offload_optimizer"] = where
         if stage == 3:

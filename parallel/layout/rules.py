@@ -146,6 +146,18 @@ def check_rules(
         )
 
 
+def effective_stage(layout: Layout, zero_stage: int, precision: str, offload: str = "none") -> int:
+    """ZeRO stage that DeepSpeed is given.
+
+    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
+    float32 weights and copy every gradient. Offloading is theirs, so it keeps them.
+    """
+    shards = layout.data_parallel_size * layout.context_parallel_size
+    alone = shards == 1 and layout.pipeline_parallel_size == 1
+    plain = precision == "float32" and offload == "none"
+    return 0 if alone and plain else zero_stage
+
+
 def overlaps(zero_stage: int, asked: bool | None) -> bool:
     """Whether DeepSpeed is told to overlap; by itself at stage 3 only.
 

@@ -17,9 +17,10 @@ from parallel.planner.machine import Machine
 if TYPE_CHECKING:
     from parallel.planner.state import StateBytes
 
-_UPDATE = 44
-"""Host memory traffic of an element's update: norm 4, clipping 8, AdamW 16 read and 12 written,
-and the copy in the compute precision, at most 4."""
+_UPDATE = 28
+"""Host memory traffic of an element's update, in bytes: norm 4, clipping 8, gradient and weight
+read 8, weight written 4, and the copy in the compute precision, at most 4. State comes on top, read
+and written."""
 _AVERAGE = 12
 """The same of its average: both read, one written."""
 
@@ -49,7 +50,7 @@ def offloaded_flat(
         gradients=gradients,
         gathered=size * bucket + (size + 4) * max(bucket, largest) + size * largest,
         update=0,
-        host=host + 8 * share + summed + state.averages,
+        host=host + candidate.optimizer.element_bytes * share + summed + state.averages,
     )
 
 
@@ -61,7 +62,8 @@ def offloaded_whole(
     weights = sum(pinned(size * n) for n in groups)
     summed = pinned(4 * share)  # gradients of the micro-batches
     state = replace(state, parameters=size * whole, gradients=0)
-    held = 12 * share + sum(pinned(4 * n) for n in groups) + state.averages
+    gradients = sum(pinned(4 * n) for n in groups)
+    held = (4 + candidate.optimizer.element_bytes) * share + gradients + state.averages
     return replace(state, host=weights + summed + held)
 
 
@@ -81,7 +83,8 @@ def offload_seconds(candidate: Candidate, machine: Machine, elements: int) -> tu
     down, again = 4 * count, 4 * (count - 1)
     moved = share * (up + down + again)
     ranks = min(machine.gpus_per_node, candidate.layout.world_size)
-    traffic = _UPDATE + _AVERAGE * candidate.averages
+    state = 2 * candidate.optimizer.element_bytes
+    traffic = _UPDATE + state + _AVERAGE * candidate.averages
     seconds = moved / (machine.pcie_gbs * 1e9 * machine.network_efficiency)
     rate = machine.host_bandwidth_gbs * 1e9 * machine.memory_efficiency / ranks
     seconds += share * traffic / rate

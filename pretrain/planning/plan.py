@@ -19,6 +19,7 @@ from pretrain.errors import ConfigError
 from pretrain.planning.cost import ObjectiveCost, model_cost
 from pretrain.planning.machines import larger_machines, load_machine, sized
 from pretrain.planning.remedies import Remedy, remedies
+from pretrain.training.adamw import adamw_spec
 
 ASSUMED_VOCABULARY = 32_000
 
@@ -85,6 +86,7 @@ def search_space(config: Config, machine: Machine) -> Space:
         num_gpus=machine.num_gpus,
         global_batch_size=config.train.global_batch_size,
         precision=config.train.precision,
+        optimizer=adamw_spec(config.optimizer),
         averages=1 if config.train.ema_decay > 0 else 0,
         offload=config.parallel.offload,
     )
@@ -161,6 +163,7 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         zero_stage=p.zero_stage,
         micro_batch_size=micro,
         num_microbatches=per_rank // micro,
+        optimizer=adamw_spec(config.optimizer),
         precision=t.precision,
         recompute=t.recompute,
         recompute_layers=t.recompute_layers,

@@ -24,6 +24,7 @@ from pretrain.model.transformer import Transformer
 from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
+from pretrain.training.adamw import adamw_spec
 from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
 
@@ -164,7 +165,7 @@ class Trainer:
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.
             _shake_modulations(module)
-        optimizer = OptimizerConfig(lr=3e-3)
+        optimizer = OptimizerConfig(lr=3e-3, eps=task.eps)
         self.per_rank = GLOBAL_BATCH // cut.dp
         if cut.overlap:
             changes = {"reduce_bucket_size": SMALL_BUCKET, **changes}
@@ -174,9 +175,13 @@ class Trainer:
             micro_batch_size=self.per_rank // 2,
             num_microbatches=2,
             clip_grad_norm=0.5,
-            eps=task.eps,
             whole_below=0,  # or ZeRO 3 would leave a model as small as this one whole
-            **{"offload": cut.offload, "overlap_comm": cut.overlap, **changes},
+            **{
+                "optimizer": adamw_spec(optimizer),
+                "offload": cut.offload,
+                "overlap_comm": cut.overlap,
+                **changes,
+            },
         )
         self.start = {n: p.detach().clone() for n, p in module.named_parameters()}
         self.engine: Engine = build_engine(

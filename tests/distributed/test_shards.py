@@ -18,9 +18,11 @@ from shards import Shapes, elements, every_rank, shards
 from parallel.layout.rules import Layout
 from parallel.planner.candidate import Candidate
 from parallel.planner.plan import estimate, search, stages_of
+from pretrain.config.run import OptimizerConfig
 from pretrain.model.size import parameter_count
 from pretrain.planning.ladder import VOCABULARY, ladder_config
 from pretrain.planning.plan import costs, load_machine, search_space
+from pretrain.training.adamw import adamw_spec
 
 MACHINE = load_machine("h100x512")
 BATCH = 1024
@@ -34,7 +36,7 @@ LAYOUTS = {
 def candidate(layout: Layout) -> Candidate:
     """One sequence a micro-batch, cheap recomputation."""
     count = BATCH // layout.data_parallel_size
-    return Candidate(layout, 1, 1, count, recompute="selective")
+    return Candidate(layout, 1, 1, count, adamw_spec(OptimizerConfig()), recompute="selective")
 
 
 @cache

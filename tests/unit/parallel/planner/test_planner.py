@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
+from parallel.engine.optimizer import OptimizerSpec, StateTensor
 from parallel.errors import LayoutError
 from parallel.layout.rules import Layout, check_layout
 from parallel.planner.candidate import Candidate
@@ -29,6 +30,15 @@ MACHINE = Machine(
     float32_tflops=60, memory_bandwidth_gbs=3000, nvlink_gbs=400, network_gbs=400,
 )  # fmt: skip
 HIDDEN, LAYERS, LENGTH = 1024, 8, 512
+
+
+def never_built(groups: object) -> Any:
+    raise AssertionError("the planner makes no optimizer")
+
+
+ADAMW = OptimizerSpec("adamw", (StateTensor("exp_avg"), StateTensor("exp_avg_sq")), never_built)
+MOMENTUM = OptimizerSpec("momentum", (StateTensor("momentum"),), never_built, counter=None)
+WHOLE = replace(ADAMW, name="whole", elementwise=False)
 
 
 def model(**changes: object) -> ModelCost:
@@ -66,7 +76,7 @@ def model(**changes: object) -> ModelCost:
 
 
 def candidate(layout: Layout, **changes: object) -> Candidate:
-    return replace(Candidate(layout, 1, 2, 16), **changes)  # type: ignore[arg-type]
+    return replace(Candidate(layout, 1, 2, 16, ADAMW), **changes)  # type: ignore[arg-type]
 
 
 class TestTime:
@@ -252,6 +262,8 @@ class TestMemory:
         seconds, moved = offload_seconds(whole, exact, int(one))
         assert moved == share * (2 * 2 * 4 + 4 * 4 + 3 * 4)
         assert offload_seconds(replace(flat, offload="none"), exact, int(one)) == (0, 0)
+        lighter, _ = offload_seconds(replace(flat, optimizer=MOMENTUM), exact, int(one))
+        assert lighter == pytest.approx(share * (6 / 10e9 + 36 / 20e9))
 
     def test_a_teacher_costs_its_weights(self) -> None:
         chosen = candidate(Layout(data_parallel_size=4))
@@ -282,7 +294,7 @@ class TestMemory:
 
 
 class TestSearch:
-    SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16")
+    SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16", optimizer=ADAMW)
 
     def test_every_plan_is_legal_and_keeps_the_global_batch(self) -> None:
         found = search(model(), MACHINE, self.SPACE)
@@ -342,6 +354,14 @@ class TestSearch:
         found = search(odd, MACHINE, self.SPACE)
         assert any("does not divide heads 17" in reason for reason in found.refused)
         assert {plan.candidate.layout.tensor_parallel_size for plan in found.fitting} == {1}
+
+    def test_an_optimizer_that_needs_whole_tensors_gets_them(self) -> None:
+        space = replace(self.SPACE, precision="float32", optimizer=WHOLE)
+        plans = search(model(), MACHINE, space).fitting
+        assert {plan.candidate.effective_stage for plan in plans} == {0}
+        assert {plan.candidate.layout.tensor_parallel_size for plan in plans} == {1}
+        assert {plan.candidate.layout.pipeline_parallel_size for plan in plans} == {1}
+        assert not search(model(), MACHINE, replace(space, offload="cpu")).fitting
 
     def test_offloading_is_searched_where_it_is_legal(self) -> None:
         found = search(model(), MACHINE, replace(self.SPACE, offload="cpu"))

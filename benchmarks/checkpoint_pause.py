@@ -23,7 +23,8 @@ from parallel.layers import parallel_config
 from parallel.layout.stages import Stage
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from pretrain.config.run import ModelConfig, OptimizerConfig
+from pretrain.config.optimizers import AdamWConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.training.parameter_groups import parameter_groups
 from pretrain.vocabulary import TokenSpace
@@ -41,8 +42,9 @@ def build() -> Engine:
     topology = Topology.build()
     stage = Stage(True, True, range(MODEL.num_layers))
     model = Transformer(MODEL, SPACE, parallel_config(topology), stage)
-    config = EngineConfig(0, "float32", micro_batch_size=1, num_microbatches=1, ema_decay=0.999)
-    engine = build_engine(model, parameter_groups(model, OptimizerConfig()), config, topology)
+    optimizer = AdamWConfig()
+    config = EngineConfig(0, "float32", 1, 1, optimizer.spec(), ema_decay=0.999)
+    engine = build_engine(model, parameter_groups(model, optimizer), config, topology)
     engine.optimizer_step = 1
     return engine
 

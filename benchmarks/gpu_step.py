@@ -301,6 +301,7 @@ def build(config: Config, objective: Objective, device: torch.device) -> Any:
         precision="bfloat16",
         micro_batch_size=config.train.global_batch_size,
         num_microbatches=1,
+        optimizer=config.optimizer.spec(),
     )
     return build_engine(module, parameter_groups(module, config.optimizer), engine, topology)
 

@@ -41,7 +41,8 @@ from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed, keep_freed_memory
 from pretrain.batch import CleanBatch
 from pretrain.config.objectives import objectives
-from pretrain.config.run import ModelConfig, OptimizerConfig
+from pretrain.config.optimizers import AdamWConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.transformer import Transformer
 from pretrain.module import ObjectiveModule
@@ -143,7 +144,7 @@ def our_module(shape: Shape) -> tuple[ObjectiveModule, dict[str, Any]]:
 def loop_steps(shape: Shape) -> dict[str, Callable[[], None]]:
     """Our module in a loop written by hand."""
     module, families = our_module(shape)
-    groups = parameter_groups(module, OptimizerConfig())
+    groups = parameter_groups(module, AdamWConfig())
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), fused=True)
     source = batches(shape)
 
@@ -162,11 +163,16 @@ def loop_steps(shape: Shape) -> dict[str, Callable[[], None]]:
 def engine_steps(shape: Shape) -> dict[str, Callable[[], None]]:
     """The step of `epochal train` on one rank."""
     module, families = our_module(shape)
+    optimizer = AdamWConfig()
     engine = build_engine(
         module,
-        parameter_groups(module, OptimizerConfig()),
+        parameter_groups(module, optimizer),
         EngineConfig(
-            zero_stage=1, precision="float32", micro_batch_size=shape.batch, num_microbatches=1
+            zero_stage=1,
+            precision="float32",
+            micro_batch_size=shape.batch,
+            num_microbatches=1,
+            optimizer=optimizer.spec(),
         ),
         Topology.build(),
     )

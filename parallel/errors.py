@@ -15,6 +15,12 @@ class LayoutError(ParallelError):
     exit_code = 2
 
 
+class OptimizerError(ParallelError):
+    """An optimizer keeps another state than it declares, so that checkpoints would be wrong."""
+
+    exit_code = 2
+
+
 class CheckpointError(ParallelError):
     """A checkpoint is missing, damaged or was written by another configuration."""
 

@@ -55,16 +55,14 @@ def engine_config(config: Config, topology: Topology) -> EngineConfig:
             f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
         )
     return EngineConfig(
+        optimizer=config.optimizer.spec(),
         zero_stage=config.parallel.zero_stage,
         offload=config.parallel.offload,
-        offload_path=config.parallel.offload_path,
         overlap_comm=config.parallel.overlap_comm,
         precision=config.train.precision,
         micro_batch_size=micro,
         num_microbatches=size // dp // micro,
         clip_grad_norm=config.optimizer.clip_grad_norm,
-        betas=config.optimizer.betas,  # type: ignore[attr-defined]
-        eps=config.optimizer.eps,  # type: ignore[attr-defined]
         ema_decay=config.train.ema_decay,
         ema_warmup=config.train.ema_warmup,
     )

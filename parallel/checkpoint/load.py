@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from parallel.checkpoint.manifest import AVERAGES, WEIGHTS, Manifest, read_manifest, verify_files
 from parallel.checkpoint.plan import key
 from parallel.engine.base import Engine
-from parallel.engine.fragments import EMA, Kind
+from parallel.engine.optimizer import EMA, WEIGHT, Kind
 from parallel.errors import CheckpointError
 from parallel.layers import own_shape, partition_dim, whole_shape
 from parallel.layout.topology import Topology
@@ -54,9 +54,9 @@ def load_latest(engine: Engine, folder: Path) -> tuple[Path, dict[str, Any]] | N
 
 
 def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
-    """Restore weights and moments from this checkpoint and return its state. Collective.
+    """Restore weights and optimizer state from this checkpoint and return its state. Collective.
 
-    Raises CheckpointError, on every rank, when it is damaged or of another model.
+    Raises CheckpointError, on every rank, when it is damaged, or of another model or optimizer.
     """
     _verify_together(path, read_manifest(path))
     return _restore(engine, path)
@@ -75,7 +75,7 @@ def load_weights(path: Path, kind: Literal["weight", "ema"] = "weight") -> dict[
         raise CheckpointError(
             f"{path} holds no averaged weights: its run had train.ema_decay 0. Take the raw weights"
         )
-    file = WEIGHTS if kind == "weight" else AVERAGES
+    file = WEIGHTS if kind == WEIGHT else AVERAGES
     verify_files(path, manifest, [file])
     loaded = load_file(path / file)
     return {name: loaded[key(name, kind)] for name in manifest.shapes}
@@ -136,10 +136,12 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
 
     manifest = read_manifest(path)
     _check_same_model(engine.shapes, manifest.shapes, str(path))
+    if manifest.optimizer_step > 0:
+        _check_same_optimizer(engine, manifest, path)
     engine.optimizer_step = manifest.optimizer_step
     if manifest.step > 0 and manifest.optimizer_step == 0:
-        _warn(engine.topology.rank, f"{path} holds no moments: AdamW begins afresh")
-    kinds: tuple[Kind, ...] = ("weight", *engine.kinds)
+        _warn(engine.topology.rank, f"{path} holds no optimizer state: the optimizer begins afresh")
+    kinds: tuple[Kind, ...] = (WEIGHT, *engine.kinds)
     if engine.average is not None and not manifest.has_ema:
         _warn(engine.topology.rank, f"{path} holds no averaged weights: the average begins here")
         kinds = tuple(kind for kind in kinds if kind != EMA)
@@ -166,6 +168,18 @@ def own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
         size = shape[dim]
         index[dim] = slice(topology.tp_rank * size, (topology.tp_rank + 1) * size)
     return tuple(index)
+
+
+def _check_same_optimizer(engine: Engine, manifest: Manifest, path: Path) -> None:
+    """Raise CheckpointError unless the checkpoint holds the state that the optimizer keeps."""
+    spec, found = engine.config.optimizer, manifest.optimizer_state
+    if found != set(spec.names):
+        raise CheckpointError(
+            f"{path} was written by another optimizer: it holds "
+            f"{', '.join(sorted(found)) or 'no state'}, {spec.name} keeps "
+            f"{', '.join(spec.names) or 'none'}. Use the optimizer it was written with, or start "
+            "another run from its weights (epochal export, run.init_from)"
+        )
 
 
 def _check_same_model(

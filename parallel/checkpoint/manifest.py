@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel.engine.optimizer import EMA, TEACHER, Kind
 from parallel.errors import CheckpointError
 
 FORMAT = "epochal-checkpoint/1"
@@ -38,7 +39,7 @@ class Manifest:
     format: str
     step: int
     optimizer_step: int
-    """Updates that AdamW has applied; without skipped steps the same as `step`."""
+    """Updates that the optimizer has applied; without skipped steps the same as `step`."""
     layout: dict[str, Any]
     """Degrees it was written under: for people, as loading does not depend on it."""
     zero_stage: int
@@ -46,7 +47,7 @@ class Manifest:
     shapes: dict[str, list[int]]
     """Whole shape of every parameter by canonical name."""
     tensors: dict[str, str]
-    """File that holds each tensor: `NAME` for weights, `exp_avg/NAME` and so on for moments."""
+    """File that holds each tensor: `PARAMETER` for weights, `KIND/PARAMETER` for other kinds."""
     files: dict[str, FileEntry]
     state: dict[str, Any]
     """The caller's own state, among it the data cursor."""
@@ -56,9 +57,19 @@ class Manifest:
         """Whether it holds averaged weights."""
         return AVERAGES in self.files
 
+    @property
+    def optimizer_state(self) -> set[Kind]:
+        """Kinds of state that its optimizer kept; empty where it holds none."""
+        return {kind_of(key) for key in self.tensors} - {"", EMA, TEACHER}
+
     def to_json(self) -> str:
         """Text of the file; equal manifests give equal text."""
         return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+
+def kind_of(key: str) -> Kind:
+    """Kind of a tensor by its name inside a checkpoint; "" for a weight."""
+    return key.rpartition("/")[0]
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -16,7 +16,7 @@ from parallel.checkpoint.manifest import (
     Manifest,
 )
 from parallel.engine.base import Engine
-from parallel.engine.fragments import EMA, MOMENTS, TEACHER, Kind
+from parallel.engine.optimizer import EMA, TEACHER, WEIGHT, Kind
 
 COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
 """Further weights of the whole model, each in a file of its own."""
@@ -24,11 +24,11 @@ COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
 
 def key(name: str, kind: Kind) -> str:
     """Name of a tensor inside a checkpoint."""
-    return name if kind == "weight" else f"{kind}/{name}"
+    return name if kind == WEIGHT else f"{kind}/{name}"
 
 
 class SavePlan:
-    """Tensors, files and their owners: weights and copies in a file each, moments spread."""
+    """Tensors, files and their owners: weights and copies in a file each, other state spread."""
 
     def __init__(self, engine: Engine) -> None:
         self.shapes = engine.shapes
@@ -42,7 +42,7 @@ class SavePlan:
         self.owner: dict[str, int] = {WEIGHTS: 0}
         """Rank that writes each file."""
         kinds = engine.kinds
-        moments = [kind for kind in MOMENTS if kind in kinds]
+        state = [kind for kind in kinds if kind not in COPIES]
         load = [0] * engine.topology.world_size
         sizes = {name: torch.Size(shape).numel() for name, shape in self.shapes.items()}
         load[0] = sum(sizes.values())
@@ -51,17 +51,17 @@ class SavePlan:
             self.owner[file] = load.index(min(load))
             load[self.owner[file]] += sum(sizes.values())
         for name in self.shapes:
-            self._add(name, "weight", WEIGHTS)
+            self._add(name, WEIGHT, WEIGHTS)
             for kind, file in copies.items():
                 self._add(name, kind, file)
-            if not moments:
+            if not state:
                 continue
             owner = load.index(min(load))
-            load[owner] += len(moments) * sizes[name]
+            load[owner] += len(state) * sizes[name]
             file = f"optimizer-{owner:05d}.safetensors"
             self.owner[file] = owner
-            for moment in moments:
-                self._add(name, moment, file)
+            for kind in state:
+                self._add(name, kind, file)
 
     def _add(self, name: str, kind: Kind, file: str) -> None:
         self.order.append((name, kind))

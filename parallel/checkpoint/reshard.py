@@ -1,8 +1,9 @@
-"""A checkpoint as another checkpoint: verified, its moments over other files, or without them.
+"""A checkpoint as another checkpoint: verified, its state over other files, or without it.
 
 Every layout reads every checkpoint, so nothing has to be converted before a run goes on elsewhere.
-What is left to do is housekeeping: prove that a copy is whole, drop what only training needs, cut
-moments into files that a store accepts. One tensor is in memory at a time; no process group.
+What is left to do is housekeeping: prove that a copy is whole, drop what only training needs, and
+spread the optimizer's state over files that a store accepts. One tensor is in memory at a time; no
+process group.
 """
 
 from __future__ import annotations
@@ -15,12 +16,9 @@ from pathlib import Path
 import torch
 
 from parallel.checkpoint.folder import Target, attempt, commit, make_empty
-from parallel.checkpoint.manifest import FileEntry, Manifest, read_manifest, verify_files
+from parallel.checkpoint.manifest import FileEntry, Manifest, kind_of, read_manifest, verify_files
 from parallel.checkpoint.writer import TensorWriter
-from parallel.engine.fragments import MOMENTS
 from parallel.errors import CheckpointError, SaveError
-
-PREFIXES = tuple(f"{moment}/" for moment in MOMENTS)
 
 
 def verify_checkpoint(path: Path) -> Manifest:
@@ -35,11 +33,11 @@ def reshard_checkpoint(
 ) -> Path:
     """Write the checkpoint at `path` again as `folder/step-XXXXXXXX`; its path.
 
-    `weights_only` drops the moments: the copy can be evaluated, sampled, exported and started from,
-    but training that goes on from it begins with fresh moments. `files` spreads the moments over so
-    many files of about equal size (default: as many as there are). Tensors are the same bit for
-    bit. Raises CheckpointError when the source is damaged or the copy exists, SaveError when it
-    cannot be written.
+    `weights_only` drops the optimizer's state: the copy can be evaluated, sampled, exported and
+    started from, but training that goes on from it begins with fresh state. `files` spreads that
+    state over so many files of about equal size (default: as many as there are). Tensors are the
+    same bit for bit. Raises CheckpointError when the source is damaged or the copy exists,
+    SaveError when it cannot be written.
     """
     manifest = verify_checkpoint(path)
     target = Target(folder, manifest.step)
@@ -62,14 +60,15 @@ def reshard_checkpoint(
 
 def _spread(manifest: Manifest, weights_only: bool, files: int | None) -> dict[str, str]:
     """File of each tensor of the copy."""
-    moments = [key for key in manifest.tensors if key.startswith(PREFIXES)]
-    kept = {key: file for key, file in manifest.tensors.items() if key not in moments}
+    kinds = manifest.optimizer_state
+    state = {key for key in manifest.tensors if kind_of(key) in kinds}
+    kept = {key: file for key, file in manifest.tensors.items() if key not in state}
     if weights_only:
         return kept
     if files is None:
         return dict(manifest.tensors)
     load = [0] * files
-    for key in sorted(moments, key=lambda key: (-_numel(manifest, key), key)):
+    for key in sorted(state, key=lambda key: (-_numel(manifest, key), key)):
         lightest = load.index(min(load))
         load[lightest] += _numel(manifest, key)
         kept[key] = f"optimizer-{lightest:05d}.safetensors"

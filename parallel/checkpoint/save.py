@@ -2,10 +2,10 @@
 
 A checkpoint holds whole float32 tensors under canonical names, not the shards of a layout: the
 weights once, in one file that evaluation reads alone, averaged weights and those of a teacher
-likewise, and the Adam moments spread over the ranks. Gathering costs one pass over the network per
-save; in return every layout and ZeRO stage reads what any other wrote, bit for bit, and no pickle
-is ever loaded. All ranks must see the same file system. `parallel.checkpoint.background` writes
-while training goes on.
+likewise, and the state of the optimizer spread over the ranks. Gathering costs one pass over the
+network per save; in return every layout and ZeRO stage reads what any other wrote, bit for bit, and
+no pickle is ever loaded. All ranks must see the same file system. `parallel.checkpoint.background`
+writes while training goes on.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def load_file_weights(engine: Engine, file: Path) -> None:
     """Start an engine from the weights in a file, each rank its own slices; collective.
 
     Names and shapes must be those of the model; CheckpointError lists what differs. Averaged
-    weights begin there, moments are none.
+    weights begin there, optimizer state is none.
     """
     from safetensors import safe_open
 

@@ -1,9 +1,9 @@
 """Exponential moving average of the weights: float32, sharded exactly as the optimizer is.
 
-The average of each tensor that AdamW updates on this rank lies beside its moments, so that ZeRO
-shards it, checkpoints reshard it, and an update is one fused pass without communication. It costs
-four bytes a parameter, divided as the moments are. Forward passes see it only inside `shown`, which
-brings one parameter at a time into place and needs no second copy of the model.
+The average of each tensor that is updated on this rank lies in the optimizer's state of it, so that
+ZeRO shards it, checkpoints reshard it, and an update is one fused pass without communication. It
+costs four bytes a parameter, sharded as the state is. Forward passes see it only inside `shown`,
+which brings one parameter at a time into place and needs no second copy of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.engine import fragments
-from parallel.engine.fragments import EMA
+from parallel.engine.optimizer import EMA, WEIGHT, Kind
 
 
 class WeightAverage:
@@ -68,18 +68,18 @@ class WeightAverage:
         try:
             yield
         finally:
-            self._exchange("weight")
+            self._exchange(WEIGHT)
             self.is_shown = False
 
     @torch.no_grad()
-    def _exchange(self, kind: fragments.Kind) -> None:
+    def _exchange(self, kind: Kind) -> None:
         """Bring average or weights into place, one parameter at a time."""
         for parameter in self._parameters.values():
             if not parameter.requires_grad:
                 continue
-            if fragments.has_own_master(parameter):
-                own = fragments.read_slice(parameter, kind, self._optimizer)
-                fragments.show(parameter, own)
+            if fragments.has_fp32_copy(parameter):
+                part = fragments.read_slice(parameter, kind, self._optimizer)
+                fragments.set_forward_weight(parameter, part)
             else:
                 # The parameter is the only copy of the weight: the average's place keeps it.
                 average = self._optimizer.state[parameter][EMA]
@@ -88,6 +88,6 @@ class WeightAverage:
                 average.copy_(former)
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors that AdamW updates on this rank, and their averages."""
-        held = fragments.held_tensors(self._parameters.values(), self._optimizer)
+        """The tensors that are updated on this rank, and their averages."""
+        held = fragments.updated_tensors(self._parameters.values(), self._optimizer)
         return [h.detach() for h in held], [self._optimizer.state[h][EMA] for h in held]

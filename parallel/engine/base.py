@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from parallel.engine import fragments
 from parallel.engine.average import WeightAverage
-from parallel.engine.fragments import EMA, MOMENTS, TEACHER, Kind
-from parallel.engine.settings import EngineConfig, adamw
+from parallel.engine.optimizer import EMA, TEACHER, WEIGHT, Kind
+from parallel.engine.settings import EngineConfig, build_optimizer
 from parallel.layers import mark_parallel_layers, whole_shape
 from parallel.layout.topology import Topology
 
@@ -35,11 +35,11 @@ class StepResult:
     grad_norm: Tensor
     """0-d float32: norm of the global gradient before clipping; inf or nan when it overflowed."""
     applied: bool
-    """False when the gradient was not finite: weights and moments are then untouched."""
+    """False when the gradient was not finite: weights and optimizer state are then untouched."""
 
 
 class Engine(ABC):
-    """`step` and `evaluate`, and every weight and moment by its canonical name.
+    """`step` and `evaluate`, and every weight and state of the optimizer by its canonical name.
 
     `module(batch)` returns the 0-d sum of weighted token losses of this rank's micro-batch;
     `module(batch, exact=True)` returns float64 [b], the bound summed over each sequence. In a
@@ -69,8 +69,9 @@ class Engine(ABC):
         self.config = config
         self.topology = topology
         mark_parallel_layers(module)
-        self.optimizer = adamw(param_groups, config)
+        self.optimizer = build_optimizer(config.optimizer, param_groups)
         self._updates = 0  # as `optimizer_step`, without asking the device
+        self._state_checked = False
         self.parameters = dict(module.named_parameters())
         self._largest = max(parameter.numel() for parameter in self.parameters.values())
         self.shapes = {
@@ -106,28 +107,28 @@ class Engine(ABC):
         """Exact bound of each sequence of this rank's `batch`, float64 [b]; no gradients."""
 
     def read(self, name: str, kind: Kind) -> Tensor:
-        """Whole float32 tensor of a parameter or one of its moments; a collective of all ranks."""
+        """Whole float32 tensor of this kind of a parameter; a collective of all ranks."""
         parameter, kind = self._stored(name, kind)
         return fragments.read_full(parameter, kind, self.optimizer, self.topology)
 
-    def write(self, name: str, kind: Kind, own: Tensor) -> None:
-        """Set this tensor-parallel rank's slice of a parameter or moment, on every rank alike."""
+    def write(self, name: str, kind: Kind, part: Tensor) -> None:
+        """Set this tensor-parallel rank's slice of a tensor, on every rank alike."""
         parameter, kind = self._stored(name, kind)
-        fragments.write_slice(parameter, kind, own, self.optimizer)
+        fragments.write_slice(parameter, kind, part, self.optimizer)
 
     def _stored(self, name: str, kind: Kind) -> tuple[nn.Parameter, Kind]:
         """The parameter that a tensor belongs to, and what it is of it."""
         if kind != TEACHER:
             return self.parameters[name], kind
         assert self.teacher is not None, "there is no teacher"
-        return self.teacher[name], "weight"
+        return self.teacher[name], WEIGHT
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """What there is of every parameter now, beside its weight."""
-        moments = MOMENTS if self.optimizer_step else ()
+        state = self.config.optimizer.names if self.optimizer_step else ()
         averages = () if self.average is None else (EMA,)
-        return (*moments, *averages, *(() if self.teacher is None else (TEACHER,)))
+        return (*state, *averages, *(() if self.teacher is None else (TEACHER,)))
 
     def using_ema(self) -> AbstractContextManager[None]:
         """While inside, forward passes use the averaged weights; without any it does nothing."""
@@ -135,29 +136,46 @@ class Engine(ABC):
 
     @property
     def optimizer_step(self) -> int:
-        """How many updates AdamW has applied; 0 means there are no moments yet."""
-        return fragments.optimizer_step(self.parameters.values(), self.optimizer)
+        """Number of updates that the optimizer has applied; at 0 it holds no state yet."""
+        if self.config.optimizer.counter is not None:
+            counted = fragments.counted_updates(self._updated_tensors(), self.optimizer)
+            assert counted == self._updates, f"{self._updates} updates, the optimizer has {counted}"
+        return self._updates
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:
-        averaged = self.average is not None
-        fragments.create_moments(self.parameters.values(), self.optimizer, step, averaged)
+        spec, averaged = self.config.optimizer, self.average is not None
+        fragments.create_state(self.parameters.values(), self.optimizer, spec, step, averaged)
         self._updates = step
 
-    def _start_average(self) -> None:
+    def _begin(self) -> None:
         """Begin averaging at the present weights; the last act of building an engine."""
+        inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+        # It does so with classes derived from torch.optim.Adagrad, and drops their groups.
+        assert inner is self.optimizer, f"DeepSpeed has replaced {type(self.optimizer).__name__}"
         decay, warmup = self.config.ema_decay, self.config.ema_warmup
         if decay > 0:
             self.average = WeightAverage(self.parameters, self.optimizer, decay, warmup)
             self.optimizer_step = 0
 
     def _count(self, applied: bool) -> bool:
-        """Count an applied update and let the average take it in; hands `applied` through."""
+        """Count an applied update and let the average take it in; hands `applied` through.
+
+        Raises OptimizerError after the first update that leaves another state than is declared.
+        """
         if applied:
             self._updates += 1
+            if not self._state_checked:
+                spec = self.config.optimizer
+                fragments.check_state(self._updated_tensors(), self.optimizer, spec)
+                self._state_checked = True
             if self.average is not None:
                 self.average.update(self._updates)
         return applied
+
+    def _updated_tensors(self) -> list[Tensor]:
+        """The tensors that the optimizer updates on this rank."""
+        return fragments.updated_tensors(self.parameters.values(), self.optimizer)
 
     def _set_lr(self, lr: float) -> None:
         assert self.average is None or not self.average.is_shown, "no step inside using_ema"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from parallel.engine.base import Engine
+from parallel.engine.optimizer import check_optimizer
 from parallel.engine.settings import EngineConfig
 from parallel.layout.rules import check_rules
 from parallel.layout.topology import Topology
@@ -22,11 +23,14 @@ def build_engine(
     """The engine that hosts `module` in this layout; moves it to the rank's device.
 
     `param_groups` are dicts with `params`, `weight_decay` and optionally `lr_scale`; together they
-    hold every trainable parameter once. Raises LayoutError for a ZeRO stage or precision that is
-    illegal in this layout.
+    hold every trainable parameter once. Raises LayoutError for a ZeRO stage, precision or optimizer
+    that is illegal in this layout.
     """
     check_rules(
         topology.layout, config.zero_stage, config.precision, config.offload, config.overlap_comm
+    )
+    check_optimizer(
+        config.optimizer, topology.layout, config.zero_stage, config.precision, config.offload
     )
     given = [id(p) for group in param_groups for p in group["params"]]
     trainable = {id(p) for p in module.parameters() if p.requires_grad}
@@ -40,5 +44,5 @@ def build_engine(
             SingleStageEngine as Host,
         )
     engine = Host(module, param_groups, config, topology)
-    engine._start_average()
+    engine._begin()
     return engine

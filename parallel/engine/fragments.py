@@ -1,215 +1,201 @@
-"""Float32 weights, Adam moments and averaged weights by parameter, wherever ZeRO keeps them.
+"""Weights, optimizer state and averages by parameter, wherever ZeRO keeps them.
 
-ZeRO 1 and 2 flatten parameters into groups and give every data-parallel rank a stretch of each;
-DeepSpeed links every parameter to its stretch. ZeRO 3 cuts every parameter by itself. These
-functions read and write whole tensors through either, which is what makes a checkpoint independent
-of layout and ZeRO stage. Reading gathers one tensor at a time, so that no rank ever holds more than
-one whole parameter.
+ZeRO 1 and 2 flatten the parameters of a group into one float32 tensor and shard it over the
+data-parallel ranks; DeepSpeed notes for every parameter which fragment of it lies on this rank.
+ZeRO 3 shards every parameter by itself. The functions here read and write whole tensors through
+either, which makes a checkpoint independent of layout and ZeRO stage. Reading gathers one tensor at
+a time, so that no rank ever holds more than one whole parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.engine.optimizer import COUNTER, EMA, WEIGHT, Kind, OptimizerSpec
+from parallel.errors import OptimizerError
 from parallel.layers import partition_dim
 from parallel.layout.topology import Topology
-from parallel.swapped import window
-
-Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema", "teacher"]
-MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
-EMA: Kind = "ema"
-"""The averaged weights (`parallel.engine.average`): one more moment that the optimizer ignores."""
-TEACHER: Kind = "teacher"
-"""Weights of a frozen copy of the model, which the engine carries without training it."""
 
 
 def read_full(
     parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer, topology: Topology
 ) -> Tensor:
     """The whole tensor, float32, on every rank; a collective over data and tensor ranks."""
-    own = read_slice(parameter, kind, optimizer)
+    part = read_slice(parameter, kind, optimizer)
     dim = partition_dim(parameter)
     if dim is None or topology.tensor_parallel_size == 1:
-        return own
-    slices = [torch.empty_like(own) for _ in range(topology.tensor_parallel_size)]
-    dist.all_gather(slices, own.contiguous(), group=topology.tp_group)
+        return part
+    slices = [torch.empty_like(part) for _ in range(topology.tensor_parallel_size)]
+    dist.all_gather(slices, part.contiguous(), group=topology.tp_group)
     return torch.cat(slices, dim)
-
-
-def write_slice(
-    parameter: nn.Parameter, kind: Kind, own: Tensor, optimizer: torch.optim.Optimizer
-) -> None:
-    """Store this tensor-parallel rank's slice where this rank keeps (its stretch of) it."""
-    own = own.to(device=parameter.device, dtype=torch.float32)
-    if kind == "weight":
-        show(parameter, own)
-    if _is_cut(parameter):
-        _write_cut(parameter, kind, own)
-    elif kind == "weight":
-        if _is_linked(parameter):
-            from deepspeed.utils import safe_set_full_fp32_param
-
-            safe_set_full_fp32_param(parameter, own)
-    elif _is_linked(parameter):
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        safe_set_full_optimizer_state(parameter, own, kind)
-    else:
-        optimizer.state[parameter][kind].copy_(own)
-
-
-def show(parameter: nn.Parameter, own: Tensor) -> None:
-    """Let forward passes see this tensor-parallel rank's slice; a collective over data ranks.
-
-    The float32 weight that ZeRO keeps stays as it is, so that `show(parameter, read_slice(...))` of
-    it brings the former weight back. Without ZeRO the parameter is that weight.
-    """
-    if not _is_cut(parameter):
-        with torch.no_grad():
-            parameter.copy_(own)
-        return
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(own)
-
-
-def has_own_master(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO keeps a float32 weight besides the one that forward passes see."""
-    return _is_cut(parameter) or _is_linked(parameter)
-
-
-def optimizer_step(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Updates applied so far; the same for every parameter."""
-    steps = {
-        int(optimizer.state[p]["step"]) if "step" in optimizer.state.get(p, {}) else 0
-        for p in held_tensors(parameters, optimizer)
-    }
-    assert len(steps) == 1, f"parameters have seen different numbers of updates: {steps}"
-    return steps.pop()
-
-
-def create_moments(
-    parameters: Iterable[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    average: bool = False,
-) -> None:
-    """Zero moments after `step` updates, in a fresh optimizer; step 0 leaves it without any.
-
-    With `average` there are moments in any case, and averaged weights that are the present ones.
-    """
-    parameters = list(parameters)
-    swapped = next(filter(None, map(window, parameters)), None)
-    optimizer.state.clear()
-    if swapped is not None:
-        swapped.forget_moments()
-    if step == 0 and not average:
-        return
-    for group, held in enumerate(held_tensors(parameters, optimizer)):
-        if swapped is not None:
-            swapped.show(group, change=True)
-        optimizer.state[held] = {
-            "step": torch.tensor(float(step), dtype=torch.float32, device=held.device),
-            "exp_avg": torch.zeros_like(held, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(held, requires_grad=False),
-        }
-        if average:
-            optimizer.state[held][EMA] = held.detach().clone()
-    settle(parameters)
-    for parameter in parameters:
-        _link_moments(parameter, optimizer)
-
-
-def settle(parameters: Iterable[nn.Parameter]) -> None:
-    """Let DeepSpeed have swapped state back as it expects it, before a step."""
-    swapped = next(filter(None, map(window, parameters)), None)
-    if swapped is not None:
-        swapped.close()
-
-
-def held_tensors(
-    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> list[Tensor]:
-    """The tensors that AdamW updates on this rank: parameters, or flat stretches of them."""
-    for parameter in parameters:
-        if _is_cut(parameter):
-            host: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
-            return list(host.fp32_partitioned_groups_flat)
-    return [held for group in optimizer.param_groups for held in group["params"]]
 
 
 def read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
     """This tensor-parallel rank's slice, float32, gathered over the data-parallel ranks."""
-    swapped = window(parameter)
-    if swapped is not None:
-        return _join(parameter, swapped.piece(parameter, kind))
-    if _is_cut(parameter) or _is_linked(parameter):
+    if has_fp32_copy(parameter):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        if kind == "weight":
+        if kind == WEIGHT:
             whole = safe_get_full_fp32_param(parameter)
         else:
-            _link_moments(parameter, optimizer)
+            _link_state(parameter, optimizer)
             whole = safe_get_full_optimizer_state(parameter, kind)
         assert whole is not None
         return whole.detach()
-    if kind == "weight":
-        return parameter.detach().float()
-    moment: Tensor = optimizer.state[parameter][kind]
-    return moment.detach()
+    held: Tensor = parameter if kind == WEIGHT else optimizer.state[parameter][kind]
+    return held.detach().float()
 
 
-def _link_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-    """Point the parameter's link at its stretch of the moments.
+def write_slice(
+    parameter: nn.Parameter, kind: Kind, part: Tensor, optimizer: torch.optim.Optimizer
+) -> None:
+    """Store this tensor-parallel rank's slice, each data-parallel rank what it keeps of it."""
+    part = part.to(device=parameter.device, dtype=torch.float32)
+    if kind == WEIGHT:
+        set_forward_weight(parameter, part)
+    if _is_sharded(parameter):
+        _write_shard(parameter, kind, part)
+    elif kind == WEIGHT:
+        if _has_fragment(parameter):
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            safe_set_full_fp32_param(parameter, part)
+    elif _has_fragment(parameter):
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, part, kind)
+    else:
+        optimizer.state[parameter][kind].copy_(part)
+
+
+def set_forward_weight(parameter: nn.Parameter, part: Tensor) -> None:
+    """Make forward passes use this tensor-parallel rank's slice; a collective over data ranks.
+
+    The float32 copy that ZeRO keeps stays as it is, so that `read_slice` of it brings the former
+    weight back. Without ZeRO the parameter is the only copy.
+    """
+    if not _is_sharded(parameter):
+        with torch.no_grad():
+            parameter.copy_(part)
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(part)
+
+
+def has_fp32_copy(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO keeps a float32 copy of the weight that forward passes use."""
+    return _is_sharded(parameter) or _has_fragment(parameter)
+
+
+def updated_tensors(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[Tensor]:
+    """The tensors that the optimizer updates on this rank: parameters, or shards of flat ones."""
+    for parameter in parameters:
+        if _is_sharded(parameter):
+            host: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
+            return list(host.fp32_partitioned_groups_flat)
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def counted_updates(tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Updates by the optimizer's own count, the same for all tensors; 0 before the first."""
+    counts = {int(optimizer.state.get(tensor, {}).get(COUNTER, 0)) for tensor in tensors}
+    assert len(counts) == 1, f"tensors have seen different numbers of updates: {counts}"
+    return counts.pop()
+
+
+def create_state(
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    spec: OptimizerSpec,
+    step: int,
+    average: bool = False,
+) -> None:
+    """Zero state after `step` updates, in a fresh optimizer; step 0 leaves it without any.
+
+    With `average` there is state in any case, and averages that are the present weights.
+    """
+    parameters = list(parameters)
+    optimizer.state.clear()
+    if step == 0 and not average:
+        return
+    for tensor in updated_tensors(parameters, optimizer):
+        state: dict[str, Any] = {}
+        if spec.counter == "tensor":
+            state[COUNTER] = torch.tensor(float(step), dtype=torch.float32, device=tensor.device)
+        elif spec.counter == "int":
+            state[COUNTER] = step
+        for declared in spec.state:
+            dtype = getattr(torch, declared.dtype)
+            state[declared.name] = torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
+        if average:
+            state[EMA] = tensor.detach().clone()
+        optimizer.state[tensor] = state
+    for parameter in parameters:
+        _link_state(parameter, optimizer)
+
+
+def check_state(
+    tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer, spec: OptimizerSpec
+) -> None:
+    """Raise OptimizerError unless the optimizer, after an update, keeps the state it declares."""
+    wanted = {tensor.name: tensor.dtype for tensor in spec.state}
+    for tensor in tensors:
+        held = {k: v for k, v in optimizer.state[tensor].items() if k not in (COUNTER, EMA)}
+        found = {
+            name: str(value.dtype).removeprefix("torch.")
+            if isinstance(value, Tensor) and value.shape == tensor.shape
+            else f"{type(value).__name__} of another shape"
+            for name, value in held.items()
+        }
+        counts = COUNTER in optimizer.state[tensor]
+        if found != wanted or counts != (spec.counter is not None):
+            raise OptimizerError(
+                f"optimizer {spec.name} declares the state {wanted}, counter {spec.counter}, and "
+                f"keeps {found}, {'a' if counts else 'no'} counter {COUNTER}; correct its spec()"
+            )
+
+
+def _link_state(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    """Point DeepSpeed's note of the parameter at its fragment of the optimizer's state.
 
     DeepSpeed does this once, after the first parameter group has been updated, when the others have
-    no moments yet; their links would stay empty.
+    no state yet; their notes would stay empty.
     """
-    link: Any = getattr(parameter, "_hp_mapping", None)
-    if link is not None:
-        stretch = optimizer.param_groups[link.param_group_index]["params"][0]
-        link.set_optim_state_fragment(stretch, optimizer.state[stretch])
+    note: Any = getattr(parameter, "_hp_mapping", None)
+    if note is not None:
+        flat = optimizer.param_groups[note.param_group_index]["params"][0]
+        note.set_optim_state_fragment(flat, optimizer.state[flat])
 
 
-def _write_cut(parameter: Any, kind: Kind, own: Tensor) -> None:
-    """ZeRO 3: keep this rank's piece; the last piece is filled up with zeros."""
+def _write_shard(parameter: Any, kind: Kind, part: Tensor) -> None:
+    """ZeRO 3: keep this rank's shard of a slice; the last shard is filled up with zeros."""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     size = parameter.ds_tensor.numel()
     rank = dist.get_rank(group=parameter.ds_process_group)
-    piece = torch.zeros(size, dtype=torch.float32, device=own.device)
-    part = own.flatten()[rank * size : (rank + 1) * size]
-    piece[: part.numel()] = part
-    swapped = window(parameter)
-    if swapped is not None:
-        swapped.piece(parameter, kind, change=True).copy_(piece)
-        return
-    if kind == "weight":
-        safe_set_local_fp32_param(parameter, piece)
+    shard = torch.zeros(size, dtype=torch.float32, device=part.device)
+    values = part.flatten()[rank * size : (rank + 1) * size]
+    shard[: values.numel()] = values
+    if kind == WEIGHT:
+        safe_set_local_fp32_param(parameter, shard)
     else:
-        safe_set_local_optimizer_state(parameter, piece, kind)
+        safe_set_local_optimizer_state(parameter, shard, kind)
 
 
-def _join(parameter: Any, piece: Tensor) -> Tensor:
-    """ZeRO 3: the slice of which every data-parallel rank holds a piece; a collective."""
-    group = parameter.ds_process_group
-    own = piece.to(parameter.device)
-    whole = own.new_empty(dist.get_world_size(group=group) * own.numel())
-    dist.all_gather_into_tensor(whole, own, group=group)
-    return whole[: parameter.ds_numel].view(parameter.ds_shape)
-
-
-def _is_cut(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO 3 holds this parameter in pieces."""
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO 3 shards this parameter."""
     return hasattr(parameter, "ds_id")
 
 
-def _is_linked(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO 1 or 2 holds the float32 weight and moments of this parameter."""
+def _has_fragment(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO 1 or 2 keeps float32 weight and state of this parameter in a flat tensor."""
     return hasattr(parameter, "_hp_mapping")

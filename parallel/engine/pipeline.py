@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.engine.base import Engine, StepResult
-from parallel.engine.fragments import Kind
+from parallel.engine.optimizer import Kind
 from parallel.engine.settings import EngineConfig, deepspeed_config
 from parallel.layout.topology import Topology
 

@@ -1,15 +1,15 @@
-"""What DeepSpeed and AdamW are told: one place that turns an EngineConfig into their settings."""
+"""Settings of a step, and the one place that turns them into DeepSpeed's and the optimizer's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from parallel.layout.rules import overlaps
+from parallel.engine.optimizer import OptimizerSpec
+from parallel.layout.rules import effective_stage, overlaps
 from parallel.layout.topology import Topology
 
 
@@ -23,21 +23,15 @@ class EngineConfig:
     """Sequences per rank and forward pass."""
     num_microbatches: int
     """Forward passes per rank and optimizer step."""
+    optimizer: OptimizerSpec
     clip_grad_norm: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
     ema_decay: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
     """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
-    offload: Literal["none", "cpu", "nvme"] = "none"
-    """Where optimizer state lives, and at stage 3 the weights between their uses; with `nvme` they
-    stay in host memory."""
-    offload_path: Path | None = None
-    """Folder of this node that `nvme` keeps optimizer state in."""
-    swap_elements: int = 50_000_000
-    """Elements of this rank that `nvme` has in host memory at once, in four float32 tensors."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer state lives, and at stage 3 the weights between their uses."""
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 1 to 3."""
     overlap_comm: bool | None = None
@@ -46,22 +40,17 @@ class EngineConfig:
     """ZeRO 3 keeps parameters with fewer elements whole on every rank."""
 
 
-def adamw(param_groups: Sequence[dict[str, Any]], config: EngineConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW; DeepSpeed's own would compile an extension first (minutes on CPU)."""
+def build_optimizer(
+    spec: OptimizerSpec, param_groups: Sequence[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The declared optimizer over the groups that hold parameters."""
     groups = [{"lr_scale": 1.0, "weight_decay": 0.0, **group} for group in param_groups]
-    groups = [group for group in groups if len(group["params"])]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    return spec.build([group for group in groups if len(group["params"])])
 
 
-def effective_stage(config: EngineConfig, topology: Topology) -> int:
-    """ZeRO stage that DeepSpeed is given.
-
-    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
-    float32 weights and copy every gradient. Offloading is theirs, so it keeps them.
-    """
-    alone = topology.dp_cp_size == 1 and topology.pipeline_parallel_size == 1
-    plain = config.precision == "float32" and config.offload == "none"
-    return 0 if alone and plain else config.zero_stage
+def stage_of(config: EngineConfig, topology: Topology) -> int:
+    """ZeRO stage that DeepSpeed is given (`parallel.layout.rules.effective_stage`)."""
+    return effective_stage(topology.layout, config.zero_stage, config.precision, config.offload)
 
 
 def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
@@ -75,14 +64,12 @@ def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
     return max(config.reduce_bucket_size, largest if overlapping else 0)
 
 
-def deepspeed_config(
-    config: EngineConfig, topology: Topology, largest: int, swap_folder: Path | None = None
-) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> dict[str, Any]:
     """DeepSpeed's JSON for this step and layout.
 
-    `largest` is the number of elements of the rank's largest parameter, `swap_folder` its own.
+    `largest` is the number of elements of the rank's largest parameter.
     """
-    stage = effective_stage(config, topology)
+    stage = stage_of(config, topology)
     bucket = bucket_size(config, stage, largest)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -96,7 +83,10 @@ def deepspeed_config(
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": config.whole_below,
         },
+        # Which optimizers are legal is decided by their declaration (`check_optimizer`), not by
+        # DeepSpeed's list of types.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         # Its timer would synchronise the device twice per forward pass.
         "timers": {"throughput": {"enabled": False}},
@@ -108,19 +98,8 @@ def deepspeed_config(
         settings["communication_data_type"] = "fp32"
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.offload != "none":
-        # torch's own AdamW updates on the CPU: DeepSpeed's would compile for minutes first.
-        settings["zero_force_ds_cpu_optimizer"] = False
         where = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         settings["zero_optimization"]["offload_optimizer"] = where
         if stage == 3:
             settings["zero_optimization"]["offload_param"] = where
-    if config.offload == "nvme":
-        assert swap_folder is not None, "offload nvme needs a folder"
-        settings["zero_optimization"]["sub_group_size"] = config.swap_elements
-        settings["zero_optimization"]["offload_optimizer"] = {
-            **where,
-            "device": "nvme",
-            "nvme_path": str(swap_folder),
-            "buffer_count": 4,  # weight, gradient and both moments of a sub-group
-        }
     return settings

@@ -13,13 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.async_io import load_async_io
-from parallel.engine import fragments
 from parallel.engine.base import Engine, StepResult
 from parallel.engine.norm import clip_divisor, global_grad_norm
-from parallel.engine.settings import EngineConfig, deepspeed_config, effective_stage
+from parallel.engine.settings import EngineConfig, deepspeed_config, stage_of
 from parallel.layout.topology import Topology
-from parallel.swap_folder import own_folder
 
 
 class SingleStageEngine(Engine):
@@ -35,18 +32,13 @@ class SingleStageEngine(Engine):
         import deepspeed
 
         super().__init__(module, param_groups, config, topology)
-        self._swap_folder = None
-        if config.offload == "nvme":
-            assert config.offload_path is not None, "offload nvme needs a folder"
-            load_async_io()  # before DeepSpeed does, which may wait for ever
-            self._swap_folder = own_folder(config.offload_path)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            config=deepspeed_config(config, topology, self._largest, self._swap_folder),
+            config=deepspeed_config(config, topology, self._largest),
             mpu=topology.mpu,
         )
-        self._own_norm = effective_stage(config, topology) == 0
+        self._own_norm = stage_of(config, topology) == 0
         # Stage 0 reduces once per step, and not at all on one rank (DeepSpeed would flatten and
         # copy every gradient).
         self.deepspeed.enable_backward_allreduce = not self._own_norm
@@ -56,7 +48,6 @@ class SingleStageEngine(Engine):
         self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
-        fragments.settle(self._trainable)
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
         scale = self.topology.dp_cp_size / denominator
         losses, norm, finite = [], None, None
@@ -90,8 +81,9 @@ class SingleStageEngine(Engine):
     def _reduce_and_clip(self) -> tuple[Tensor, Tensor]:
         """Stage 0: average gradients over ranks and measure them; the norm, and if it is finite.
 
-        AdamW's kernel does the rest where it reads the gradient anyway: it divides by `grad_scale`,
-        and leaves weights, moments and step as they are where `found_inf` is 1.
+        torch's fused kernels do the rest where they read the gradient anyway: they divide by
+        `grad_scale`, and leave weights and state as they are where `found_inf` is 1. Elsewhere the
+        gradient is divided here, or taken away, which leaves the optimizer nothing to do.
         """
         for p in self._trainable:
             if p.grad is None:
@@ -101,7 +93,15 @@ class SingleStageEngine(Engine):
         norm = global_grad_norm(self._trainable, self.topology)
         finite = norm.isfinite()
         largest = self.config.clip_grad_norm
+        divisor = clip_divisor(norm, largest) if largest > 0 else None
         optimizer: Any = self.optimizer
-        optimizer.grad_scale = clip_divisor(norm, largest) if largest > 0 else None
-        optimizer.found_inf = (~finite).float()
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # as torch's GradScaler asks
+            optimizer.grad_scale = divisor
+            optimizer.found_inf = (~finite).float()
+        elif not finite:  # the host waits for the device here
+            for p in self._trainable:
+                p.grad = None
+        elif divisor is not None:
+            gradients = [p.grad for p in self._trainable if p.grad is not None]
+            torch._foreach_div_(gradients, divisor)
         return norm, finite

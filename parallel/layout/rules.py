@@ -116,13 +116,8 @@ def check_rules(
             "precision bfloat16 needs zero_stage 1 or higher: DeepSpeed's stage 0 takes a wrong "
             "first step in bfloat16. Stage 1 costs nothing on one rank"
         )
-    if offload not in ("none", "cpu", "nvme"):
-        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu, nvme")
-    if offload == "nvme" and zero_stage != 3:
-        raise LayoutError(
-            f"offload nvme needs zero_stage 3, not {zero_stage}: DeepSpeed swaps the optimizer of "
-            "that stage only; offload cpu works at 1 to 3"
-        )
+    if offload not in ("none", "cpu"):
+        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu")
     if offload != "none" and zero_stage == 0:
         raise LayoutError(
             f"offload {offload} needs zero_stage 1 or higher: stage 0 keeps the optimizer where "
@@ -149,6 +144,18 @@ def check_rules(
         raise LayoutError(
             f"sequence_parallel and context_parallel_size {cp} both split the sequence; choose one"
         )
+
+
+def effective_stage(layout: Layout, zero_stage: int, precision: str, offload: str = "none") -> int:
+    """ZeRO stage that DeepSpeed is given.
+
+    On one data-parallel rank there is nothing to shard: stages 1-3 would only keep a second copy of
+    float32 weights and copy every gradient. Offloading is theirs, so it keeps them.
+    """
+    shards = layout.data_parallel_size * layout.context_parallel_size
+    alone = shards == 1 and layout.pipeline_parallel_size == 1
+    plain = precision == "float32" and offload == "none"
+    return 0 if alone and plain else zero_stage
 
 
 def overlaps(zero_stage: int, asked: bool | None) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.layout.rules import Layout
+from parallel.engine.optimizer import OptimizerSpec
+from parallel.layout.rules import Layout, effective_stage
 from parallel.planner.costs import Offload, Recompute
 
 
@@ -17,6 +18,7 @@ class Candidate:
     micro_batch_size: int
     """Sequences per rank and forward pass."""
     num_microbatches: int
+    optimizer: OptimizerSpec
     precision: str = "bfloat16"
     recompute: Recompute = "none"
     recompute_layers: int | None = None
@@ -24,10 +26,7 @@ class Candidate:
     averages: int = 0
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
     offload: Offload = "none"
-    """Where optimizer state lives, at stage 3 also weights between their uses; with `nvme` they
-    stay in host memory."""
-    swap_elements: int = 50_000_000
-    """Elements that `nvme` has in host memory at once, as in `parallel.engine.settings`."""
+    """Where optimizer state lives, at stage 3 also weights between their uses."""
     overlap_comm: bool | None = None
     """As in `parallel.engine.settings`."""
     reduce_bucket_size: int = 50_000_000
@@ -57,7 +56,5 @@ class Candidate:
 
     @property
     def effective_stage(self) -> int:
-        """ZeRO stage that the engine really runs (`parallel.engine.settings.effective_stage`)."""
-        alone = self.shards == 1 and self.layout.pipeline_parallel_size == 1
-        plain = self.precision == "float32" and not self.offloads
-        return 0 if alone and plain else self.zero_stage
+        """ZeRO stage that the engine really runs."""
+        return effective_stage(self.layout, self.zero_stage, self.precision, self.offload)

@@ -13,7 +13,7 @@ from typing import Literal
 Cut = Literal["tensor", "sequence", "whole"]
 """What divides a tensor: tensor parallelism; sequence parallelism (where it is on); neither."""
 Recompute = Literal["none", "selective", "full"]
-Offload = Literal["none", "cpu", "nvme"]
+Offload = Literal["none", "cpu"]
 
 
 @dataclass(frozen=True)

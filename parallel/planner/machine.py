@@ -53,8 +53,6 @@ class Machine:
     """GB/s of a node's memory."""
     pcie_gbs: float = 25.0
     """GB/s between a GPU and host memory, one direction."""
-    disk_gbs: float = 6.0
-    """GB/s to and from the disks of a node, for `offload: nvme`."""
 
     @property
     def num_gpus(self) -> int:

@@ -1,4 +1,4 @@
-"""What `parallel.offload` moves off the GPU: bytes in host memory and on disk, seconds of a step.
+"""What `parallel.offload` moves off the GPU: bytes in host memory, seconds of a step.
 
 Mirrors DeepSpeed's optimizers as `parallel.engine.settings` configures them. Tensors that it pins
 are rounded up to a power of two, as torch's allocator of pinned memory does; those add up to a good
@@ -17,13 +17,10 @@ from parallel.planner.machine import Machine
 if TYPE_CHECKING:
     from parallel.planner.state import StateBytes
 
-_BUFFERS = 4
-"""Float32 tensors of a sub-group that swapping has in host memory: weight, gradient, moments."""
-_SWAPPED = 16
-"""Bytes of an element on disk: the same four."""
-_UPDATE = 44
-"""Host memory traffic of an element's update: norm 4, clipping 8, AdamW 16 read and 12 written,
-and the copy in the compute precision, at most 4."""
+_UPDATE = 28
+"""Host memory traffic of an element's update, in bytes: norm 4, clipping 8, gradient and weight
+read 8, weight written 4, and the copy in the compute precision, at most 4. State comes on top, read
+and written."""
 _AVERAGE = 12
 """The same of its average: both read, one written."""
 
@@ -53,7 +50,7 @@ def offloaded_flat(
         gradients=gradients,
         gathered=size * bucket + (size + 4) * max(bucket, largest) + size * largest,
         update=0,
-        host=host + 8 * share + summed + state.averages,
+        host=host + candidate.optimizer.element_bytes * share + summed + state.averages,
     )
 
 
@@ -65,10 +62,8 @@ def offloaded_whole(
     weights = sum(pinned(size * n) for n in groups)
     summed = pinned(4 * share)  # gradients of the micro-batches
     state = replace(state, parameters=size * whole, gradients=0)
-    if candidate.offload == "nvme":
-        buffers = _BUFFERS * 4 * min(candidate.swap_elements, share)
-        return replace(state, host=weights + summed + buffers, disk=_SWAPPED * share)
-    held = 12 * share + sum(pinned(4 * n) for n in groups) + state.averages
+    gradients = sum(pinned(4 * n) for n in groups)
+    held = (4 + candidate.optimizer.element_bytes) * share + gradients + state.averages
     return replace(state, host=weights + summed + held)
 
 
@@ -88,10 +83,9 @@ def offload_seconds(candidate: Candidate, machine: Machine, elements: int) -> tu
     down, again = 4 * count, 4 * (count - 1)
     moved = share * (up + down + again)
     ranks = min(machine.gpus_per_node, candidate.layout.world_size)
-    traffic = _UPDATE + _AVERAGE * candidate.averages
+    state = 2 * candidate.optimizer.element_bytes
+    traffic = _UPDATE + state + _AVERAGE * candidate.averages
     seconds = moved / (machine.pcie_gbs * 1e9 * machine.network_efficiency)
     rate = machine.host_bandwidth_gbs * 1e9 * machine.memory_efficiency / ranks
     seconds += share * traffic / rate
-    if candidate.offload == "nvme":  # all is read; all is written, gradients after the last pass
-        seconds += 2 * _SWAPPED * share / (machine.disk_gbs * 1e9 / ranks)
     return seconds, moved

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
+from parallel.engine.optimizer import OptimizerSpec, check_optimizer
 from parallel.errors import LayoutError
 from parallel.layout.rules import Layout, check_layout, check_rules
 from parallel.layout.stages import split_layers
@@ -64,12 +65,6 @@ class Plan:
         """What is offloaded into the memory of a node."""
         ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
         return ranks * self.memory.state.host
-
-    @property
-    def disk_bytes(self) -> float:
-        """What is swapped to the disks of a node."""
-        ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
-        return ranks * self.memory.state.disk
 
     @property
     def tokens_per_second(self) -> float:
@@ -141,6 +136,7 @@ class Space:
     num_gpus: int
     global_batch_size: int
     precision: str
+    optimizer: OptimizerSpec
     averages: int = 0
     offload: Offload = "none"
     largest_micro_batch: int = 64
@@ -221,6 +217,7 @@ def _candidates(
                         zero_stage=zero,
                         micro_batch_size=micro,
                         num_microbatches=per_rank // micro,
+                        optimizer=space.optimizer,
                         precision=space.precision,
                         recompute=recompute,
                         averages=space.averages,
@@ -240,10 +237,12 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
 
 def _legal_stages(tp: int, pp: int, cp: int, space: Space) -> list[int]:
     """ZeRO stages that the general rules allow; their refusals tell nothing about the model."""
+    layout = Layout(tp, pp, cp, space.num_gpus // (tp * pp * cp))
     legal = []
     for zero in (0, 1, 2, 3):
         with suppress(LayoutError):
-            check_rules(Layout(tp, pp, cp), zero, space.precision, space.offload)
+            check_rules(layout, zero, space.precision, space.offload)
+            check_optimizer(space.optimizer, layout, zero, space.precision, space.offload)
             legal.append(zero)
     return legal
 

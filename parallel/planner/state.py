@@ -15,8 +15,8 @@ from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Weight
 from parallel.planner.offload import offloaded_flat, offloaded_whole
 
-_MASTER, _MOMENTS, _STEP = 4, 8, 4
-"""Bytes of a float32 weight, of both Adam moments, and of the step that Adam counts per tensor."""
+_MASTER = 4
+"""Bytes of a float32 weight."""
 _ALIGNMENT = 2
 """Elements to which DeepSpeed aligns the share of each rank."""
 LIVE = 1_000_000_000
@@ -34,7 +34,7 @@ class StateBytes:
     parameters: int
     """Weights in the compute precision (at stage 0 they are the only copy)."""
     optimizer: int
-    """Float32 master weights where they exist, and both moments; wherever they are."""
+    """Float32 copies of the weights where they exist, and optimizer state; wherever they are."""
     averages: int
     """Float32 averages of the weights (EMA); wherever they are."""
     gradients: int
@@ -45,8 +45,6 @@ class StateBytes:
     """Buffers of the reduction and the update after the last backward pass."""
     host: int = 0
     """In host memory, where something is offloaded: what is kept there of the above, and copies."""
-    disk: int = 0
-    """On a disk of the node."""
 
 
 def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
@@ -66,10 +64,10 @@ def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
 def _stage_0(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     """Plain float32 tensors."""
     sizes = [size for group in groups for size in group]
-    total = sum(sizes)
+    total, optimizer = sum(sizes), candidate.optimizer
     return StateBytes(
         parameters=4 * total,
-        optimizer=_MOMENTS * total + _STEP * len(sizes),
+        optimizer=optimizer.element_bytes * total + optimizer.counter_bytes * len(sizes),
         averages=4 * total * candidate.averages,
         gradients=4 * total,
         gathered=0,
@@ -100,7 +98,7 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         gathered = buffers * size * bucket + (size + 4) * max(bucket, largest)
     state = StateBytes(
         parameters=size * total,
-        optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
+        optimizer=_sharded(share, len(groups), candidate),
         averages=4 * share * candidate.averages,
         gradients=gradients,
         gathered=gathered,
@@ -122,10 +120,16 @@ def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         small = large = 0
     state = StateBytes(
         parameters=size * (share + small),
-        optimizer=(_MASTER + _MOMENTS) * share + _STEP * len(groups),
+        optimizer=_sharded(share, len(groups), candidate),
         averages=4 * share * candidate.averages,
         gradients=4 * share,
         gathered=4 * candidate.reduce_bucket_size + size * min(large, LIVE + PREFETCH),
         update=0,
     )
     return offloaded_whole(state, pieces, small, candidate) if candidate.offloads else state
+
+
+def _sharded(share: int, tensors: int, candidate: Candidate) -> int:
+    """Bytes of float32 weights and state of a rank's flat tensors, `share` elements in all."""
+    optimizer = candidate.optimizer
+    return (_MASTER + optimizer.element_bytes) * share + optimizer.counter_bytes * tensors

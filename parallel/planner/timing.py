@@ -26,8 +26,9 @@ from parallel.planner.traffic import (
     tensor_messages,
 )
 
-_UPDATE_BYTES = 30
-"""Memory traffic of the update per parameter: gradient, weight and moments read, then written."""
+_UPDATE_BYTES = 14
+"""Memory traffic of the update of a parameter: gradient and weight read, weight and its copy in the
+compute precision written. State comes on top, read and written."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class StepTime:
     update: float
     """On the GPU."""
     offload: float
-    """To host memory (and disk) and back, and the update there."""
+    """To host memory and back, and the update there."""
     sent: dict[str, float]
     """Bytes by kind of parallelism: dp, tp, cp, pp; and over PCIe: host."""
 
@@ -90,6 +91,7 @@ def step_time(
     data = data_messages(candidate, elements, tensors)
     share = elements / (candidate.shards if candidate.effective_stage else 1)
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
+    updated = _UPDATE_BYTES + 2 * candidate.optimizer.element_bytes
     away, moved = offload_seconds(candidate, machine, elements)
     return StepTime(
         compute=count * slowest[0],
@@ -98,7 +100,7 @@ def step_time(
         pipeline=count * slowest[3],
         bubble=ends,
         data=seconds(data, machine, candidate.shards, tp),
-        update=0.0 if candidate.offloads else _UPDATE_BYTES * share / rate,
+        update=0.0 if candidate.offloads else updated * share / rate,
         offload=away,
         sent={
             "dp": data.bytes,

@@ -48,7 +48,6 @@ def examine() -> list[Finding]:
         check_devices,
         check_disk,
         check_extension_locks,
-        check_swapping,
         check_process_group,
     )
     findings: list[Finding] = []
@@ -138,19 +137,6 @@ def check_extension_locks() -> Iterator[Finding]:
         yield Finding("extension builds", f"old lock: {listed}", "bad", f"rm {listed}")
     else:
         yield Finding("extension builds", f"no stale lock in {root}")
-
-
-def check_swapping() -> Iterator[Finding]:
-    """Whether `parallel.offload=nvme` is possible here."""
-    from parallel.async_io import missing_for_swapping
-    from pretrain.launch import has_gpu
-
-    missing = missing_for_swapping(has_gpu())
-    if missing is None:
-        yield Finding("offload to nvme", "can be built")
-    else:
-        advice = "only parallel.offload=nvme needs it"
-        yield Finding("offload to nvme", f"needs {missing}", "note", advice)
 
 
 def check_process_group() -> Iterator[Finding]:

@@ -71,7 +71,6 @@ def _check_precision(config: Config) -> None:
             f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher: "
             "stage 0 keeps the optimizer where the weights are"
         )
-    _check_swapping(config)
     _check_overlap(config.parallel, config.train.precision)
 
 
@@ -83,29 +82,6 @@ def _check_overlap(p: ParallelConfig, precision: str) -> None:
         raise ValueError(
             f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or take "
             "parallel.zero_stage 2 or 3 without a pipeline"
-        )
-
-
-def _check_swapping(config: Config) -> None:
-    """What `parallel.offload=nvme` needs of the rest."""
-    p = config.parallel
-    if p.offload != "nvme":
-        return
-    if p.zero_stage != 3:
-        raise ValueError(
-            f"parallel.offload nvme needs parallel.zero_stage 3, not {p.zero_stage}: DeepSpeed "
-            "swaps the optimizer of that stage only; parallel.offload cpu works at 1 to 3"
-        )
-    if p.offload_path is None:
-        raise ValueError(
-            "parallel.offload nvme needs parallel.offload_path, a folder on a fast disk of each "
-            "node (16 bytes a parameter, divided by the data-parallel ranks)"
-        )
-    if config.train.ema_decay > 0:
-        raise ValueError(
-            f"parallel.offload nvme keeps no averaged weights, but train.ema_decay is "
-            f"{config.train.ema_decay}: each step would read and write them once more; set it to "
-            "0, or parallel.offload to cpu"
         )
 
 

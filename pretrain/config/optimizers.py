@@ -5,12 +5,15 @@ Free of torch. Adding one is described in docs/extending.md.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from pretrain.config.registry import Component, Registry
 from pretrain.config.types import Fraction, Momentum, Section
+
+if TYPE_CHECKING:
+    from parallel.engine.optimizer import OptimizerSpec
 
 
 class ScheduleConfig(Section):
@@ -25,7 +28,10 @@ class ScheduleConfig(Section):
 
 
 class OptimizerConfig(Component):
-    """Settings that every optimizer has: matrices decay, norms and biases do not."""
+    """Settings that every optimizer has: matrices decay, norms and biases do not.
+
+    Its implementation is a function of the settings that returns an `OptimizerSpec`.
+    """
 
     lr: Annotated[float, Field(gt=0)] = 3e-4
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -36,6 +42,11 @@ class OptimizerConfig(Component):
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     schedule: ScheduleConfig = ScheduleConfig()
+
+    def spec(self) -> OptimizerSpec:
+        """The optimizer as the engine knows it: the state that it keeps, and how it is built."""
+        made: OptimizerSpec = self.load()(self)
+        return made
 
     @model_validator(mode="after")
     def _min_below_peak(self) -> OptimizerConfig:
@@ -54,7 +65,7 @@ class AdamWConfig(OptimizerConfig):
     """AdamW (arXiv 1711.05101)."""
 
     name: Literal["adamw"] = "adamw"
-    implementation: ClassVar[str] = "parallel.engine.settings:adamw"
+    implementation: ClassVar[str] = "pretrain.training.adamw:adamw_spec"
 
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8

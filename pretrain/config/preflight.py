@@ -91,10 +91,11 @@ def _may_change(key: str) -> bool:
 
 
 def _check_layout(config: Config) -> None:
+    from parallel.engine.optimizer import check_optimizer
     from parallel.layout.topology import check_layout
 
     p, m = config.parallel, config.model
-    check_layout(
+    layout = check_layout(
         world_size=config.world_size,
         **p.degrees,
         precision=config.train.precision,
@@ -103,6 +104,8 @@ def _check_layout(config: Config) -> None:
         num_layers=m.num_layers,
         seq_length=config.data.seq_length,
     )
+    optimizer = config.optimizer.spec()
+    check_optimizer(optimizer, layout, p.zero_stage, config.train.precision, p.offload)
 
 
 def _check_machine(config: Config) -> None:
@@ -111,10 +114,6 @@ def _check_machine(config: Config) -> None:
 
     if config.parallel.hostfile is not None:
         return
-    if config.parallel.offload == "nvme" and config.parallel.offload_path is not None:
-        from parallel.swap_folder import check_swapping
-
-        check_swapping(config.parallel.offload_path, config.run.device != "cpu" and has_gpu())
     wanted = config.model.attention
     if config.run.device != "cpu" and not has_gpu():
         if config.run.device == "cuda":

@@ -116,12 +116,9 @@ class ParallelConfig(Section):
     context_parallel_size: PositiveInt = 1
     sequence_parallel: bool = False
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    offload: Literal["none", "cpu", "nvme"] = "none"
+    offload: Literal["none", "cpu"] = "none"
     """`cpu` keeps optimizer state (at stage 3 also weights between their uses) in host memory and
-    updates there; needs zero_stage 1 or higher. `nvme` keeps optimizer state in `offload_path` and
-    the weights in host memory; needs zero_stage 3."""
-    offload_path: Path | None = None
-    """Folder on a fast disk of each node, for `offload: nvme`; every rank makes its own below."""
+    updates there; needs zero_stage 1 or higher."""
     overlap_comm: bool | None = None
     """Reduce gradients of ZeRO 1 to 3 while the backward pass goes on. Null: at stage 3 only, see
     docs/performance.md. On a CPU the same messages in another order, and no gain."""

@@ -85,6 +85,7 @@ def search_space(config: Config, machine: Machine) -> Space:
         num_gpus=machine.num_gpus,
         global_batch_size=config.train.global_batch_size,
         precision=config.train.precision,
+        optimizer=config.optimizer.spec(),
         averages=1 if config.train.ema_decay > 0 else 0,
         offload=config.parallel.offload,
     )
@@ -161,6 +162,7 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         zero_stage=p.zero_stage,
         micro_batch_size=micro,
         num_microbatches=per_rank // micro,
+        optimizer=config.optimizer.spec(),
         precision=t.precision,
         recompute=t.recompute,
         recompute_layers=t.recompute_layers,

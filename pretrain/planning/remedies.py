@@ -105,11 +105,9 @@ def _elsewhere(
         return fitting[0] if fitting else None
 
     if space.offload == "none":
-        for offload in ("cpu", "nvme") if space.averages == 0 else ("cpu",):
-            plan = best(machine, replace(space, offload=offload))
-            if plan is not None:
-                yield Remedy(" ".join(overrides(plan)), plan)
-                break
+        plan = best(machine, replace(space, offload="cpu"))
+        if plan is not None:
+            yield Remedy(" ".join(overrides(plan)), plan)
     gpus = 2 * space.num_gpus
     while gpus <= LARGEST:
         plan = best(sized(whole, gpus), replace(space, num_gpus=gpus))

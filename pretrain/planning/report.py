@@ -53,7 +53,6 @@ def plan_dict(plan: Plan, planned: Planned) -> dict[str, Any]:
             "stage": plan.stage,
             "host_of_a_node": plan.host_bytes,
             "usable_host_of_a_node": plan.machine.usable_host_bytes,
-            "disk_of_a_node": plan.disk_bytes,
         },
         "layers": list(plan.layers),
         "seconds": {

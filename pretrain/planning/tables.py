@@ -78,7 +78,6 @@ def _memory(plan: Plan) -> Section:
         short = plan.host_bytes > plan.machine.usable_host_bytes
         note = f"{'DOES NOT FIT: ' if short else ''}of {_gib(plan.machine.usable_host_bytes)}"
         rows.append(("host memory of a node", plan.host_bytes, note))
-        rows.append(("disk of a node", plan.disk_bytes, "parallel.offload_path"))
     shown = [(name, _gib(size), note) for name, size, note in rows if size]
     return Section(f"Memory of a rank: {_name(plan)}", list(shown))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from foreign import SPECS
 from layouts import (
     GLOBAL_BATCH,
     LENGTH,
@@ -71,6 +72,7 @@ def candidate(cut: Cut, micro_batch_size: int = 1, count: int = 2) -> Candidate:
         zero_stage=cut.zero,
         micro_batch_size=micro_batch_size,
         num_microbatches=count,
+        optimizer=SPECS["adamw"],
         precision=cut.precision,
         recompute=cut.recompute,  # type: ignore[arg-type]
         whole_below=0,  # as `layouts` has it
@@ -87,13 +89,15 @@ def unique_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(storages.values())
 
 
-def held_and_planned(cases: list[tuple[Cut, str, bool]]) -> list[dict[str, tuple[int, int]]]:
-    """For each (layout, task, EMA): bytes on this rank after a step by kind, (real, planned)."""
+def held_and_planned(cases: list[tuple[Cut, str, bool, str]]) -> list[dict[str, tuple[int, int]]]:
+    """For each (layout, task, EMA, optimizer): bytes on this rank after a step by kind, (real,
+    planned)."""
     return [_held_and_planned(*case) for case in cases]
 
 
-def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, int]]:
-    trainer = Trainer(cut, TASKS_HERE[task], **({"ema_decay": 0.9} if ema else {}))
+def _held_and_planned(cut: Cut, task: str, ema: bool, optimizer: str) -> dict[str, tuple[int, int]]:
+    spec = SPECS[optimizer]
+    trainer = Trainer(cut, TASKS_HERE[task], optimizer=spec, ema_decay=0.9 if ema else 0.0)
     engine = trainer.engine
     teacher = add_teacher(engine.module, trainer.topology)
     trainer.train(0, 1)
@@ -103,11 +107,11 @@ def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, in
     at_weights = {t.untyped_storage().data_ptr() for t in weights if t is not None}
     states = [v for state in engine.optimizer.state.values() for v in state.values()]
     masters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    # Stage 3 shows its master weights to AdamW only while it steps.
+    # Stage 3 hands its float32 weights to the optimizer only while it steps.
     masters += getattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])
     masters = [p for p in masters if p.untyped_storage().data_ptr() not in at_weights]
     tensors = [v for v in [*states, *masters] if isinstance(v, Tensor)]
-    plan = replace(candidate(cut), averages=int(ema))
+    plan = replace(candidate(cut), averages=int(ema), optimizer=spec)
     memory = estimate_stages(numbers(task), plan)[stage]
     planned = memory.state
     return {
@@ -117,11 +121,13 @@ def _held_and_planned(cut: Cut, task: str, ema: bool) -> dict[str, tuple[int, in
     }
 
 
-def hosted_and_planned(cuts: list[Cut]) -> list[tuple[int, int, float, int]]:
+def hosted_and_planned(
+    cuts: list[Cut], optimizer: str = "adamw"
+) -> list[tuple[int, int, float, int]]:
     """For each offloading layout: bytes of parameters that stay, and of what moves into host memory
     (nothing is pinned here), on this rank after a step; (real, planned, real, planned)."""
     offload.pinned = int  # type: ignore[assignment]
-    return [_hosted_and_planned(cut) for cut in cuts]
+    return [_hosted_and_planned(cut, optimizer) for cut in cuts]
 
 
 HOSTED = (
@@ -129,11 +135,12 @@ HOSTED = (
     "accumulated_grads_in_cpu", "temp_grad_buffer_for_cpu_offload",  # stages 1 and 2
     "fp32_partitioned_groups_flat", "fp16_partitioned_groups_flat", "grad_partitions_flat_buffer",
 )  # fmt: skip
-"""Where DeepSpeed's optimizers refer to what they have in host memory, beside Adam's state."""
+"""Where DeepSpeed refers to what it has in host memory, beside the optimizer's state."""
 
 
-def _hosted_and_planned(cut: Cut) -> tuple[int, int, float, int]:
-    trainer = Trainer(cut, TASKS["autoregressive"], ema_decay=0.9)
+def _hosted_and_planned(cut: Cut, optimizer: str) -> tuple[int, int, float, int]:
+    spec = SPECS[optimizer]
+    trainer = Trainer(cut, TASKS["autoregressive"], optimizer=spec, ema_decay=0.9)
     trainer.train(0, 1)
     host: Any = trainer.engine.deepspeed.optimizer
     kept: list[Tensor] = []
@@ -145,7 +152,7 @@ def _hosted_and_planned(cut: Cut) -> tuple[int, int, float, int]:
     states = [v for state in host.optimizer.state.values() for v in state.values()]
     kept += [v for v in states if isinstance(v, Tensor) and v.numel() > 1]
     weights = [] if cut.zero == 3 else [p.data for p in trainer.engine.module.parameters()]
-    plan = replace(candidate(cut), averages=1, offload=cut.offload)  # type: ignore[arg-type]
+    plan = replace(candidate(cut), averages=1, optimizer=spec, offload=cut.offload)  # type: ignore[arg-type]
     state = estimate_stages(numbers("autoregressive"), plan)[0].state
     return unique_bytes(weights), state.parameters, unique_bytes(kept), state.host
 

@@ -41,11 +41,12 @@ WHOLE_CUTS = [
 CUTS = list(dict.fromkeys([Cut(), Cut(zero=3), *TWO_RANKS, *FURTHER, *BFLOAT16]))
 
 
-def held_cases(ranks: int) -> list[tuple[Cut, str, bool]]:
+def held_cases(ranks: int) -> list[tuple[Cut, str, bool, str]]:
     """Every layout on so many ranks, objectives in turn, every third with averaged weights; then
     the objectives that bring weights of their own or a frozen copy of the model."""
-    cases = [(cut, name, True) for cut in WHOLE_CUTS for name in WHOLE_TASKS if cut.ranks == ranks]
-    cases += [(cut, DISTILLED, False) for cut in WHOLE_CUTS if cut.ranks == ranks and cut.zero < 3]
+    whole = [cut for cut in WHOLE_CUTS if cut.ranks == ranks]
+    cases = [(cut, name, True, "adamw") for cut in whole for name in WHOLE_TASKS]
+    cases += [(cut, DISTILLED, False, "adamw") for cut in whole if cut.zero < 3]
     for number, cut in enumerate(CUTS):
         tasks = [
             name
@@ -53,7 +54,7 @@ def held_cases(ranks: int) -> list[tuple[Cut, str, bool]]:
             if cut.tp * cut.cp <= task.model.get("num_query_groups", 4)
         ]
         if cut.ranks == ranks:
-            cases.append((cut, tasks[number % len(tasks)], number % 3 == 0))
+            cases.append((cut, tasks[number % len(tasks)], number % 3 == 0, "adamw"))
     return cases
 
 

@@ -59,7 +59,7 @@ def test_peak_memory_of_a_step_is_as_planned(objective: str, recompute: str) -> 
         module = ObjectiveModule(model, family).to(runtime.device)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        settings = EngineConfig(1, "bfloat16", micro_batch_size=4, num_microbatches=1)
+        settings = EngineConfig(1, "bfloat16", 4, 1, config.optimizer.spec())
         groups = parameter_groups(module, config.optimizer)
         engine = build_engine(module, groups, settings, topology)
         length = config.data.seq_length
@@ -78,6 +78,7 @@ def test_peak_memory_of_a_step_is_as_planned(objective: str, recompute: str) -> 
         peak = torch.cuda.max_memory_allocated()
     finally:
         shutdown()
-    candidate = Candidate(Layout(), 1, 4, 1, recompute=recompute)  # type: ignore[arg-type]
+    optimizer = config.optimizer.spec()
+    candidate = Candidate(Layout(), 1, 4, 1, optimizer, recompute=recompute)  # type: ignore[arg-type]
     planned = estimate_stages(costs(config, VOCABULARY), candidate)[0].total
     assert planned == pytest.approx(peak, rel=0.15), f"{peak / GIB:.1f} GiB measured"

@@ -18,6 +18,7 @@ from shards import Shapes, elements, every_rank, shards
 from parallel.layout.rules import Layout
 from parallel.planner.candidate import Candidate
 from parallel.planner.plan import estimate, search, stages_of
+from pretrain.config.optimizers import AdamWConfig
 from pretrain.model.size import parameter_count
 from pretrain.planning.ladder import VOCABULARY, ladder_config
 from pretrain.planning.plan import costs, load_machine, search_space
@@ -34,7 +35,7 @@ LAYOUTS = {
 def candidate(layout: Layout) -> Candidate:
     """One sequence a micro-batch, cheap recomputation."""
     count = BATCH // layout.data_parallel_size
-    return Candidate(layout, 1, 1, count, recompute="selective")
+    return Candidate(layout, 1, 1, count, AdamWConfig().spec(), recompute="selective")
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from parallel.engine.base import Engine, EngineConfig, StepResult
 from parallel.engine.build import build_engine
+from parallel.engine.optimizer import OptimizerSpec, StateTensor
 from parallel.layers import mark_parallel_layers, parallel_config, partition_dim, sum_gradient
 from parallel.layout.topology import Topology
 
@@ -169,6 +170,13 @@ def reference_run(steps: int) -> tuple[list[float], list[float], dict[str, Tenso
     return losses, norms, {k: v.detach() for k, v in weights.items()}, bound
 
 
+def _fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+ADAMW = OptimizerSpec("adamw", (StateTensor("exp_avg"), StateTensor("exp_avg_sq")), _fused_adamw)
+
+
 def toy_engine(topology: Topology, zero_stage: int, **changes: Any) -> Engine:
     """The toy model in an engine, decay groups and clipping as in `reference_run`."""
     settings: dict[str, Any] = {
@@ -176,6 +184,7 @@ def toy_engine(topology: Topology, zero_stage: int, **changes: Any) -> Engine:
         "precision": "float32",
         "num_microbatches": 2,
         "clip_grad_norm": CLIP,
+        "optimizer": ADAMW,
     } | changes
     settings["micro_batch_size"] = (
         GLOBAL_BATCH // topology.data_parallel_size // settings["num_microbatches"]

@@ -6,18 +6,23 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
+from parallel.engine.optimizer import OptimizerSpec
 from parallel.engine.settings import EngineConfig, deepspeed_config
+from parallel.layout.rules import Layout
 from parallel.layout.topology import Topology
 
+NOTHING = OptimizerSpec("nothing", (), torch.optim.SGD)
 LARGEST = 80_000_000
 """Elements: an embedding that exceeds the default bucket."""
 
 
 def told(zero_stage: int, pp: int = 1, dp: int = 4, **changes: Any) -> dict[str, Any]:
     """DeepSpeed's settings of ZeRO."""
-    topology = cast(Topology, SimpleNamespace(dp_cp_size=dp, pipeline_parallel_size=pp))
-    config = EngineConfig(zero_stage, "float32", 1, 1, **changes)
+    layout = Layout(pipeline_parallel_size=pp, data_parallel_size=dp)
+    topology = cast(Topology, SimpleNamespace(dp_cp_size=dp, layout=layout))
+    config = EngineConfig(zero_stage, "float32", 1, 1, NOTHING, **changes)
     zero: dict[str, Any] = deepspeed_config(config, topology, LARGEST)["zero_optimization"]
     return zero
 
@@ -28,7 +33,7 @@ def test_gradients_are_reduced_beside_the_backward_pass_at_stage_3_only(
 ) -> None:
     zero = told(zero_stage)
     assert zero["overlap_comm"] is beside
-    assert zero["reduce_bucket_size"] == EngineConfig(0, "float32", 1, 1).reduce_bucket_size
+    assert zero["reduce_bucket_size"] == EngineConfig.reduce_bucket_size
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])

@@ -90,8 +90,5 @@ def test_offloading_needs_a_sharded_optimizer() -> None:
     check_rules(Layout(), 1, "float32", "cpu")
     with pytest.raises(LayoutError, match="offload cpu needs zero_stage 1 or higher"):
         check_rules(Layout(), 0, "float32", "cpu")
-    check_rules(Layout(), 3, "float32", "nvme")
-    with pytest.raises(LayoutError, match="offload nvme needs zero_stage 3, not 1"):
+    with pytest.raises(LayoutError, match="allowed are none, cpu"):
         check_rules(Layout(), 1, "float32", "nvme")
-    with pytest.raises(LayoutError, match="allowed are none, cpu, nvme"):
-        check_rules(Layout(), 1, "float32", "disk")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
+from parallel.engine.optimizer import OptimizerSpec, StateTensor
 from parallel.errors import LayoutError
 from parallel.layout.rules import Layout, check_layout
 from parallel.planner.candidate import Candidate
@@ -29,6 +30,15 @@ MACHINE = Machine(
     float32_tflops=60, memory_bandwidth_gbs=3000, nvlink_gbs=400, network_gbs=400,
 )  # fmt: skip
 HIDDEN, LAYERS, LENGTH = 1024, 8, 512
+
+
+def never_built(groups: object) -> Any:
+    raise AssertionError("the planner makes no optimizer")
+
+
+ADAMW = OptimizerSpec("adamw", (StateTensor("exp_avg"), StateTensor("exp_avg_sq")), never_built)
+MOMENTUM = OptimizerSpec("momentum", (StateTensor("momentum"),), never_built, counter=None)
+WHOLE = replace(ADAMW, name="whole", elementwise=False)
 
 
 def model(**changes: object) -> ModelCost:
@@ -66,7 +76,7 @@ def model(**changes: object) -> ModelCost:
 
 
 def candidate(layout: Layout, **changes: object) -> Candidate:
-    return replace(Candidate(layout, 1, 2, 16), **changes)  # type: ignore[arg-type]
+    return replace(Candidate(layout, 1, 2, 16, ADAMW), **changes)  # type: ignore[arg-type]
 
 
 class TestTime:
@@ -236,18 +246,13 @@ class TestMemory:
         assert plan.host_bytes == 8 * plan.memory.state.host
         short = replace(MACHINE, host_memory_gib=plan.host_bytes / 2**30 + 0.9, host_reserved_gib=1)
         assert not estimate(model(), chosen, short).fits
-        swapped = estimate(model(), replace(chosen, offload="nvme", swap_elements=1000), short)
-        assert swapped.fits
-        pieces = swapped.disk_bytes / 8 / 16
-        assert pieces == pytest.approx(model().parameters / 16, rel=1e-3)
 
     def test_offloading_costs_the_ways_and_the_update_on_the_host(self) -> None:
         """By hand: gradients in float32 down, weights in bfloat16 up, 44 bytes of host traffic."""
         layout, one = Layout(data_parallel_size=16), 1e9
         exact = replace(
-            MACHINE, network_efficiency=1, memory_efficiency=1, pcie_gbs=10, host_bandwidth_gbs=160,
-            disk_gbs=8,
-        )  # fmt: skip
+            MACHINE, network_efficiency=1, memory_efficiency=1, pcie_gbs=10, host_bandwidth_gbs=160
+        )
         share = one / 16
         flat = candidate(layout, zero_stage=2, offload="cpu", num_microbatches=4)
         seconds, moved = offload_seconds(flat, exact, int(one))
@@ -256,9 +261,9 @@ class TestMemory:
         whole = replace(flat, zero_stage=3)
         seconds, moved = offload_seconds(whole, exact, int(one))
         assert moved == share * (2 * 2 * 4 + 4 * 4 + 3 * 4)
-        swapped, _ = offload_seconds(replace(whole, offload="nvme"), exact, int(one))
-        assert swapped - seconds == pytest.approx(share * 32 / 1e9)
         assert offload_seconds(replace(flat, offload="none"), exact, int(one)) == (0, 0)
+        lighter, _ = offload_seconds(replace(flat, optimizer=MOMENTUM), exact, int(one))
+        assert lighter == pytest.approx(share * (6 / 10e9 + 36 / 20e9))
 
     def test_a_teacher_costs_its_weights(self) -> None:
         chosen = candidate(Layout(data_parallel_size=4))
@@ -289,7 +294,7 @@ class TestMemory:
 
 
 class TestSearch:
-    SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16")
+    SPACE = Space(num_gpus=16, global_batch_size=64, precision="bfloat16", optimizer=ADAMW)
 
     def test_every_plan_is_legal_and_keeps_the_global_batch(self) -> None:
         found = search(model(), MACHINE, self.SPACE)
@@ -350,11 +355,18 @@ class TestSearch:
         assert any("does not divide heads 17" in reason for reason in found.refused)
         assert {plan.candidate.layout.tensor_parallel_size for plan in found.fitting} == {1}
 
-    def test_swapping_to_a_disk_is_searched_where_it_is_legal(self) -> None:
-        for offload, stages in (("cpu", {1, 2, 3}), ("nvme", {3})):
-            found = search(model(), MACHINE, replace(self.SPACE, offload=offload))
-            assert {plan.candidate.zero_stage for plan in found.fitting} == stages
-            assert {plan.candidate.offload for plan in found.fitting} == {offload}
+    def test_an_optimizer_that_needs_whole_tensors_gets_them(self) -> None:
+        space = replace(self.SPACE, precision="float32", optimizer=WHOLE)
+        plans = search(model(), MACHINE, space).fitting
+        assert {plan.candidate.effective_stage for plan in plans} == {0}
+        assert {plan.candidate.layout.tensor_parallel_size for plan in plans} == {1}
+        assert {plan.candidate.layout.pipeline_parallel_size for plan in plans} == {1}
+        assert not search(model(), MACHINE, replace(space, offload="cpu")).fitting
+
+    def test_offloading_is_searched_where_it_is_legal(self) -> None:
+        found = search(model(), MACHINE, replace(self.SPACE, offload="cpu"))
+        assert {plan.candidate.zero_stage for plan in found.fitting} == {1, 2, 3}
+        assert {plan.candidate.offload for plan in found.fitting} == {"cpu"}
 
     def test_an_objective_that_needs_the_whole_model_gets_it(self) -> None:
         found = search(model(one_stage=True), MACHINE, self.SPACE)

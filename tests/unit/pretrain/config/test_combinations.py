@@ -34,7 +34,6 @@ SHAPE = [
 BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
 OVERLAP = "parallel.overlap_comm=true"
-DISK = "parallel.offload_path=/nowhere/swap"
 COMPILE = "train.compile=true"
 COMPILE_LOSS = "train.compile_loss=true"
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
@@ -79,10 +78,7 @@ LAYOUTS_REFUSED = [
     ([OVERLAP, ZERO(1), BF16], None, "no effect at zero_stage 1 in bfloat16"),
     ([OVERLAP, ZERO(1), PP(2)], None, "no effect in a pipeline"),
     ([OFFLOAD("cpu"), ZERO(0)], None, "offload cpu needs parallel.zero_stage 1 or higher"),
-    ([OFFLOAD("disk"), ZERO(3)], None, "'none', 'cpu' or 'nvme'"),
-    ([OFFLOAD("nvme"), ZERO(2), DISK], None, "offload nvme needs parallel.zero_stage 3, not 2"),
-    ([OFFLOAD("nvme"), ZERO(3)], None, "needs parallel.offload_path, a folder"),
-    ([OFFLOAD("nvme"), ZERO(3), DISK, "train.ema_decay=0.9"], None, "set it to 0, or parallel.off"),
+    ([OFFLOAD("nvme"), ZERO(3)], None, "'none' or 'cpu'"),
     # precision and batch
     ([BF16, ZERO(0)], None, "needs parallel.zero_stage 1 or higher"),
     (["train.global_batch_size=9"], 2, "9 is not divisible by parallel.data_parallel_size 2"),
@@ -181,19 +177,3 @@ def test_a_gpu_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs the package flash-attn or flash-attn-4" in refuse([FLASH, BF16], None)
     with pytest.raises(DataError):
         preflight(compose([*SHAPE, FLEX]))
-
-
-def swap_below(folder: Path) -> list[str]:
-    return [OFFLOAD("nvme"), ZERO(3), f"parallel.offload_path={folder}"]
-
-
-def test_a_machine_that_cannot_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "needs a C++ compiler (on Debian the package g++)" in refuse(swap_below(tmp_path), None)
-    monkeypatch.setenv("CXX", "false")  # there is one, and it finds no libaio.h
-    assert "(on Debian the package libaio-dev)" in refuse(swap_below(tmp_path), None)
-    monkeypatch.setattr("parallel.swap_folder.missing_for_swapping", lambda cuda: None)
-    (tmp_path / "file").write_text("")
-    assert "cannot write to parallel.offload_path" in refuse(swap_below(tmp_path / "file"), None)
-    with pytest.raises(DataError):
-        preflight(compose([*SHAPE, *swap_below(tmp_path / "swap")]))

@@ -1,7 +1,7 @@
 """Components from outside: the package of docs/examples, installed beside Epochal, used by name.
 
-An objective, an optimizer, a sampler and a tracker, each one file and one YAML of a package that is not
-ours; no file of ours knows them.
+An objective, an optimizer, a sampler and a tracker, each one file and one YAML of a package that is
+not ours; no file of ours knows them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def test_an_objective_an_optimizer_a_sampler_and_a_tracker_from_another_package(
     """Trained, evaluated, sampled, tracked and planned by name."""
     run = tmp_path / "run"
     train = [*small_run(pool), "objective=backwards", "optimizer=lion", "tracking=table"]
+    train += ["optimizer.lr=0.003"]
     train += ["data.epochs=1", "train.log_interval=1", f"run.dir={run}"]
     call = [sys.executable, "-c", WAY, json.dumps([train, str(run), str(finished)])]
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=outside)

@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo
-SHELL_FILES := .ci/run $(wildcard cluster/*.sbatch cluster/*.sh tests/cluster/*.sh)
+SHELL_FILES := .ci/run $(wildcard cluster/slurm/*.sbatch tests/cluster/*.sh)
 
 # One thread a process: tests start several ranks, and threads that wait for each other are slower.
 test test-slow test-cluster: export OMP_NUM_THREADS = 1

@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from cluster.status import read_status
 from data_pipeline.prepare.prepare import PreparedData, prepare
 from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
 from pretrain.config.compose import compose, load_config
 from pretrain.config.preflight import preflight
 from pretrain.config.run import Config
 from pretrain.data import clean_batch, training_stream, validation_stream
-from pretrain.launch import launch
 from pretrain.model.size import parameter_count
-from pretrain.status import read_status
+from pretrain.training.start import run_ranks
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def train_family(config: Config) -> int:
     if status is not None and status["state"] == "finished":
         print(f"already finished: {config.run.path}")
         return 0
-    outcome = launch(config)
+    outcome = run_ranks(config)
     if outcome.message:
         print(f"error: {outcome.message}", file=sys.stderr)
     return outcome.exit_code

@@ -2,27 +2,27 @@
 
 Environment variables are read here and nowhere else in this package. A process started without any
 launcher is a run of one rank and needs no ports. torch, DeepSpeed and megatron-core are imported
-inside functions, because together they cost more than ten seconds.
+inside functions, because together they cost several seconds.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import platform
 import re
 import socket
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parallel.errors import LayoutError
+from parallel.imports import import_deepspeed, import_megatron
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import TCPStore
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -38,6 +38,8 @@ class Environment:
     master_addr: str | None
     """None when nothing launched this process: one rank that needs no rendezvous."""
     master_port: int | None
+    listen_fd: int | None = None
+    """Descriptor of a socket that listens at `master_port` already; rank 0 has inherited it."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,16 @@ class Runtime:
 
 
 def read_environment(env: Mapping[str, str] | None = None) -> Environment:
-    """Ranks from RANK/WORLD_SIZE/... (deepspeed, torchrun), else from SLURM's step, else one rank.
+    """Ranks from RANK/WORLD_SIZE/... (launchers), else from SLURM's step, else one rank.
 
     Inside an sbatch script but outside `srun` SLURM sets SLURM_PROCID and SLURM_NTASKS too; only
     SLURM_STEP_NUM_TASKS tells that this process is one of several tasks.
     """
     env = os.environ if env is None else env
     if "RANK" in env:
+        alone = env.get("WORLD_SIZE") == "1" and "MASTER_ADDR" not in env
         missing = [k for k in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if k not in env]
-        if missing:
+        if missing and not alone:
             raise LayoutError(
                 f"RANK={env['RANK']} is set but {', '.join(missing)} is not. Start the run with "
                 "the deepspeed launcher, torchrun or srun, or unset RANK to train on one rank"
@@ -69,8 +72,9 @@ def read_environment(env: Mapping[str, str] | None = None) -> Environment:
             rank=int(env["RANK"]),
             world_size=int(env["WORLD_SIZE"]),
             local_rank=int(env.get("LOCAL_RANK", "0")),
-            master_addr=env["MASTER_ADDR"],
-            master_port=int(env["MASTER_PORT"]),
+            master_addr=None if alone else env["MASTER_ADDR"],
+            master_port=None if alone else int(env["MASTER_PORT"]),
+            listen_fd=int(env["MASTER_LISTEN_FD"]) if "MASTER_LISTEN_FD" in env else None,
         )
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
@@ -118,10 +122,15 @@ def init_distributed(
         raise LayoutError(
             "device cuda was asked for, but torch sees no CUDA device; take auto or cpu"
         )
+    if cuda and where.local_rank >= torch.cuda.device_count():
+        raise LayoutError(
+            f"rank {where.rank} is number {where.local_rank} on its machine (counted from 0), but "
+            f"torch sees {torch.cuda.device_count()} GPUs there; start fewer ranks a machine"
+        )
     if cuda:
         torch.cuda.set_device(where.local_rank)
-    quiet()
-    _prepare_deepspeed(cuda, where.local_rank)
+    import_deepspeed(cuda, where.local_rank)
+    import_megatron()
     if not torch.cuda.is_available():
         _stand_in_for_cuda()
     if not cuda:
@@ -189,15 +198,6 @@ def shutdown() -> None:
         groups.mpu = None
 
 
-def warm_up() -> None:
-    """Import the heavy libraries without touching any device or group, as before a fork."""
-    quiet()
-    _prepare_deepspeed(cuda=False, local_rank=0)
-    os.environ.pop("LOCAL_RANK")
-    import megatron.core.parallel_state
-    import megatron.core.tensor_parallel  # noqa: F401
-
-
 def _join(where: Environment, backend: str, timeout: timedelta) -> None:
     """The process group of all ranks; an unlaunched process makes one of its own, without ports."""
     import torch.distributed as dist
@@ -211,29 +211,27 @@ def _join(where: Environment, backend: str, timeout: timedelta) -> None:
         names = {name for _, name in socket.if_nameindex()}
         if "lo" in names:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    at: dict[str, Any] = {"init_method": f"tcp://{where.master_addr}:{where.master_port}"}
+    if where.listen_fd is not None:
+        at = {"store": _store_at(where, timeout)}
     dist.init_process_group(
-        backend,
-        init_method=f"tcp://{where.master_addr}:{where.master_port}",
-        rank=where.rank,
-        world_size=where.world_size,
-        timeout=timeout,
+        backend, rank=where.rank, world_size=where.world_size, timeout=timeout, **at
     )
 
 
-def _prepare_deepspeed(cuda: bool, local_rank: int) -> None:
-    """Choose DeepSpeed's accelerator, and keep it from compiling an extension on CPU machines.
+def _store_at(where: Environment, timeout: timedelta) -> TCPStore:
+    """The store of a rendezvous whose socket listens already, handed to rank 0."""
+    from torch.distributed import TCPStore
 
-    init_distributed would build deepspeed_shm_comm, which takes minutes; when that build is killed
-    its lock file stays, and every later run on the machine waits for it forever.
-    """
-    os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
-    import deepspeed
-    import deepspeed.ops
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    if not cuda:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    assert where.master_addr is not None and where.master_port is not None
+    return TCPStore(
+        where.master_addr,
+        where.master_port,
+        where.world_size,
+        is_master=where.rank == 0,
+        timeout=timeout,
+        master_listen_fd=where.listen_fd if where.rank == 0 else None,
+    )
 
 
 def _stand_in_for_cuda() -> None:
@@ -259,10 +257,3 @@ def keep_freed_memory() -> None:
     allocator = ctypes.CDLL(None)
     allocator.mallopt(_M_MMAP_MAX, 0)
     allocator.mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def quiet() -> None:
-    """Silence the warnings of optional kernels that CPU machines do not have."""
-    warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch)\..*")
-    for name in ("megatron", "megatron.core", "DeepSpeed", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -23,13 +23,3 @@ class TrainingError(EpochalError):
     """The run cannot go on (loss not finite, disk full while saving); nothing saved is lost."""
 
     exit_code = 5
-
-
-class LaunchError(EpochalError):
-    """Ranks could not be started, or died without a word (killed, out of memory)."""
-
-    exit_code = 6
-
-
-EXIT_PREEMPTED = 75
-"""Stopped by a signal after saving; start the same command again to go on (EX_TEMPFAIL)."""

@@ -1,22 +1,25 @@
 """The train loop, one screen. `deepspeed --module pretrain.train OVERRIDES` enters here.
 
-Each rank runs this file; `epochal train` starts the launcher that starts the ranks. The loop names
-no backend, no layout and no objective: those are parts of the session.
+Each rank runs this file, whether `epochal train` or a launcher started it. The loop names no
+backend, no layout and no objective: those are parts of the session.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.errors import EXIT_PREEMPTED
+from cluster.rank.orphan import LAUNCHER_PID, end_with_launcher
+from cluster.status import write_failure, write_first_failure, write_status
 from parallel.runtime import init_distributed
 from pretrain.config.compose import compose, save_config
 from pretrain.config.preflight import preflight
 from pretrain.config.run import Config
-from pretrain.errors import EXIT_PREEMPTED, TrainingError
-from pretrain.status import write_failure, write_status
+from pretrain.errors import TrainingError
 
 if TYPE_CHECKING:
     from pretrain.tracking import Status, Tracking
@@ -50,17 +53,16 @@ def train(session: Session, hooks: Hooks) -> None:
 
 def run(config: Config) -> int:
     """Train a configuration on this rank and return the exit code."""
+    end_with_launcher()
     p = config.parallel
     runtime = init_distributed(p.timeout_minutes, config.run.device, p.tensor_parallel_size)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
-    from pretrain.resilience.orphan import end_with_launcher
-    from pretrain.resilience.preemption import Preemption
+    from cluster.rank.preemption import Preemption
     from pretrain.tracking import open_tracking
     from pretrain.training.hooks import Hooks
     from pretrain.training.session import open_session
 
     preemption = Preemption()
-    end_with_launcher()
     session = open_session(config, runtime)
     run_dir, is_main = config.run.path, runtime.rank == 0
     if is_main:
@@ -131,8 +133,8 @@ def introduce(session: Session, tracking: Tracking) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compose `[--config FILE] [OVERRIDES...]`, train, and print errors a user can mend."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Compose `[--config FILE] [OVERRIDES...]`, train, and print user errors."""
+    arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
     config: Config | None = None
     try:
         config_file = None
@@ -143,14 +145,30 @@ def main(arguments: list[str] | None = None) -> int:
         return run(config)
     except Exception as error:
         code = int(getattr(error, "exit_code", 1))
-        is_main = os.environ.get("RANK", "0") == "0"
-        if is_main and config is not None and config.run.path.is_dir():
-            write_failure(config.run.path, error)
+        rank = int(os.environ.get("RANK", "0"))
+        stated = config is not None and _state_failure(config.run.path, rank, error)
         if not hasattr(error, "exit_code"):
             raise
-        if is_main:
+        # `epochal train` prints what was stated, when all ranks have ended.
+        if rank == 0 and not (stated and LAUNCHER_PID in os.environ):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return code
+
+
+def _state_failure(run: Path, rank: int, error: Exception) -> bool:
+    """Leave the error of this rank in the run folder; False where there is none."""
+    if not run.is_dir():
+        return False
+    if rank == 0:
+        write_failure(run, error)
+    else:
+        write_first_failure(run, rank, error)
+    return True
+
+
+def _without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the --local_rank=N of launchers, which also set LOCAL_RANK."""
+    return [a for a in arguments if not a.startswith(("--local_rank=", "--local-rank="))]
 
 
 if __name__ == "__main__":

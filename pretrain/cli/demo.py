@@ -2,7 +2,7 @@
 
 The prose of the Python installation is tokenised into a pool; an autoregressive and a masked
 diffusion model with the same transformer train on the same small budget of unique tokens, repeated
-many times, through the DeepSpeed launcher; their exact likelihoods are compared. What was finished
+many times, on two ranks; their exact likelihoods are compared. What was finished
 before is not done again, so an interrupted demo goes on where it stopped.
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.status import read_status
 from pretrain.config.run import Config
 from pretrain.errors import TrainingError
-from pretrain.status import read_status
 from pretrain.study.curves import Curve, crossing, overtaking, read_curve
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ def family_config(folder: Path, objective: str, plan: Plan, data: PreparedData) 
 
 def train_family(folder: Path, objective: str, plan: Plan, data: PreparedData) -> int:
     """Train one family unless it is done; the exit code."""
-    from pretrain.launch import launch
+    from pretrain.training.start import run_ranks
 
     config = family_config(folder, objective, plan, data)
     status = read_status(config.run.path)
     if status is not None and status["state"] == "finished":
         print(f"already finished at step {status['step']:,} in {config.run.path}")
         return 0
-    outcome = launch(config)
+    outcome = run_ranks(config)
     if outcome.message:
         print(f"error: {outcome.message}", file=sys.stderr)
     return outcome.exit_code

@@ -252,12 +252,13 @@ def main() -> None:
 def _show_plan(config: Config, as_json: bool) -> None:
     import yaml
 
-    from pretrain.launch import plan_launch
+    from pretrain.training.start import plan_run
 
-    launch = plan_launch(config)
+    launch = plan_run(config)
     values = config.model_dump(mode="json")
     if as_json:
-        print_json({"command": launch.command, "environment": launch.environment, "config": values})
+        about = {"command": launch.command, "environment": launch.environment}
+        print_json({**about, "ranks": config.world_size, "config": values})
         return
     print(yaml.safe_dump(values, sort_keys=False), end="")
     print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")
@@ -265,7 +266,8 @@ def _show_plan(config: Config, as_json: bool) -> None:
 
 
 def _prepare(config: Config, as_json: bool) -> None:
-    from pretrain.launch import exclusive, write_run
+    from cluster.folder import exclusive
+    from pretrain.training.start import write_run
 
     with exclusive(config.run.path):
         path = write_run(config)
@@ -276,9 +278,9 @@ def _prepare(config: Config, as_json: bool) -> None:
 
 
 def _launch(config: Config, as_json: bool) -> None:
-    from pretrain.launch import launch
+    from pretrain.training.start import run_ranks
 
-    outcome = launch(config, output=sys.stderr if as_json else None)
+    outcome = run_ranks(config, output=sys.stderr if as_json else None)
     if as_json:
         print_json({"run": str(config.run.path), **outcome.to_dict()})
     elif outcome.state == "finished":

@@ -158,6 +158,8 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _parse(overrides: list[str]) -> list[Override]:
+    if not overrides:  # ranks read a saved file: Hydra's import is a quarter of a second
+        return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

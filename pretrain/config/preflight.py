@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.hosts import read_hostfile
 from pretrain.config.compose import flatten, load_config, replace_values
 from pretrain.config.run import Config, resolve
 from pretrain.errors import ConfigError
-from pretrain.hosts import read_hostfile
 from pretrain.training.compilation import missing_compiler
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _check_layout(config: Config) -> None:
 
 def _check_machine(config: Config) -> None:
     """Whether the machine has the GPU and the kernels that are asked for, where ranks run here."""
-    from pretrain.launch import has_gpu
+    from cluster.machine import has_gpu
 
     if config.parallel.hostfile is not None:
         return

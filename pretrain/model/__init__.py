@@ -1,5 +1,5 @@
 """The one transformer that every objective trains, on megatron-core's tensor-parallel layers."""
 
-from parallel.runtime import quiet
+from parallel.imports import quiet
 
 quiet()  # megatron-core warns about optional kernels while it is imported

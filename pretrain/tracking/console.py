@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pretrain.tracking import Status
-
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from pretrain.tracking import Status
 
 _SHOWN = (
     ("epoch", lambda v: f"epoch {v:.2f}"),

@@ -12,9 +12,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pretrain.tracking import Status
+if TYPE_CHECKING:
+    from pretrain.tracking import Status
 
 
 class JsonlSink:

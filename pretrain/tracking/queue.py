@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pretrain.tracking import Status
+if TYPE_CHECKING:
+    from pretrain.tracking import Status
 
 _BATCH = 1000
 """Measurements per request, MLflow's limit."""

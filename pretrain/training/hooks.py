@@ -1,7 +1,7 @@
 """What happens after a step: log, evaluate, save, stop. The loop only calls these in order.
 
 Each concern decides from the state alone whether it is due, so all ranks agree without talking
-(the one collective question, whether a signal arrived, is asked in `pretrain.resilience`).
+(the one collective question, whether a signal arrived, is asked in `cluster.rank.preemption`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from cluster.rank.preemption import Preemption
 from parallel.engine.base import StepResult
 from parallel.errors import SaveError
 from pretrain.errors import TrainingError
-from pretrain.resilience.preemption import Preemption
 from pretrain.tracking import Tracking
 from pretrain.training.session import Session
 

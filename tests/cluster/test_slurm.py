@@ -1,4 +1,4 @@
-"""`cluster/train.sbatch` on a real SLURM: it trains, refuses, and comes back after a preemption."""
+"""The SLURM template on a real SLURM: it trains, refuses, and comes back after a preemption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.cli.main import app
 from pretrain.tracking.jsonl import read_metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
-SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "train.sbatch"
+SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "slurm" / "train.sbatch"
 PATIENCE = 1200.0
 """Seconds until a job counts as hung: on a busy machine the imports alone take minutes."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}

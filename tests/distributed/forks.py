@@ -82,7 +82,7 @@ def serve() -> None:
 
 def _import_for_ranks() -> None:
     """Import what nearly every rank needs, and let the grammar of overrides fill its caches."""
-    from parallel.runtime import warm_up
+    from parallel.imports import warm_up
 
     warm_up()
     for name in IMPORTED_LATE:

@@ -10,7 +10,7 @@ import torch
 from comparison import assert_same_curve, assert_same_run
 from harness import Died, run_ranks
 
-from pretrain.errors import EXIT_PREEMPTED
+from cluster.errors import EXIT_PREEMPTED
 from pretrain.training.compilation import missing_compiler
 
 OBJECTIVES = ["autoregressive", "masked"]

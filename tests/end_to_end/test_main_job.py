@@ -1,4 +1,4 @@
-"""Text to likelihoods and samples through the installed command and DeepSpeed's launcher."""
+"""Text to likelihoods and samples through the installed command."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen, seconds: floa
 def test_the_configuration_of_a_run_repeats_it(
     epochal, finished: Path, overrides: list[str], tmp_path: Path
 ):
-    """`--config RUN/config.yaml` in another folder gives the same numbers, bit for bit; the
-    launcher's own entry (`deepspeed --module pretrain.train`) does too."""
+    """`--config RUN/config.yaml` in another folder gives the same numbers, bit for bit;
+    DeepSpeed's launcher, started by hand, does too."""
     copy = tmp_path / "copy"
     second = epochal("train", "--config", finished / "config.yaml", f"run.dir={copy}")
     assert second.returncode == 0, second.stderr
     direct = tmp_path / "direct"
-    command = [EPOCHAL.with_name("deepspeed"), "--num_gpus", "1", "--no_local_rank"]
+    command = [EPOCHAL.with_name("deepspeed"), "--num_gpus", "1"]
     command += ["--module", "pretrain.train", *overrides, *ONE_EPOCH, f"run.dir={direct}"]
     env = environment() | {"DS_ACCELERATOR": "cpu"}
     third = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -101,7 +101,7 @@ def test_the_configuration_of_a_run_repeats_it(
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_two_ranks_of_the_launcher_give_the_one_rank_curve(
+def test_two_ranks_give_the_one_rank_curve(
     epochal, finished: Path, overrides: list[str], tmp_path: Path
 ):
     """Data parallel with ZeRO 2 and tensor parallel, started as a user starts them, against one

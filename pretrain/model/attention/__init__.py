@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.batch import AttentionRule
 from pretrain.errors import ConfigError
-from pretrain.model.attention import flash, flex, sdpa
+from pretrain.model.attention import flex, sdpa
 from pretrain.model.attention.choice import (
     Call,
     Kernel,
@@ -78,13 +78,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: floa
     """
     if plan.kernel == "sdpa":
         return sdpa.attend(q, k, v, plan.mask, plan.rule.kind == "causal", dropout_p)
-    return _attend_apart(q, k, v, plan, dropout_p)
+    from pretrain.model.attention.apart import attend_apart  # loads torch's compiler
 
-
-@torch.compiler.disable
-def _attend_apart(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
-    """Kernels that a compiled layer calls as they are: packages' own, or compiled already."""
-    if plan.kernel == "flex":
-        assert dropout_p == 0.0, "FlexAttention has no dropout; the choice should have refused it"
-        return flex.attend(q, k, v, plan.mask)
-    return flash.attend(q, k, v, plan.rule, plan.kernel, dropout_p)
+    return attend_apart(q, k, v, plan.kernel, plan.rule, plan.mask, dropout_p)

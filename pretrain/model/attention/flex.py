@@ -2,20 +2,23 @@
 
 A block mask, built once a batch, says which tiles of 128 x 128 pairs are empty, full or in
 between; only the last ask the rule itself, which is compiled into the kernel. On a CPU there is
-neither a backward pass nor a gain, so it serves there to test the rule alone.
+neither a backward pass nor a gain, so it serves there to test the rule alone. torch's module is
+imported when it is needed, because it loads the compiler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pretrain.batch import AttentionRule, keyed_hash
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 _SMALLEST_HEAD = 16
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -23,6 +26,8 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> Tensor:
     """q [s, b, heads, d] over k, v [s, b, groups, d]."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     batch_first = [x.permute(1, 2, 0, 3) for x in (q, k, v)]  # [b, heads, s, d]
     run: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
     out: Tensor = run(*batch_first, block_mask=mask, enable_gqa=q.shape[2] != k.shape[2])
@@ -33,6 +38,8 @@ def block_mask(rule: AttentionRule, batch_size: int, length: int, device: str) -
     """Tiles of `rule`; None where everybody reads everybody."""
     if rule.kind == "bidirectional":
         return None
+    from torch.nn.attention.flex_attention import create_block_mask
+
     build = _compiled(create_block_mask) if device == "cuda" else create_block_mask
     if rule.kind == "causal":
         return build(causal, None, None, length, length, device=device)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import machine
 from data_pipeline.errors import DataError
 from parallel.errors import LayoutError
-from pretrain import launch
 from pretrain.config.compose import compose
 from pretrain.config.preflight import preflight
 from pretrain.errors import ConfigError
@@ -163,7 +163,7 @@ def test_legal_layouts_reach_the_data(overrides: list[str], world_size: int) -> 
 def test_a_machine_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: list[str], words: str
 ) -> None:
-    monkeypatch.setattr(launch, "has_gpu", lambda: False)
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
     assert words in refuse(overrides, None)
     # Hosts of a hostfile are other machines; their ranks find out.
     (tmp_path / "hosts").write_text("n1 slots=1\n")
@@ -172,7 +172,7 @@ def test_a_machine_without_a_gpu(
 
 
 def test_a_gpu_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "has_gpu", lambda: True)
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
     monkeypatch.setattr("pretrain.config.preflight.find_spec", lambda name: None)
     assert "needs the package flash-attn or flash-attn-4" in refuse([FLASH, BF16], None)
     with pytest.raises(DataError):

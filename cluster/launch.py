@@ -1,0 +1,110 @@
+"""The launch of a job: the command that starts its ranks, and the place where they run.
+
+On one machine this process starts the ranks itself; on the machines of a hostfile DeepSpeed's
+launcher does. Ranks started by SLURM or torchrun do not pass through here: they run the module
+themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from cluster.hosts import read_hostfile
+from cluster.local import LocalRanks
+from cluster.machine import check_visible_gpus, is_this_machine
+from cluster.outcome import Outcome, judge
+from cluster.remote import (
+    RemoteRanks,
+    launcher_command,
+    launcher_environment,
+    write_environment_file,
+)
+from cluster.status import read_first_failure, read_status
+from cluster.supervise import Ranks, supervise
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as this room knows it: a Python module, its arguments, a folder, a number of ranks."""
+
+    module: str
+    arguments: list[str]
+    folder: Path
+    """Where the ranks state how they ended; it exists and is locked by this process."""
+    ranks: int
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that all ranks get beside those of this process."""
+    on_gpus: bool = False
+    """True where every rank takes a GPU."""
+    hostfile: Path | None = None
+    """Machines to start on; None: this one."""
+
+    @property
+    def rank_command(self) -> list[str]:
+        """The command of one rank, without its interpreter."""
+        return ["-u", "-m", self.module, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command that starts ranks, and what it adds to the environment."""
+
+    job: Job
+    command: list[str]
+    environment: dict[str, str]
+    hosts: tuple[str, ...] = ()
+    """Machines that the command starts ranks on; empty: it is the command of one rank here."""
+
+    def __str__(self) -> str:
+        """Command line of the launcher, or of a rank after the number of ranks."""
+        variables = [f"{k}={shlex.quote(v)}" for k, v in sorted(self.environment.items())]
+        line = " ".join([*variables, shlex.join(self.command)])
+        return line if self.hosts or self.job.ranks == 1 else f"{self.job.ranks} ranks: {line}"
+
+
+def plan_launch(job: Job, environ: Mapping[str, str] | None = None) -> Launch:
+    """The launch of a job; raises ClusterError where none can work."""
+    environ = os.environ if environ is None else environ
+    hosts = () if job.hostfile is None else tuple(read_hostfile(job.hostfile))
+    if job.hostfile is None or is_this_machine(hosts):
+        if job.on_gpus:
+            check_visible_gpus(environ.get("CUDA_VISIBLE_DEVICES"), job.ranks)
+        return Launch(job, [sys.executable, *job.rank_command], job.environment)
+    command = launcher_command(job.hostfile, job.module, job.arguments)
+    more = launcher_environment(environ, job.folder / "deepspeed_env")
+    return Launch(job, command, {**job.environment, **more}, hosts)
+
+
+def launch(plan: Launch, *, keep_open: int, output: IO[str] | None = None) -> Outcome:
+    """Start the ranks, watch them to their end, their failure or a signal; see `Outcome`.
+
+    Ranks inherit the descriptor `keep_open`, the lock of the run folder. `output` takes what they
+    print (default: this process's standard output). Raises LaunchError when they cannot be started.
+    """
+    folder = plan.job.folder
+    environment = {**os.environ, **plan.environment}
+    print(plan, file=output or sys.stdout, flush=True)
+
+    def start() -> Ranks:
+        if not plan.hosts:
+            return LocalRanks(
+                plan.command, plan.job.ranks, environment, keep_open=keep_open, output=output
+            )
+        write_environment_file(environment, folder / "deepspeed_env")
+        return RemoteRanks(
+            plan.command,
+            environment,
+            plan.hosts,
+            plan.job.rank_command,
+            keep_open=keep_open,
+            output=output,
+        )
+
+    ended = supervise(start)
+    return judge(read_status(folder), ended, read_first_failure(folder))

@@ -1,1 +1,0 @@
-"""Preemption and other ways a run ends early without losing anything."""

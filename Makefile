@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo
-SHELL_FILES := .ci/run $(wildcard cluster/slurm/*.sbatch tests/cluster/*.sh)
+SHELL_FILES := .ci/run $(wildcard cluster/slurm/*.sbatch tests/cluster/*.sh benchmarks/*/*.sh)
 
 # One thread a process: tests start several ranks, and threads that wait for each other are slower.
 test test-slow test-cluster: export OMP_NUM_THREADS = 1
@@ -53,7 +53,7 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 
 # A benchmark answers 3 where this machine lacks what it measures (a GPU).
 bench: $(STAMP)  ## Every benchmark in benchmarks/, one after the other
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; code=$$?; \
+	@for file in $$(grep -l __main__ benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file; code=$$?; \
 	  test $$code -eq 0 -o $$code -eq 3 || exit $$code; done
 
 clean:  ## Remove caches and builds (not .venv, runs, data)

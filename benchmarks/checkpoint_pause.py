@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the training thread: blocking save against save in the background.
+"""Time that a checkpoint takes from the training thread: blocking save against save in background.
 
     python benchmarks/checkpoint_pause.py [FOLDER]
 
@@ -16,35 +16,40 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from synthetic import configuration, token_space
+
 from parallel.checkpoint import BackgroundSaver, save_checkpoint
-from parallel.engine.base import Engine, EngineConfig
+from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config
-from parallel.layout.stages import Stage
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from pretrain.config.optimizers import AdamWConfig
-from pretrain.config.run import ModelConfig
-from pretrain.model.transformer import Transformer
+from pretrain.build import build_model, engine_config
+from pretrain.objectives import build_objective
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.vocabulary import TokenSpace
 
 REPEATS = 5
-MODEL = ModelConfig(num_layers=12, hidden_size=512, num_attention_heads=8, qk_norm=True)
-SPACE = TokenSpace(
-    vocab_size=32000, padded_vocab_size=32000, pad_id=0, mask_id=1, doc_id=2, never_targets=(0, 1)
+SETTINGS = (
+    "model=tiny",
+    "model.num_layers=12",
+    "model.hidden_size=512",
+    "model.num_attention_heads=8",
+    "model.qk_norm=true",
+    "objective=autoregressive",
+    "objective.time_window=1",
+    "train.global_batch_size=1",
+    "train.ema_decay=0.999",
+    "parallel.zero_stage=0",
 )
 
 
 def build() -> Engine:
     """An engine as after its first step."""
     init_distributed(device="cpu")
-    topology = Topology.build()
-    stage = Stage(True, True, range(MODEL.num_layers))
-    model = Transformer(MODEL, SPACE, parallel_config(topology), stage)
-    optimizer = AdamWConfig()
-    config = EngineConfig(0, "float32", 1, 1, optimizer.spec(), ema_decay=0.999)
-    engine = build_engine(model, parameter_groups(model, optimizer), config, topology)
+    topology, config = Topology.build(), configuration(*SETTINGS)
+    objective = build_objective(config.objective, token_space(32000))
+    module = build_model(config, topology, objective)
+    groups = parameter_groups(module, config.optimizer)
+    engine = build_engine(module, groups, engine_config(config, topology), topology)
     engine.optimizer_step = 1
     return engine
 

@@ -1,402 +1,221 @@
 """A training step on a GPU: tokens a second, MFU, peak memory, and where the time goes.
 
     python benchmarks/gpu_step.py [--models 127m medium 1.7b] [--compile on off] [--json FILE]
-    python benchmarks/gpu_step.py --compile-loss off on     a row of each
+    python benchmarks/gpu_step.py --plan full --seconds 260 --json FILE --kernels FILE
     python benchmarks/gpu_step.py --dry-run      a tiny shape on the CPU: proves the script, no more
 
 Each row is the step of `epochal train` on one GPU (bfloat16, ZeRO 1, fused AdamW, corruption on the
-host included), with the micro-batch, recompute setting and choice of `--compile` that gave most
-tokens a second among those that fit. Operations are counted from the matrices: backward twice
-forward, causal attention half, the head only at rows that carry weight, recomputed work never. MFU
-is given against the dense bfloat16 rate of the data sheet and against square products of 8,192
-timed in the same run.
+host while the device works). Rows are those of a plan (`full`, `smoke`, `cpu` in gpu_day/plans, or
+a YAML file) or of a grid with ascending micro-batches. A row is written as soon as it is measured;
+one that fails is written with its error, and the rest go on. What does not fit is tried with half
+the micro-batch and twice the accumulation; after a fault that may be cuDNN's attention, the row is
+tried without it, and so are the rows that follow.
+
+Operations are counted from the matrices: backward twice forward, causal attention half, the head
+only at rows that carry weight, recomputed work never. MFU is given against the dense bfloat16 rate
+of the data sheet and against square products of 8,192 timed in the same run, in a burst and for
+three seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
-import json
-import platform
-import re
-import statistics
-import subprocess
+import faulthandler
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+import traceback
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_day.facts import product_rate
+from gpu_day.plan import Plan, Row, grid, read_plan
+from gpu_day.results import Results
+from gpu_day.table import DENSE_TFLOPS, table
+from record import commit, hardware
 
-from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.compose import compose
-from pretrain.config.run import Config, ModelConfig
-from pretrain.noise.key import NoiseKey
-from pretrain.objectives import Objective, build_objective
-from pretrain.study.flops import train_flops_per_token
-from pretrain.vocabulary import TokenSpace
-
-DENSE_FLOPS = 989e12
-"""Dense bfloat16 operations a second of an H100 SXM or H200; 1,979 is the rate with sparsity."""
-OBJECTIVES = ("autoregressive", "masked", "uniform")
-MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-RECOMPUTE = ("none", "selective", "full")
-KERNEL_CLASSES = (
-    ("attention", r"flash|fmha|attention|flex|sdpa"),
-    ("optimizer", r"adam|multi_tensor"),
-    ("collective", r"nccl|all_?reduce|all_?gather|reduce_scatter"),
-    ("matrix product", r"gemm|gemv|nvjet|cutlass|xmma|wgmma|splitk|aten::(mm|addmm|bmm)$"),
-    ("copy", r"memcpy|memset|copy|fill|zero|cat"),
-    ("norm, softmax, sum", r"norm|softmax|reduce|amax|aten::sum|logsumexp"),
-    ("gather, scatter", r"index|gather|scatter|embedding|sort|radix"),
-    ("elementwise", r"elementwise|triton|aten::(mul|add|sub|exp|div|silu|addcmul|neg|where)"),
-)
-"""Classes of kernels, the first whose pattern is found in the lower-case name."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is varied to find the fastest step."""
-
-    micro_batch: int
-    recompute: str
-    compile: str = "off"
-    compile_loss: str = "off"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured for a model and an objective."""
-
-    model: str
-    objective: str
-    setting: Setting
-    seconds: float
-    """Median of a step."""
-    tokens_per_second: float
-    flops_per_token: float
-    peak_bytes: int
-    kernels: dict[str, float] = field(default_factory=dict)
-    """Share of the device's busy time by class."""
-
-    @property
-    def flops(self) -> float:
-        """Counted operations a second."""
-        return self.tokens_per_second * self.flops_per_token
+START = time.monotonic()
+NO_GPU, START_AGAIN, NOTHING = 3, 4, 5
+"""Exit codes: there is no GPU; the GPU is unusable for this process, and rows may be left; every
+row failed. A row that takes longer than `--row-seconds` ends the process with 1."""
 
 
 def main() -> int:
-    """Measure, print, and write JSON where asked to; 3 where there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=["127m", "medium", "1.7b"])
-    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES))
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--vocabulary", type=int, default=32768)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--compile", nargs="*", choices=("on", "off"), default=["off"])
-    parser.add_argument("--compile-loss", nargs="*", choices=("on", "off"), default=["off"])
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    """Measure, print, and write JSON where asked to."""
+    arguments = parse()
     if not (arguments.dry_run or torch.cuda.is_available()):
         print("this benchmark needs an NVIDIA GPU; --dry-run proves it on the CPU", file=sys.stderr)
-        return 3
-    if arguments.dry_run:
-        arguments.models, arguments.length, arguments.vocabulary = ["tiny"], 32, 256
-        arguments.steps = 2
+        return NO_GPU
     device = torch.device("cpu" if arguments.dry_run else "cuda")
-    rate = product_rate(device, 256 if arguments.dry_run else 8192)
-    rows = [
-        fastest(model, objective, compile_loss, arguments, device)
-        for model in arguments.models
-        for objective in arguments.objectives
-        for compile_loss in arguments.compile_loss
-    ]
-    print(table(rows, rate, arguments, device_name(device)))
-    if arguments.json:
-        settings = {k: v for k, v in vars(arguments).items() if k != "json"}
-        found = {"settings": settings, "product_flops": rate, "rows": [asdict(r) for r in rows]}
-        arguments.json.write_text(json.dumps(found, indent=1))
-    return 0
-
-
-def fastest(
-    model: str, objective: str, compile_loss: str, arguments: Any, device: torch.device
-) -> Row:
-    """The row with most tokens a second over micro-batches and recompute settings that fit."""
-    rows = []
-    sizes = (2,) if arguments.dry_run else MICRO_BATCHES
-    for recompute, compiled in itertools.product(RECOMPUTE, arguments.compile):
-        fitting = 0
-        for size in sizes:
-            setting = Setting(size, recompute, compiled, compile_loss)
-            row = measure(model, objective, setting, arguments, device)
-            rows += [row] if row else []
-            fitting += row is not None
-            if fitting == 2:  # half of what fits can be faster, a quarter never was
-                break
-    assert rows, f"{model} does not fit at a micro-batch of {sizes[-1]} with any recompute setting"
-    best = max(rows, key=lambda row: row.tokens_per_second)
-    profiled = measure(model, objective, best.setting, arguments, device, profile=True)
-    assert profiled is not None, "it fitted before"
-    return Row(**{**best.__dict__, "kernels": profiled.kernels})
-
-
-def measure(
-    model: str,
-    objective: str,
-    setting: Setting,
-    arguments: Any,
-    device: torch.device,
-    profile: bool = False,
-) -> Row | None:
-    """Steps of one setting, or None where memory does not suffice."""
     try:
-        return Steps(model, objective, setting, arguments, device).row(profile)
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        release(device)
+        plan = chosen_plan(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    earlier = Results.read(arguments.json) if arguments.go_on else {}
+    results = Results(arguments.json, {**machine(plan, device), **earlier})
+    if not results.found["cudnn"]:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    code = measure_rows(plan, device, results, arguments)
+    print(table(results.found))
+    if arguments.dry_run:
+        print("dry run: figures mean nothing")
+    return code
 
 
-def release(device: torch.device) -> None:
-    """Drop engine, groups and cached memory before the next setting."""
-    from parallel.runtime import shutdown
-
-    shutdown()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-class Steps:
-    """An engine of one setting, and the steps that are timed on it."""
-
-    def __init__(
-        self, model: str, objective: str, setting: Setting, arguments: Any, device: torch.device
-    ) -> None:
-        from parallel.runtime import init_distributed
-
-        init_distributed(device="cuda" if device.type == "cuda" else "cpu")
-        self.names, self.setting, self.device = (model, objective), setting, device
-        self.arguments = arguments
-        self.config = configuration(model, objective, setting, arguments)
-        v = arguments.vocabulary
-        self.space = TokenSpace(v, v, 0, 4, 5, (0, 1, 2, 3, 4))
-        self.objective = build_objective(
-            self.config.objective, self.space, static_rows=device.type == "cuda"
-        )
-        self.engine = build(self.config, self.objective, device)
-        self.position = torch.arange(setting.micro_batch)
-        self.rows_evaluated = self.positions = 0
-
-    def batch(self) -> TrainBatch:
-        """The next corrupted batch, on the device."""
-        size = (self.setting.micro_batch, self.arguments.length)
-        tokens = torch.randint(5, self.space.vocab_size, size)
-        clean = CleanBatch(
-            tokens=tokens,
-            position=self.position,
-            segment=torch.zeros_like(tokens, dtype=torch.int32),
-            valid=torch.ones_like(tokens, dtype=torch.bool),
-            all_valid=True,
-        )
-        batch = self.objective.corrupt(clean, NoiseKey(0, self.position))
-        self.position = self.position + self.setting.micro_batch
-        self.rows_evaluated += int((batch.weight != 0).sum())
-        self.positions += tokens.numel()
-        return batch.to(self.device)
-
-    def step(self) -> None:
-        """One optimizer step."""
-        tokens = self.setting.micro_batch * self.arguments.length
-        self.engine.step([self.batch()], tokens, 1e-4)
-
-    def row(self, profile: bool) -> Row:
-        """Time steps after two that warm up, or profile two."""
-        self.step()
-        self.step()
-        kernels = kernel_shares(self.profiled()) if profile else {}
-        seconds = [self.timed() for _ in range(1 if profile else self.arguments.steps)]
-        median = statistics.median(seconds)
-        return Row(
-            *self.names,
-            setting=self.setting,
-            seconds=median,
-            tokens_per_second=self.setting.micro_batch * self.arguments.length / median,
-            flops_per_token=counted_flops(
-                self.config.model,
-                self.space.padded_vocab_size,
-                self.arguments.length,
-                self.objective,
-                self.rows_evaluated / self.positions,
-            ),
-            peak_bytes=torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0,
-            kernels=kernels,
-        )
-
-    def timed(self) -> float:
-        """Seconds of a step, the device idle before and after."""
-        synchronise(self.device)
-        start = time.perf_counter()
-        self.step()
-        synchronise(self.device)
-        return time.perf_counter() - start
-
-    def profiled(self) -> list[tuple[str, float]]:
-        """(kernel, microseconds) of two steps; on the CPU operations instead of kernels."""
-        from torch.profiler import ProfilerActivity
-        from torch.profiler import profile as torch_profile
-
-        cuda = self.device.type == "cuda"
-        activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-        with torch_profile(activities=[activity]) as recorded:
-            self.step()
-            self.step()
-            synchronise(self.device)
-        return [
-            (e.key, float(e.self_device_time_total if cuda else e.self_cpu_time_total))
-            for e in recorded.key_averages()
-        ]
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--plan", metavar="NAME", help="full, smoke, cpu or a YAML file, instead of a grid")
+    add("--models", nargs="*", default=["127m", "medium", "1.7b"])
+    add("--objectives", nargs="*", default=["autoregressive", "masked", "uniform"])
+    add("--micro-batches", nargs="*", type=int, default=[4, 8, 16, 32])
+    add("--recompute", nargs="*", default=["none"], choices=("none", "selective", "full"))
+    add("--compile", nargs="*", default=["off"], choices=("on", "off"))
+    add("--compile-loss", nargs="*", default=["off"], choices=("on", "off"))
+    add("--accumulate", type=int, default=1, help="micro-batches of an optimizer step")
+    add("--length", type=int, default=Plan.length)
+    add("--vocabulary", type=int, default=Plan.vocabulary)
+    add("--steps", type=int, default=Plan.steps, help="steps that are timed for each row")
+    add("--seconds", type=float, default=float("inf"), help="begin no row after so long")
+    add("--row-seconds", type=float, help="end the process where a row takes longer")
+    add("--json", type=Path, help="results, written after every row")
+    add("--go-on", action="store_true", help="keep the rows that the JSON file has")
+    add("--kernels", type=Path, help="kernels and host waits of profiled rows, appended")
+    add("--dry-run", action="store_true", help="on the CPU; the plan `cpu` unless one is given")
+    return parser.parse_args()
 
 
-def configuration(model: str, objective: str, setting: Setting, arguments: Any) -> Config:
-    """The run's configuration; the paths are never opened."""
-    overrides = [
-        f"model={model}",
-        f"objective={objective}",
-        f"objective.time_window={setting.micro_batch}",
-        f"data.seq_length={arguments.length}",
-        f"train.recompute={setting.recompute}",
-        f"train.compile={'true' if setting.compile == 'on' else 'false'}",
-        f"train.compile_loss={'true' if setting.compile_loss == 'on' else 'false'}",
-        f"train.global_batch_size={setting.micro_batch}",
-        "train.precision=bfloat16",
-        "parallel.zero_stage=1",
-    ]
-    return compose(
-        [*overrides, *(f"data.{k}=unused" for k in ("train", "validation", "tokenizer"))]
+def chosen_plan(arguments: argparse.Namespace) -> Plan:
+    """The plan of the command line; raises ValueError where it is malformed."""
+    if arguments.plan or arguments.dry_run:
+        return read_plan(arguments.plan or "cpu")
+    rows = grid(
+        arguments.models,
+        arguments.objectives,
+        arguments.recompute,
+        [value == "on" for value in arguments.compile],
+        [value == "on" for value in arguments.compile_loss],
+        arguments.micro_batches,
+        arguments.accumulate,
     )
+    return Plan(rows, arguments.length, arguments.vocabulary, arguments.steps)
 
 
-def build(config: Config, objective: Objective, device: torch.device) -> Any:
-    """The engine of a configuration on one rank."""
-    from parallel.engine.base import EngineConfig
-    from parallel.engine.build import build_engine
-    from parallel.layout.topology import Topology
-    from pretrain.build import build_model
-    from pretrain.training.parameter_groups import parameter_groups
-
-    topology = Topology.build(zero_stage=1, precision="bfloat16")
-    module = build_model(config, topology, objective).to(device)
-    if config.train.compile is True:
-        module.model.compile_layers()
-    engine = EngineConfig(
-        zero_stage=1,
-        precision="bfloat16",
-        micro_batch_size=config.train.global_batch_size,
-        num_microbatches=1,
-        optimizer=config.optimizer.spec(),
-    )
-    return build_engine(module, parameter_groups(module, config.optimizer), engine, topology)
+def machine(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """Everything that the figures of all rows depend on."""
+    size, count = (8192, 2000) if device.type == "cuda" else (256, 20)
+    return {
+        "device": hardware(device.type),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "length": plan.length,
+        "vocabulary": plan.vocabulary,
+        "burst_tflops": product_rate(device, size) / 1e12,
+        "sustained_tflops": product_rate(device, size, count) / 1e12,
+    }
 
 
-def counted_flops(
-    model: ModelConfig, vocabulary: int, length: int, objective: Objective, head_share: float
-) -> float:
-    """Operations of a token, forward and backward, with the head at `head_share` of positions."""
-    return train_flops_per_token(
-        model,
-        vocabulary,
-        length,
-        causal=objective.causal,
-        head_share=head_share,
-        positions_per_token=objective.positions_per_token,
-    )
+def measure_rows(
+    plan: Plan, device: torch.device, results: Results, options: argparse.Namespace
+) -> int:
+    """Measure the rows that `results` lacks, one engine a model; the exit code."""
+    waiting = deque(row for row in plan.rows if results.lacks(row))
+    bench = Bench(plan, device, options.kernels)
+    while waiting:
+        row = waiting.popleft()
+        why = "no time left" if time.monotonic() - START > options.seconds else bench.hopeless(row)
+        if why:
+            results.skip(row, why)
+            continue
+        entry = results.begin(row)
+        if options.row_seconds:  # from a thread of C: also where the driver never answers
+            faulthandler.dump_traceback_later(options.row_seconds, exit=True)
+        retries, again = bench.measure(row, entry, results.found)
+        faulthandler.cancel_dump_traceback_later()
+        entry["at_seconds"] = time.monotonic() - START
+        results.save()
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in entry.items()}, flush=True)
+        if again:
+            return START_AGAIN
+        waiting.extendleft(retry for retry in retries if results.lacks(retry))
+    return 0 if any("seconds" in entry for entry in results.rows) else NOTHING
 
 
-def kernel_class(name: str) -> str:
-    """Class of a kernel by its name."""
-    found = (kind for kind, pattern in KERNEL_CLASSES if re.search(pattern, name.lower()))
-    return next(found, "other")
+class Bench:
+    """The engine at hand, and what earlier rows taught."""
 
+    def __init__(self, plan: Plan, device: torch.device, kernels: Path | None) -> None:
+        self.plan, self.device, self.kernels = plan, device, kernels
+        self.steps: Any = None
+        self.too_large: dict[tuple[Any, ...], int] = {}
+        """Smallest micro-batch that did not fit, by family of rows."""
+        self.fitted: set[tuple[Any, ...]] = set()
 
-def kernel_shares(kernels: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Share of the time by class, largest first; classes without time are left out."""
-    total: dict[str, float] = defaultdict(float)
-    for name, microseconds in kernels:
-        total[kernel_class(name)] += microseconds
-    every = sum(total.values()) or 1.0
-    ordered = sorted(total.items(), key=lambda item: -item[1])
-    return {kind: time_ / every for kind, time_ in ordered if time_ > 0}
+    def hopeless(self, row: Row) -> str | None:
+        """The reason why a row need not be tried, if there is one."""
+        limit = self.too_large.get(row.family)
+        if limit is None or row.micro_batch < limit:
+            return None
+        return f"a micro-batch of {limit} did not fit"
 
+    def measure(
+        self, row: Row, entry: dict[str, Any], found: dict[str, Any]
+    ) -> tuple[list[Row], bool]:
+        """Measure a row into its entry, or note its error; rows to try instead.
 
-def table(rows: list[Row], rate: float, arguments: Any, hardware: str) -> str:
-    """The table in Markdown, with everything that its figures depend on."""
-    note = " (dry run: figures mean nothing)" if arguments.dry_run else ""
-    lines = [
-        f"{hardware}, torch {torch.__version__}, commit {commit()}{note}",
-        f"bfloat16, one device, sequence {arguments.length:,}, vocabulary {arguments.vocabulary:,}",
-        f"denominators: {DENSE_FLOPS / 1e12:.0f} TFLOP/s dense; square products of this run "
-        f"{rate / 1e12:.1f} TFLOP/s",
-        "",
-        "| model | objective | micro-batch | recompute | compile | compile loss | tokens/s | "
-        "MFU of 989 | of products | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.model} | {row.objective} | {row.setting.micro_batch} | "
-            f"{row.setting.recompute} | {row.setting.compile} | {row.setting.compile_loss} | "
-            f"{row.tokens_per_second:,.0f} | {row.flops / DENSE_FLOPS:.1%} | "
-            f"{row.flops / rate:.1%} | {row.peak_bytes / 2**30:.1f} |"
-        )
-    lines += [
-        "",
-        "| model | objective | compile loss | device time by class of kernels |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row.kernels.items())
-        lines.append(f"| {row.model} | {row.objective} | {row.setting.compile_loss} | {shares} |")
-    return "\n".join(lines)
+        The second value is True where this process can measure nothing more.
+        """
+        entry["cudnn"] = found["cudnn"]
+        try:
+            self._measure(row, entry)
+        except Exception as error:
+            entry["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+            self.steps = None  # its counters and buffers may be in the middle of a step
+            if isinstance(error, torch.OutOfMemoryError):
+                self.too_large[row.family] = row.micro_batch
+                return self._halved(row), False
+            traceback.print_exc()
+            unusable = "CUDA error" in entry["error"]
+            if self.device.type == "cuda" and isinstance(error, RuntimeError) and found["cudnn"]:
+                # The likeliest fault of a first run on a machine is cuDNN's attention.
+                torch.backends.cuda.enable_cudnn_sdp(False)
+                found["cudnn"], entry["again"] = False, "without cuDNN's attention"
+                return [row], unusable
+            return [], unusable
+        self.fitted.add(row.family)
+        if self.device.type == "cuda":
+            entry["mfu"] = entry["tflops"] / DENSE_TFLOPS
+        return [], False
 
+    def _measure(self, row: Row, entry: dict[str, Any]) -> None:
+        from gpu_day.breakdown import profiled
+        from gpu_day.steps import Steps, release
 
-def product_rate(device: torch.device, size: int, count: int = 20) -> float:
-    """Operations a second of square bfloat16 products."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        torch.mm(a, b)
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        torch.mm(a, b)
-    synchronise(device)
-    return 2.0 * size**3 * count / (time.perf_counter() - start)
+        if self.steps is None or not self.steps.serves(row):
+            self.steps = None
+            release(self.device)
+            begin = time.monotonic()
+            self.steps = Steps(row, self.plan, self.device)
+            entry["build_seconds"] = time.monotonic() - begin
+        self.steps.set(row)
+        entry.update(self.steps.measure())
+        if row.profile:
+            try:
+                entry["kernels"] = profiled(self.steps.step, self.device, row.label, self.kernels)
+            except Exception as error:  # the figures of the row stand
+                entry["profile_error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                self.steps = None
 
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device is idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture."""
-    return torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-
-
-def commit() -> str:
-    """Commit of this checkout, marked where it has changes; `unknown` outside git."""
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    def _halved(self, row: Row) -> list[Row]:
+        """The same step in twice as many forward passes, where nothing of the kind has fitted."""
+        if row.micro_batch == 1 or row.family in self.fitted:
+            return []
+        half = row.micro_batch // 2
+        return [replace(row, micro_batch=half, accumulate=2 * row.accumulate)]
 
 
 if __name__ == "__main__":

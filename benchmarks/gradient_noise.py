@@ -1,4 +1,4 @@
-"""How noisy the gradient of each objective is once the frequencies of tokens are learned.
+"""Noise of each objective's gradient once the frequencies of tokens are learned.
 
     python benchmarks/gradient_noise.py [--pool FOLDER] [--steps 150] [--batches 96]
 

@@ -1,11 +1,11 @@
-"""What each objective learns from the same tokens: exact bounds against tokens and training FLOPs.
+"""Learning curves of the objectives on the same tokens: exact bounds against tokens and FLOPs.
 
     python benchmarks/learning_curves.py --corpus FOLDER [--tokens N] [--families NAME ...]
     python benchmarks/learning_curves.py --draw docs/images/learning.json
 
-Every family trains the same transformer (those that read the noise level have their modulation on
-top) on the same fresh tokens in the same order, with the same batch and schedule, as a run that
-`epochal` can go on with, evaluate and sample. All are measured on the same validation sequences by
+Every family trains the same transformer (noise-conditioned ones have their modulation on top) on
+the same fresh tokens in the same order, with the same batch and schedule, as a run that `epochal`
+can go on with, evaluate and sample. All are measured on the same validation sequences by
 their exact bound; the autoregressive likelihood has no noise of its own. A start after an
 interruption goes on where it stopped. `--draw` repeats figure and table from stored numbers.
 """
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learning_families import FAMILIES
+from record import commit
 
 from cluster.status import read_status
 from data_pipeline.prepare.prepare import PreparedData, prepare
@@ -32,55 +32,6 @@ from pretrain.data import clean_batch, training_stream, validation_stream
 from pretrain.model.size import parameter_count
 from pretrain.training.start import run_ranks
 
-
-@dataclass(frozen=True)
-class Family:
-    """One run: its option in configs/objective, and how its curve is drawn."""
-
-    option: str
-    label: str
-    color: str
-    style: str = "-"
-    overrides: tuple[str, ...] = ()
-    drawn: bool = True
-    """Whether it has a curve, or stands in the table alone."""
-
-
-TOLD = "model.time_conditioning=true"
-UNTOLD = "model.time_conditioning=false"
-CROSS_ENTROPY = "objective.loss=cross_entropy"
-
-
-def apart(option: str, label: str, *overrides: str) -> Family:
-    """A run that tells one cause from another: two noises, each under two losses, told or not."""
-    return Family(option, label, "gray", "-", overrides, drawn=False)
-
-
-FAMILIES = {
-    "autoregressive": Family("autoregressive", "autoregressive", "#111827"),
-    "block": Family("block", "block (4)", "#7c3aed", "-", ("objective.block_size=4",)),
-    "masked_simple": Family("masked_simple", "masked (simple)", "#1d4ed8"),
-    "masked": Family("masked", "masked (elbo)", "#1d4ed8", "--"),
-    "esoteric": Family("esoteric", "esoteric, alpha0 = 1", "#0891b2"),
-    "interpolating": Family("interpolating", "interpolating, balanced", "#15803d"),
-    "interpolating_uniform": Family(
-        "interpolating", "interpolating, uniform", "#c2410c", ":", ("objective.noise=uniform",)
-    ),
-    "gidd": Family("gidd", "interpolating, GIDD 0.2", "#65a30d"),
-    "uniform": Family("uniform", "uniform (elbo)", "#c2410c", "--"),
-    "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),
-    "duo": Family("duo", "uniform, Duo's curriculum", "#f59e0b"),
-    "gaussian": Family("gaussian", "gaussian", "#be185d"),
-    "balanced_told": apart("interpolating", "balanced, told the level", TOLD),
-    "balanced_ce": apart("interpolating", "balanced, cross-entropy", CROSS_ENTROPY),
-    "balanced_ce_told": apart(
-        "interpolating", "balanced, cross-entropy, told", CROSS_ENTROPY, TOLD
-    ),
-    "interpolating_uniform_told": apart(
-        "interpolating", "interpolating, uniform, told", "objective.noise=uniform", TOLD
-    ),
-    "uniform_untold": apart("uniform_simple", "uniform (simple), not told", UNTOLD),
-}
 VOCABULARY = 1024
 SHARED = (
     "model=tiny",
@@ -99,7 +50,7 @@ SHARED = (
     "evaluation.sequences=256",
     "tracking=jsonl",
 )
-"""What all runs have in common; the rest are defaults."""
+"""Settings of all runs; the rest are defaults."""
 EVALUATIONS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Shares of the tokens after which the bound is measured, beside the end."""
 
@@ -232,13 +183,6 @@ def point(record: dict[str, float]) -> dict[str, float]:
         "standard_error": record["validation/standard_error"],
         "bits_per_byte": record["validation/bits_per_byte"],
     }
-
-
-def commit() -> str:
-    """Commit of the checkout, for the record."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def table(results: dict[str, Any]) -> str:

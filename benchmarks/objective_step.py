@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import hardware
+from synthetic import configuration, same_tokens, token_space
 
-from pretrain.batch import CleanBatch
-from pretrain.config.compose import compose
-from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
 from pretrain.vocabulary import TokenSpace
@@ -65,8 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = measure(arguments)
     base = rows["autoregressive"]
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {arguments.device}, torch {torch.__version__}")
+    print(f"{hardware(arguments.device)}, {arguments.device}, torch {torch.__version__}")
     print(f"{'objective':20} {'seconds':>8} {'x AR':>6} {'target':>7} {'MiB':>7} {'x AR':>6}")
     for name, (seconds, memory) in rows.items():
         target = f"<= {TARGETS[name]}" if name in TARGETS else ""
@@ -83,7 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, tuple[float, int]]:
     """Seconds and peak bytes above the resting state of one step, by family."""
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
-    space = TokenSpace(arguments.vocabulary, arguments.vocabulary, 0, 4, 5, (0, 1, 2, 3, 4))
+    space = token_space(arguments.vocabulary)
     steps = {
         name: steps_of(name, arguments, space, device)
         for name in dict.fromkeys(("autoregressive", *arguments.families))
@@ -109,20 +106,10 @@ def steps_of(
 ) -> Iterator[None]:
     """One training step of a family each time it is advanced."""
     module, family = build(name, arguments, space, device)
-    tokens = torch.randint(5, space.vocab_size, (arguments.batch, arguments.length))
-    position = torch.arange(arguments.batch)
-    while True:
-        clean = CleanBatch(
-            tokens=tokens,
-            position=position,
-            segment=torch.zeros_like(tokens, dtype=torch.int32),
-            valid=torch.ones_like(tokens, dtype=torch.bool),
-            all_valid=True,
-        )
-        batch = family.corrupt(clean, NoiseKey(0, position)).to(device)
-        (module(batch) / tokens.numel()).backward()
+    for clean in same_tokens(space, arguments.batch, arguments.length):
+        batch = family.corrupt(clean, NoiseKey(0, clean.position)).to(device)
+        (module(batch) / clean.tokens.numel()).backward()
         module.zero_grad(set_to_none=True)
-        position = position + arguments.batch
         yield
 
 
@@ -133,29 +120,26 @@ def build(
     from parallel.layers import parallel_config
     from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
-    from pretrain.model.initialize import initialize
+    from pretrain.build import build_model
     from pretrain.model.teacher import Teacher
     from pretrain.model.transformer import Transformer
-    from pretrain.module import ObjectiveModule
 
     init_distributed(device=device.type)
-    paths = [f"data.{key}=unused" for key in ("train", "validation", "tokenizer")]
-    config = compose([f"objective={name}", *paths])
-    shape = ModelConfig(
-        num_layers=arguments.layers,
-        hidden_size=arguments.hidden,
-        num_attention_heads=arguments.heads,
-        time_conditioning=config.model.time_conditioning,
+    config = configuration(
+        "model=tiny",
+        f"objective={name}",
+        f"objective.time_window={arguments.batch}",
+        f"model.num_layers={arguments.layers}",
+        f"model.hidden_size={arguments.hidden}",
+        f"model.num_attention_heads={arguments.heads}",
     )
-    objective = config.objective.model_copy(update={"time_window": arguments.batch})
-    family = build_objective(objective, space, static_rows=device.type == "cuda")
+    family = build_objective(config.objective, space, static_rows=device.type == "cuda")
     topology = Topology.build()
-    model = Transformer(shape, space, parallel_config(topology)).to(device)
-    initialize(model, seed=0)
-    module = ObjectiveModule(model, family)
+    module = build_model(config, topology, family).to(device)
     if family.teacher:
-        module.teacher = Teacher(Transformer(shape, space, parallel_config(topology)).to(device))
-        module.teacher.renew(model)
+        network = Transformer(config.model, space, parallel_config(topology)).to(device)
+        module.teacher = Teacher(network)
+        module.teacher.renew(module.model)
     return module, family
 
 

@@ -1,5 +1,4 @@
-"""What recomputation, chunks of the loss, its compilation and dropout cost, and what they save, on
-one CPU thread.
+"""Cost and saving of recomputation, chunks and compilation of the loss, and dropout, on one thread.
 
     python benchmarks/step_memory.py [--layers 6] [--hidden 256] [--length 256] [--rounds 5]
                                      [--precision float32|bfloat16]
@@ -12,40 +11,35 @@ that a forward pass takes and does not give back, by torch's profiler: what the 
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
+from record import hardware
+from synthetic import clean_batch, configuration, random_tokens, token_space
 from torch.profiler import ProfilerActivity, profile
 
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
-from pretrain.batch import CleanBatch, TrainBatch
-from pretrain.config.objectives import objectives
-from pretrain.config.run import ModelConfig
-from pretrain.model.initialize import initialize
-from pretrain.model.recompute import Mode, Recompute
-from pretrain.model.transformer import Transformer
+from pretrain.batch import TrainBatch
+from pretrain.build import build_model
 from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import build_objective
-from pretrain.vocabulary import TokenSpace
 
-VOCABULARY = 32_000
-ROWS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "recompute=selective": {"mode": "selective"},
-    "recompute=full": {"mode": "full"},
-    "loss_chunk=128": {"chunk": 128},
-    "full, loss_chunk=128": {"mode": "full", "chunk": 128},
-    "compile_loss": {"compile_loss": True},
-    "compile_loss, loss_chunk=128": {"compile_loss": True, "chunk": 128},
-    "dropout=0.1": {"dropout": 0.1},
-    "attention_dropout=0.1": {"attention_dropout": 0.1},
+SPACE = token_space(32_000)
+ROWS = {
+    "plain": "train.loss_chunk=0",
+    "recompute=selective": "train.loss_chunk=0 train.recompute=selective",
+    "recompute=full": "train.loss_chunk=0 train.recompute=full",
+    "loss_chunk=128": "train.loss_chunk=128",
+    "full, loss_chunk=128": "train.loss_chunk=128 train.recompute=full",
+    "compile_loss": "train.loss_chunk=0 train.compile_loss=true",
+    "compile_loss, loss_chunk=128": "train.loss_chunk=128 train.compile_loss=true",
+    "dropout=0.1": "train.loss_chunk=0 model.dropout=0.1",
+    "attention_dropout=0.1": "train.loss_chunk=0 model.attention_dropout=0.1",
 }
+"""Settings of a run by the name of the row."""
 
 
 def main() -> None:
@@ -58,54 +52,39 @@ def main() -> None:
     torch.set_num_threads(1)
     init_distributed(device="cpu")
     topology = Topology.build()
-    modules = {name: build(topology, options, **row) for name, row in ROWS.items()}
+    modules = {name: build(topology, options, row) for name, row in ROWS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ROWS}
     for _ in range(options.rounds):
         for name, module in modules.items():
             seconds[name].append(step_seconds(module, corrupted(module, options)))
     best = {name: min(values) for name, values in seconds.items()}
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options}")
+    print(f"{hardware()}, torch {torch.__version__}, {options}")
     print(f"{'':30} {'CPU s':>7} {'ratio':>6} {'MB kept':>8}")
     for name, module in modules.items():
         kept = bytes_kept(module, corrupted(module, options)) / 1e6
         print(f"{name:30} {best[name]:7.3f} {best[name] / best['plain']:6.2f} {kept:8.1f}")
 
 
-def build(
-    topology: Topology,
-    options: argparse.Namespace,
-    mode: Mode = "none",
-    chunk: int = 0,
-    compile_loss: bool = False,
-    **model: float,
-) -> ObjectiveModule:
+def build(topology: Topology, options: argparse.Namespace, settings: str) -> ObjectiveModule:
     """The same weights in every row."""
-    space = TokenSpace(VOCABULARY, VOCABULARY, 0, 4, 5, (0, 1, 2, 3, 4))
-    shape = {
-        "num_layers": options.layers,
-        "hidden_size": options.hidden,
-        "num_attention_heads": options.hidden // 64,
-    }
-    config = ModelConfig(**shape, **model)  # type: ignore[arg-type]
-    network = Transformer(config, space, parallel_config(topology), recompute=Recompute(mode))
-    initialize(network, seed=0)
-    settings = objectives.make(name="autoregressive", time_window=options.batch)
-    objective = build_objective(settings, space)
-    module = ObjectiveModule(network, objective, loss_chunk=chunk, compile_loss=compile_loss)
+    config = configuration(
+        "model=tiny",
+        "objective=autoregressive",
+        f"objective.time_window={options.batch}",
+        f"model.num_layers={options.layers}",
+        f"model.hidden_size={options.hidden}",
+        f"model.num_attention_heads={options.hidden // 64}",
+        *settings.split(),
+    )
+    module = build_model(config, topology, build_objective(config.objective, SPACE))
     return module.to(getattr(torch, options.precision))
 
 
 def corrupted(module: ObjectiveModule, options: argparse.Namespace) -> TrainBatch:
     """One batch of random tokens."""
-    b, s = options.batch, options.length
-    g = torch.Generator().manual_seed(0)
-    clean = CleanBatch(
-        tokens=torch.randint(5, VOCABULARY, (b, s), generator=g),
-        position=torch.arange(b),
-        segment=torch.zeros(b, s, dtype=torch.int32),
-        valid=torch.ones(b, s, dtype=torch.bool),
-        all_valid=True,
-    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = random_tokens(SPACE, options.batch, options.length, generator)
+    clean = clean_batch(tokens, torch.arange(options.batch))
     noise = NoiseKey(0, clean.position)
     batch = module.objective.corrupt(clean, noise)
     return replace(batch, dropout_seed=noise.number("dropout"))

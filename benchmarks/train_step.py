@@ -23,37 +23,31 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
+from record import hardware
+from synthetic import configuration, same_tokens, token_space
 
-from parallel.engine.base import EngineConfig
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed, keep_freed_memory
-from pretrain.batch import CleanBatch
-from pretrain.config.objectives import objectives
-from pretrain.config.optimizers import AdamWConfig
-from pretrain.config.run import ModelConfig
-from pretrain.model.initialize import initialize
-from pretrain.model.transformer import Transformer
+from pretrain.build import build_model, engine_config
+from pretrain.config.run import Config
 from pretrain.module import ObjectiveModule
 from pretrain.noise.key import NoiseKey
-from pretrain.objectives import build_objective
+from pretrain.objectives import Objective, build_objective
 from pretrain.study.flops import train_flops_per_token
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.vocabulary import TokenSpace
 
 VOCABULARY = 32768
-SPACE = TokenSpace(VOCABULARY, VOCABULARY, 0, 4, 5, (0, 1, 2, 3, 4))
+SPACE = token_space(VOCABULARY)
+FAMILIES = ("autoregressive", "masked")
 BODIES = {"10M": (12, 256, 4), "50M": (16, 512, 8)}
 """Layers, width and heads, by parameters without embedding."""
 TARGETS = {
@@ -69,9 +63,9 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, on what."""
+    """A body and the batch that it is trained on."""
 
-    model: ModelConfig
+    body: str
     batch: int
     length: int
 
@@ -80,29 +74,27 @@ class Shape:
         """Tokens of a step."""
         return self.batch * self.length
 
-
-def batches(shape: Shape) -> Iterator[CleanBatch]:
-    """The same clean tokens at ever new positions of the run."""
-    generator = torch.Generator().manual_seed(0)
-    size = (shape.batch, shape.length)
-    tokens = torch.randint(5, VOCABULARY, size, generator=generator)
-    position = torch.arange(shape.batch)
-    while True:
-        yield CleanBatch(
-            tokens=tokens,
-            position=position,
-            segment=torch.zeros_like(tokens, dtype=torch.int32),
-            valid=torch.ones_like(tokens, dtype=torch.bool),
-            all_valid=True,
+    def config(self, family: str = FAMILIES[0]) -> Config:
+        """The configuration of `epochal train`: one micro-batch a step in float32."""
+        layers, width, heads = BODIES[self.body]
+        return configuration(
+            "model=tiny",
+            f"model.num_layers={layers}",
+            f"model.hidden_size={width}",
+            f"model.num_attention_heads={heads}",
+            f"objective={family}",
+            f"objective.time_window={self.batch}",
+            f"data.seq_length={self.length}",
+            f"train.global_batch_size={self.batch}",
+            "parallel.zero_stage=1",
         )
-        position = position + shape.batch
 
 
 def transformers_step(shape: Shape, fused: bool) -> Callable[[], None]:
     """A step of LlamaForCausalLM, as its documentation writes a loop."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    m = shape.model
+    m = shape.config().model
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=m.hidden_size,
@@ -118,7 +110,7 @@ def transformers_step(shape: Shape, fused: bool) -> Callable[[], None]:
     model = LlamaForCausalLM(config).train()
     how = {"fused": True} if fused else {"foreach": True}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, **how)
-    source = batches(shape)
+    source = same_tokens(SPACE, shape.batch, shape.length)
 
     def step() -> None:
         tokens = next(source).tokens
@@ -130,23 +122,19 @@ def transformers_step(shape: Shape, fused: bool) -> Callable[[], None]:
     return step
 
 
-def our_module(shape: Shape) -> tuple[ObjectiveModule, dict[str, Any]]:
+def our_module(shape: Shape) -> tuple[ObjectiveModule, dict[str, Objective]]:
     """The transformer, and the objectives that take turns on it."""
-    families = {
-        name: build_objective(objectives.make(name=name, time_window=shape.batch), SPACE)
-        for name in ("autoregressive", "masked")
-    }
-    model = Transformer(shape.model, SPACE, parallel_config(Topology.build()))
-    initialize(model, seed=0)
-    return ObjectiveModule(model, families["autoregressive"]), families
+    families = {name: build_objective(shape.config(name).objective, SPACE) for name in FAMILIES}
+    topology = Topology.build()
+    return build_model(shape.config(), topology, families[FAMILIES[0]]), families
 
 
 def loop_steps(shape: Shape) -> dict[str, Callable[[], None]]:
     """Our module in a loop written by hand."""
     module, families = our_module(shape)
-    groups = parameter_groups(module, AdamWConfig())
+    groups = parameter_groups(module, shape.config().optimizer)
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), fused=True)
-    source = batches(shape)
+    source = same_tokens(SPACE, shape.batch, shape.length)
 
     def step(name: str) -> None:
         clean = next(source)
@@ -163,20 +151,10 @@ def loop_steps(shape: Shape) -> dict[str, Callable[[], None]]:
 def engine_steps(shape: Shape) -> dict[str, Callable[[], None]]:
     """The step of `epochal train` on one rank."""
     module, families = our_module(shape)
-    optimizer = AdamWConfig()
-    engine = build_engine(
-        module,
-        parameter_groups(module, optimizer),
-        EngineConfig(
-            zero_stage=1,
-            precision="float32",
-            micro_batch_size=shape.batch,
-            num_microbatches=1,
-            optimizer=optimizer.spec(),
-        ),
-        Topology.build(),
-    )
-    source = batches(shape)
+    config, topology = shape.config(), Topology.build()
+    groups = parameter_groups(module, config.optimizer)
+    engine = build_engine(module, groups, engine_config(config, topology), topology)
+    source = same_tokens(SPACE, shape.batch, shape.length)
 
     def step(name: str) -> None:
         clean = next(source)
@@ -251,12 +229,13 @@ def measure(shape: Shape, repeats: int) -> tuple[dict[str, list[float]], list[fl
     return seconds, rates
 
 
-def report(body: str, shape: Shape, seconds: dict[str, list[float]], rates: list[float]) -> None:
+def report(shape: Shape, seconds: dict[str, list[float]], rates: list[float]) -> None:
     """The table of one body."""
-    m, rate = shape.model, statistics.median(rates)
+    m, rate = shape.config().model, statistics.median(rates)
     print(
-        f"\n{body} body: {m.num_layers} layers of {m.hidden_size}, vocabulary {VOCABULARY:,}, "
-        f"{shape.batch} x {shape.length} tokens; square products {rate / 1e9:.1f} GFLOP/s"
+        f"\n{shape.body} body: {m.num_layers} layers of {m.hidden_size}, "
+        f"vocabulary {VOCABULARY:,}, {shape.batch} x {shape.length} tokens; "
+        f"square products {rate / 1e9:.1f} GFLOP/s"
     )
     print(
         f"{'contestant':30} {'s/step':>7} {'tokens/s':>9} {'x HF':>6} {'x kept':>6} "
@@ -264,7 +243,7 @@ def report(body: str, shape: Shape, seconds: dict[str, list[float]], rates: list
     )
     for name, values in seconds.items():
         ratio = relative(seconds[BASE], values)
-        target = TARGETS.get((body, name))
+        target = TARGETS.get((shape.body, name))
         flops = train_flops_per_token(
             m,
             VOCABULARY,
@@ -279,7 +258,7 @@ def report(body: str, shape: Shape, seconds: dict[str, list[float]], rates: list
             f"{relative(seconds[KEPT], values):6.3f} "
             f"{f'>= {target}' if target else '':>8} {share:6.1%}"
         )
-    for name in ("autoregressive", "masked"):
+    for name in FAMILIES:
         loop, engine = seconds[f"hand-written, {name}"], seconds[f"engine, {name}"]
         print(f"overhead of the engine, {name}: {relative(engine, loop) - 1.0:+.1%} (below 3 %)")
 
@@ -299,14 +278,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
+    print(f"{hardware()}, 1 thread, torch {torch.__version__}")
     results = {}
     for body in arguments.bodies:
-        layers, hidden, heads = BODIES[body]
-        model = ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads)
-        shape = Shape(model, arguments.batch, arguments.length)
+        shape = Shape(body, arguments.batch, arguments.length)
         seconds, rates = measure(shape, arguments.repeats)
-        report(body, shape, seconds, rates)
+        report(shape, seconds, rates)
         results[body] = {"seconds": seconds, "product_flops_per_second": rates}
     if arguments.json:
         settings = {k: v for k, v in vars(arguments).items() if k != "json"}

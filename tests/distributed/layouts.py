@@ -17,7 +17,8 @@ from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
 from pretrain.config.objectives import objectives
-from pretrain.config.run import ModelConfig, OptimizerConfig
+from pretrain.config.optimizers import AdamWConfig
+from pretrain.config.run import ModelConfig
 from pretrain.model.initialize import initialize
 from pretrain.model.recompute import Recompute
 from pretrain.model.size import stage_costs
@@ -165,7 +166,7 @@ class Trainer:
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.
             _shake_modulations(module)
-        optimizer = OptimizerConfig(lr=3e-3)
+        optimizer = AdamWConfig(lr=3e-3)
         self.per_rank = GLOBAL_BATCH // cut.dp
         if cut.overlap:
             changes = {"reduce_bucket_size": SMALL_BUCKET, **changes}

@@ -8,7 +8,8 @@ import torch
 
 from pretrain.batch import TrainBatch
 from pretrain.config.objectives import objectives
-from pretrain.config.run import ModelConfig, OptimizerConfig
+from pretrain.config.optimizers import AdamWConfig
+from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.training.parameter_groups import parameter_groups
 
@@ -58,7 +59,7 @@ def setup(topology, pool, objective, fields=None, model=None):
 
 def learn(module, clean, steps, change=lambda batch, step: batch):
     """AdamW on the twenty sequences, new noise at every step; the training losses."""
-    groups = parameter_groups(module, OptimizerConfig(weight_decay=0.0))
+    groups = parameter_groups(module, AdamWConfig(weight_decay=0.0))
     rates = [{**group, "lr": 3e-3 * group.get("lr_scale", 1.0)} for group in groups]
     optimizer = torch.optim.AdamW(rates)
     losses = []

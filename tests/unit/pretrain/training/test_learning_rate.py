@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 
-from pretrain.config.run import OptimizerConfig, ScheduleConfig
+from pretrain.config.optimizers import AdamWConfig, ScheduleConfig
 from pretrain.training.learning_rate import learning_rate
 
 TOTAL, BATCH = 1000, 10
 
 
 def rates(batch=BATCH, **schedule):
-    config = OptimizerConfig(lr=1.0, min_lr=0.1, schedule=ScheduleConfig(**schedule))
+    config = AdamWConfig(lr=1.0, min_lr=0.1, schedule=ScheduleConfig(**schedule))
     return [
         learning_rate(config, position=p, total_positions=TOTAL, batch_size=batch)
         for p in range(batch, TOTAL + 1, batch)

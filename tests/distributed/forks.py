@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pickle
+import pkgutil
 import select
 import signal
 import socket
@@ -23,17 +24,25 @@ from types import ModuleType
 from typing import Any
 
 IMPORTED_LATE = (
+    "data_pipeline.stream.loader",
     "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_config",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.triton_ops",
     "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.muon.original_muon",
     "hydra.core.plugins",
     "parallel.checkpoint",
+    "parallel.engine.build",
     "parallel.engine.pipeline",
     "parallel.engine.single_stage",
     "pretrain.evaluation.run",
     "pretrain.sampling.run",
     "pretrain.train",
+    "pretrain.training.hooks",
+    "pretrain.training.session",
+    "sentencepiece.sentencepiece_model_pb2",
 )
 """What DeepSpeed and the package import inside functions, and most ranks use."""
 
@@ -74,6 +83,7 @@ def serve() -> None:
     while line := requests.readline():
         request = json.loads(line)
         _load_ahead(request["source"])
+        _compose_ahead(request["choices"])
         children = [_fork(rank, request) for rank in range(request["ranks"])]
         codes = _wait(children, request["timeout"], request["may_die"])
         answers.write(json.dumps(codes) + "\n")
@@ -85,7 +95,10 @@ def _import_for_ranks() -> None:
     from parallel.imports import warm_up
 
     warm_up()
-    for name in IMPORTED_LATE:
+    from pretrain import objectives
+
+    families = [f"pretrain.objectives.{m.name}" for m in pkgutil.iter_modules(objectives.__path__)]
+    for name in (*IMPORTED_LATE, *families):
         importlib.import_module(name)
     import runs
 
@@ -102,6 +115,17 @@ def _load_ahead(source: str) -> None:
     with contextlib.suppress(Exception):
         load_source(source)
     _spare_from_collection()
+
+
+def _compose_ahead(choices: list[str]) -> None:
+    """Compose a configuration of these groups, which every rank of the request then has."""
+    from pretrain.config import compose
+
+    known = compose._composed.cache_info().misses
+    with contextlib.suppress(Exception):
+        compose.compose(choices)
+    if compose._composed.cache_info().misses > known:
+        _spare_from_collection()
 
 
 def _spare_from_collection() -> None:

@@ -4,10 +4,10 @@
     losses = run_ranks(2, train_a_little, zero_stage=1)     # [return of rank 0, return of rank 1]
 
 One helper process imports torch, DeepSpeed and megatron-core once for the whole test session (more
-than ten seconds), later the file of each function too, and forks fresh ranks for every call. So a
-call costs a fraction of a second, and no state leaks from one case into the next. A rank that
-raises, dies or hangs fails the call with the output and traceback of every rank; all its processes
-are gone afterwards.
+than ten seconds), later the file of each function and composed configurations too, and forks fresh
+ranks for every call. So a call costs hardly more than its work, and no state leaks from one case
+into the next. A rank that raises, dies or hangs fails the call with the output and traceback of
+every rank; all its processes are gone afterwards.
 
 The function must be defined at the top level of a file; arguments and results are pickled. Inside
 it, RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* are set as a launcher sets them. A rank that means to
@@ -20,6 +20,7 @@ import atexit
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import forks
+
+_CHOICE = re.compile(r"[a-z]+=\w+")
+"""GROUP=OPTION among the arguments: a choice that ranks are going to compose."""
 
 
 class RankError(AssertionError):
@@ -69,6 +73,7 @@ def run_ranks(
             "timeout": timeout,
             "launcher": launcher,
             "may_die": may_die,
+            "choices": [a for a in args if isinstance(a, str) and _CHOICE.fullmatch(a)],
         }
         codes = _helper().request(request)
         results = [_result(folder, rank, code) for rank, code in enumerate(codes)]

@@ -6,8 +6,7 @@ import itertools
 
 import pytest
 
-from pretrain.config.optimizers import AdamWConfig
-from pretrain.config.run import ScheduleConfig
+from pretrain.config.optimizers import AdamWConfig, ScheduleConfig
 from pretrain.training.learning_rate import learning_rate
 
 TOTAL, BATCH = 1000, 10

@@ -1,6 +1,6 @@
-"""The values that everything meets at: clean tokens in, a corrupted training batch out.
+"""Batches: clean tokens from the data pipeline, and the corrupted batch that trains the model.
 
-An objective turns a `CleanBatch` into a `TrainBatch` before anything is split over ranks; nothing
+An objective turns a `CleanBatch` into a `TrainBatch` before anything is sharded over ranks; nothing
 downstream of it knows which objective ran. Both are plain frozen values of static shape.
 """
 
@@ -21,8 +21,8 @@ AttentionKind = Literal["causal", "bidirectional", "documents", "columns"]
 class CleanBatch:
     """Clean sequences of the run, as the data pipeline delivered them.
 
-    Positions whose `valid` is False hold pad, can be read by nobody, are never noised and never
-    counted (the tail of the budget, and the rows that fill up the run's last batch).
+    Positions whose `valid` is False (the tail of the budget, and the rows that fill up the run's
+    last batch) hold pad. They are never attended to, noised or counted.
     """
 
     tokens: Tensor
@@ -34,12 +34,12 @@ class CleanBatch:
     valid: Tensor
     """bool [b, s]."""
     all_valid: bool
-    """Whether `valid` is True everywhere, known on the host so that nothing has to synchronise."""
+    """True where `valid` is True everywhere, known on the host to avoid a synchronisation."""
     one_segment: bool = True
-    """Whether `segment` is 0 everywhere, known on the host."""
+    """True where `segment` is 0 everywhere, known on the host."""
 
     def to(self, device: torch.device) -> CleanBatch:
-        """The same batch on `device` (asynchronous from pinned memory)."""
+        """Copy the batch to `device`, asynchronously from pinned memory."""
         return replace(
             self,
             tokens=self.tokens.to(device, non_blocking=True),
@@ -51,25 +51,27 @@ class CleanBatch:
 
 @dataclass(frozen=True)
 class Documents:
-    """Bounds of stretches that are read apart, as variable-length kernels take them."""
+    """Bounds of documents that are separate for attention, as variable-length kernels take them."""
 
     starts: Tensor
-    """Where each begins among the b * s' flat positions, then b * s'; int32 [n + 1]."""
+    """Start of each document among the b * s' flat positions, then b * s'; int32 [n + 1]."""
     longest: int
-    """Positions of the longest."""
+    """Length of the longest document."""
     causal: bool
-    """Whether a position reads only itself and what is before it in its document."""
+    """True where a position attends only to itself and to earlier ones of its document."""
 
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """Who may read whom, as columns instead of a mask tensor.
+    """Attention mask of a batch, as columns instead of a tensor of pairs.
 
-    Query q may read key k iff they share a segment and (share a group or write[k] < read[q]), the
-    latter less keyed hiding: q misses each key outside its group with its own probability.
-    `columns` carries int32 [4 or 6, b, s'] in the order segment, group, read, write (, hiding,
-    salt). Three kinds are fast paths: `causal` and `bidirectional` have no columns, `documents`
-    has columns that say the same as its bounds.
+    Query q attends to key k iff both have the same segment, and either the same group or
+    key_rank[k] < query_rank[q]. With `hiding`, a query misses each key of the latter kind with a
+    probability of the query. `columns` carries int32 [4 or 6, b, s'] in the order segment, group,
+    query_rank, key_rank (, hiding, salt).
+
+    Three kinds of rules are fast paths: `causal` and `bidirectional` have no columns, `documents`
+    has columns that are equivalent to its bounds.
     """
 
     kind: AttentionKind
@@ -78,9 +80,10 @@ class AttentionRule:
 
     @staticmethod
     def from_documents(segment: Tensor, valid: Tensor, *, causal: bool) -> AttentionRule:
-        """Read inside each stretch of equal `segment` only, a position not `valid` itself only.
+        """Build the rule of separate documents, one for each run of equal `segment`.
 
-        Both [b, s] on the CPU, where counting the documents waits for no device.
+        A position that is not `valid` attends to itself only. Both tensors are [b, s] on the CPU,
+        where counting the documents does not wait for a device.
         """
         starts = torch.ones_like(valid)
         starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | ~valid[:, 1:] | ~valid[:, :-1]
@@ -97,25 +100,25 @@ class AttentionRule:
     def from_columns(
         segment: Tensor,
         group: Tensor,
-        read: Tensor,
-        write: Tensor,
+        query_rank: Tensor,
+        key_rank: Tensor,
         hiding: tuple[Tensor, Tensor] | None = None,
     ) -> AttentionRule:
         """Build the general rule; every argument is an integer tensor [b, s'].
 
         `hiding` is (probability times 2^31, keyed 31-bit word) of each query.
         """
-        every = (segment, group, read, write, *(hiding or ()))
+        every = (segment, group, query_rank, key_rank, *(hiding or ()))
         return AttentionRule("columns", torch.stack([c.to(torch.int32) for c in every]))
 
     @cached_property
     def _dense(self) -> Tensor:
         if self.columns is None:
             raise ValueError(f"attention rule {self.kind!r} has no columns; it is a fast path")
-        segment, group, read, write, *hiding = self.columns
+        segment, group, query_rank, key_rank, *hiding = self.columns
         same = segment[:, :, None] == segment[:, None, :]
         together = group[:, :, None] == group[:, None, :]
-        earlier = write[:, None, :] < read[:, :, None]
+        earlier = key_rank[:, None, :] < query_rank[:, :, None]
         if hiding:
             threshold, salt = hiding
             key = torch.arange(segment.shape[1], device=segment.device)
@@ -123,15 +126,15 @@ class AttentionRule:
         return (same & (together | earlier))[:, None]
 
     def mask(self) -> Tensor:
-        """Dense boolean mask [b, 1, s', s'], True where query (row) may read key (column).
+        """Dense boolean mask [b, 1, s', s'], True where a query (row) attends to a key (column).
 
-        Built once a batch, not once a layer.
+        It is built once a batch, not once a layer.
         """
         return self._dense
 
 
 def keyed_hash(salt: Tensor, key: Tensor) -> Tensor:
-    """31 mixed bits of (salt, key), int64 (the finaliser of MurmurHash3): equal on every device."""
+    """Hash (salt, key) to 31 bits, int64, equal on every device (the finaliser of MurmurHash3)."""
     word = 0xFFFFFFFF
     h = (salt + (key + 1) * 0x9E3779B9) & word
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
@@ -141,8 +144,7 @@ def keyed_hash(salt: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A corrupted batch: what the first stage embeds, what crosses stages, what the last one
-    scores.
+    """A corrupted batch: inputs of the first pipeline stage, of every stage and of the last one.
 
     `rows` selects the positions at which the head is evaluated; the fields of the last group are
     aligned with it ([n] each). Rows that only fill up a static capacity carry weight 0.
@@ -157,7 +159,7 @@ class TrainBatch:
     [1, s'] when every row has the same (rotary phase)."""
     attention: AttentionRule
     noise_level: Tensor | None
-    """What a time-conditioned model is told (sigma_t), float32 [b]; None for the others."""
+    """Noise level sigma_t of a noise-conditioned model, float32 [b]; None for other models."""
     # last stage
     rows: Tensor | None
     """Flat indices into [b * s'] at which the head is evaluated, int64 [n]; None for all."""
@@ -169,26 +171,25 @@ class TrainBatch:
     sequence: Tensor
     """Row of the batch that each target belongs to, int64 [n]: sums per sequence by `index_add`."""
     mix: Tensor | None = None
-    """Weights of the embeddings that an input is the sum of, float32 [b, s', k] (first stage);
-    None where every input is one token."""
+    """Weights of the k embeddings whose sum an input is, float32 [b, s', k] (first stage); None
+    where every input is one token."""
     teacher: dict[str, Tensor] = field(default_factory=dict)
-    """What a teacher reads in place of it: `ids` [b, s'] and `noise_level` [b]; empty without."""
+    """Inputs of a teacher: `ids` [b, s'] and `noise_level` [b]; empty where there is none."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """What else a family's loss needs, each aligned with `targets` in its first dimension."""
+    """Further inputs of a family's loss, each aligned with `targets` in its first dimension."""
     dropout_seed: int | None = None
     """Key of every dropout mask of this micro-batch; None drops nothing."""
-    own: dict[str, Any] = field(default_factory=dict)
-    """What the network of an objective that brings one needs: tensors of any shape, attention
-    rules."""
+    auxiliary: dict[str, Any] = field(default_factory=dict)
+    """Inputs of an objective's auxiliary network: tensors of any shape, attention rules."""
 
     def to(self, device: torch.device) -> TrainBatch:
-        """The same batch on `device`; a GPU copies it while the host goes on."""
+        """Copy the batch to `device`; a GPU copies it in the background."""
         # From pageable memory CUDA would copy synchronously, whatever non_blocking says.
         batch = self.pin() if device.type == "cuda" else self
         return batch._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> TrainBatch:
-        """The same batch in page-locked memory (needs CUDA); what is on a device stays there."""
+        """Copy the batch to page-locked memory (needs CUDA); tensors on a device stay there."""
         return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TrainBatch:

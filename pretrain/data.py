@@ -1,4 +1,4 @@
-"""Where the data pipeline meets training: streams of a configuration, clean batches of torch."""
+"""Bridge from the data pipeline to training: streams of a configuration, batches as tensors."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pretrain.config.run import Config, ModelConfig
 from pretrain.vocabulary import TokenSpace
 
 DEFAULT_CACHE = Path("~/.cache/epochal/shards")
-"""Where shards behind URLs are kept when the configuration names no folder."""
+"""Folder for downloaded shards where the configuration names none."""
 
 
 def open_streams(
     config: Config, local_rank: int
 ) -> tuple[TokenStream | MixtureStream, TokenStream]:
-    """Training and validation streams on every rank of the process group, or one error on all.
+    """Open the training and validation streams on every rank, or raise one DataError on all ranks.
 
-    The first rank of each machine reads (and downloads) every byte that `data.verify` asks for;
-    the others, which share its disk, compare sizes after it. DataError is raised on every rank.
+    The first rank of each machine reads (and downloads) every byte that `data.verify` asks for. The
+    others, which share its disk, compare sizes afterwards.
     """
     streams = None
     for first in (True, False):
@@ -47,7 +47,7 @@ def open_streams(
 
 
 def _raise_together(problem: DataError | None) -> None:
-    """Raise the first rank's error on every rank: none is left waiting for one that has gone."""
+    """Raise an error of any rank on every rank, so that no rank waits for one that has ended."""
     problems: list[DataError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     for found in problems:
@@ -56,7 +56,7 @@ def _raise_together(problem: DataError | None) -> None:
 
 
 def training_stream(config: Config, verify: Verify | None = None) -> TokenStream | MixtureStream:
-    """The budget of the run, repeated; raises DataError for bad shards or too large a budget.
+    """Open the budget of the run, repeated; raise DataError for bad shards or too large a budget.
 
     `verify` replaces the configuration's.
     """
@@ -75,13 +75,16 @@ def training_stream(config: Config, verify: Verify | None = None) -> TokenStream
 
 
 def shard_cache(config: Config) -> Cache:
-    """Where shards behind URLs are kept; nothing is made before it is needed."""
+    """Cache of downloaded shards; its folder is made when the first one is downloaded."""
     d = config.data
     return Cache((d.cache or DEFAULT_CACHE).expanduser(), d.cache_bytes)
 
 
 def validation_stream(config: Config, verify: Verify | None = None) -> TokenStream:
-    """Every validation sequence once, in stored order; `verify` replaces the configuration's."""
+    """Open every validation sequence once, in stored order.
+
+    `verify` replaces the configuration's.
+    """
     d = config.data
     pool = TokenPool(d.validation, verify=verify or d.verify, cache=shard_cache(config))
     budget = Budget(None, d.seq_length, pool.manifest.tokens)
@@ -89,7 +92,7 @@ def validation_stream(config: Config, verify: Verify | None = None) -> TokenStre
 
 
 def clean_batch(tokens: TokenBatch) -> CleanBatch:
-    """The same rows as torch tensors on the CPU, sharing their memory."""
+    """Convert rows to torch tensors on the CPU that share their memory."""
     return CleanBatch(
         tokens=torch.from_numpy(tokens.tokens),
         position=torch.from_numpy(tokens.position),
@@ -101,7 +104,7 @@ def clean_batch(tokens: TokenBatch) -> CleanBatch:
 
 
 def token_space(tokenizer: Tokenizer, model: ModelConfig) -> TokenSpace:
-    """Ids and targets of a tokenizer, for a model of this configuration."""
+    """Ids and possible targets of a tokenizer, for a model of this configuration."""
     return TokenSpace(
         vocab_size=tokenizer.vocab_size,
         padded_vocab_size=model.padded_vocab_size(tokenizer.vocab_size),
@@ -115,7 +118,7 @@ def token_space(tokenizer: Tokenizer, model: ModelConfig) -> TokenSpace:
 def bytes_per_token(stream: Stream) -> float:
     """UTF-8 bytes of text for each token of the stream's pool, separators counted as tokens.
 
-    Sources of a mix count by their share.
+    Sources of a mix are weighted by their share.
     """
     if isinstance(stream, MixtureStream):
         return sum(

@@ -1,4 +1,4 @@
-"""Errors a user can act on, each with the exit code the command line ends with.
+"""User errors, each with the exit code of the command line.
 
 A message says what was given, what is allowed and what to change. Programmers' mistakes stay
 `assert`s and tracebacks.
@@ -14,12 +14,12 @@ class EpochalError(Exception):
 
 
 class ConfigError(EpochalError):
-    """The configuration is not usable: unknown key, wrong type, values that do not fit together."""
+    """Unusable configuration: unknown key, wrong type, values that do not fit together."""
 
     exit_code = 2
 
 
 class TrainingError(EpochalError):
-    """The run cannot go on (loss not finite, disk full while saving); nothing saved is lost."""
+    """End of a run that cannot continue (loss not finite, full disk); saved checkpoints remain."""
 
     exit_code = 5

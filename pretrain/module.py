@@ -38,7 +38,7 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.own = objective.own_network(model, seed)
+        self.own = objective.auxiliary_network(model, seed)
         self.loss_chunk = loss_chunk
         self.compile_loss = compile_loss
         self.teacher: Teacher | None = None

@@ -1,4 +1,4 @@
-"""Which ids exist and which of them a target can take; the same for every objective."""
+"""Token ids and possible targets, the same for every objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TokenSpace:
-    """The ids of a tokenizer as objectives and model see them.
+    """Ids of a tokenizer for objectives and model.
 
     Ids in `never_targets` and padding columns have probability zero in the noise and in the
     softmax, so that `num_targets` (K) is the number of outcomes of every prediction.
@@ -21,7 +21,7 @@ class TokenSpace:
     pad_id: int
     mask_id: int
     doc_id: int
-    """Separator in front of (or after) documents; also what AR reads before the first token."""
+    """Separator before (or after) documents; also the input of AR before the first token."""
     never_targets: tuple[int, ...]
     """Ids that no target takes: pad, mask and the control ids that text cannot produce."""
 
@@ -33,7 +33,7 @@ class TokenSpace:
 
     @property
     def num_targets(self) -> int:
-        """K, the number of ids a target can take; a uniform model's bound is ln K."""
+        """Number K of ids that a target can take; the bound of a uniform prediction is ln K."""
         return self.vocab_size - len(set(self.never_targets))
 
     @property
@@ -45,5 +45,5 @@ class TokenSpace:
 
     @property
     def uniform_nats(self) -> float:
-        """ln K: the loss of a model that knows nothing."""
+        """Loss ln K of a model that predicts all targets alike."""
         return math.log(self.num_targets)

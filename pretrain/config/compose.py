@@ -13,33 +13,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from pretrain.config.earlier import without_earlier
+from pretrain.config.groups import compose_groups, groups, option
 from pretrain.config.messages import describe_all, unknown_key
-from pretrain.config.registry import C, Registry, outside_folders
+from pretrain.config.registry import C, Registry
 from pretrain.config.run import REGISTRIES, Config
-from pretrain.config.suggest import closest
-from pretrain.config.yaml_file import read_mapping
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
-"""The packaged groups; installed wheels carry them beside this package."""
-OPTIONAL_GROUPS = ("study", "runs")
-"""Groups that need not be chosen; their options set values of several sections."""
-NOT_GROUPS = ("machine", "sampler")
-"""Folders of `configs/` that say nothing about a training run."""
-COMPONENTS = ("objective", "optimizer", "sampler", "tracker")
-"""Kinds that other packages may add to."""
 _ASK = "docs/configuration.md and pretrain/config/, where all keys stand"
 _CALL = re.compile(r"([\w.]+)=(\w+\([^()'\"]*\))")
 """KEY=NAME(ARGUMENTS): Hydra would call a function, ours are words such as `window(8)`."""
@@ -54,7 +43,7 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
     choices = [o for o in parsed if _chooses_group(o)]
     values = [o for o in parsed if o not in choices]
     if config_file is None:
-        tree = _compose_groups(choices)
+        tree = compose_groups([(c.key_or_group, _named(c)) for c in choices])
     else:
         if choices:
             raise ConfigError(
@@ -105,7 +94,7 @@ def compose_component(registry: Registry[C], overrides: list[str], values: dict[
         if key:
             single[key] = override.value()
         else:
-            named = _option(kind, str(override.value()))
+            named = option(kind, str(override.value()))
     try:
         return registry.validate({**named, **single, **values})
     except ValidationError as error:
@@ -133,11 +122,6 @@ def save_config(config: Config, path: Path) -> None:
         with suppress(OSError):
             partial.unlink()
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-
-
-def groups() -> dict[str, list[str]]:
-    """The groups of a run and their options: ours, and those of packages with components."""
-    return {name: options for name, options in _options().items() if name not in NOT_GROUPS}
 
 
 def known_keys() -> list[str]:
@@ -181,44 +165,16 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+def _named(override: Override) -> str | None:
+    """Option that a choice of a group names."""
+    value = override.value()
+    return None if value is None else str(value)
+
+
 def _chooses_group(override: Override) -> bool:
     """Whether it names an option of a group; `model={num_layers: 4}` sets values instead."""
     named = isinstance(override.value(), str) or override.value() is None
     return named and not override.is_delete() and override.key_or_group in groups()
-
-
-def _compose_groups(choices: list[Override]) -> DictConfig:
-    known = groups()
-    for choice in choices:
-        option, group = choice.value(), choice.key_or_group
-        if option is None and group in OPTIONAL_GROUPS:
-            continue
-        if option not in known[group]:
-            hint = closest(str(option), known[group])
-            raise ConfigError(
-                f"unknown {group} {option!r}; "
-                + (f"did you mean {hint}? " if hint else "")
-                + f"known: {', '.join(known[group])}"
-            )
-    lines = [f"{c.key_or_group}={'null' if c.value() is None else c.value()}" for c in choices]
-    if roots := _outside_roots():
-        lines.append(f"hydra.searchpath=[{','.join(f'file://{root}' for root in roots)}]")
-    return deepcopy(_composed(tuple(lines)))
-
-
-@cache
-def _composed(lines: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of these choices: not to be changed, kept because it takes 0.15 s."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
-            return hydra_compose("config", list(lines))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot compose {' '.join(lines)}: {error}") from None
 
 
 def _read(path: Path) -> DictConfig:
@@ -277,36 +233,6 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def _option(kind: str, name: str) -> dict[str, Any]:
-    """Values of the option `name` of a group, from our folder or another package's."""
-    for root in (CONFIG_ROOT, *_outside_roots()):
-        if (file := root / kind / f"{name}.yaml").is_file():
-            return read_mapping(file, f"configs/{kind} of the package has examples")
-    known = _options()[kind]
-    hint = closest(name, known)
-    raise ConfigError(
-        f"unknown {kind} {name!r}; "
-        + (f"did you mean {hint}? " if hint else "")
-        + f"known: {', '.join(known)}"
-    )
-
-
-def _options() -> dict[str, list[str]]:
-    """Every folder of options, and the names in it."""
-    found: dict[str, set[str]] = {}
-    for root in (CONFIG_ROOT, *_outside_roots()):
-        for folder in root.iterdir():
-            names = {p.stem for p in folder.glob("*.yaml")} if folder.is_dir() else set()
-            if names:
-                found.setdefault(folder.name, set()).update(names)
-    return {folder: sorted(names) for folder, names in sorted(found.items())}
-
-
-def _outside_roots() -> list[Path]:
-    """Folders of options in other packages."""
-    return outside_folders(COMPONENTS)
 
 
 def _check_key(key: str) -> None:

@@ -84,7 +84,7 @@ class EmbeddingDiffusion(nn.Module):
         Parts are reconstruction, diffusion and prior of b sequences, one after the other, from
         2 b rows: the sequences at t = 0, then the same at their own t.
         """
-        own, (b, s) = batch.own, batch.ids.shape
+        own, (b, s) = batch.auxiliary, batch.ids.shape
         learns = ~own["conditioned"]
         rows, table = self.embedding(batch.ids)
         factor = torch.zeros_like(own["time"])
@@ -154,10 +154,10 @@ class EmbeddingDiffusion(nn.Module):
         """Estimates [b, s, d] of a pass without gradient where sequences condition on themselves,
         0 elsewhere."""
         memory = torch.zeros_like(z, requires_grad=False)
-        index = batch.own.get("first_pass")
+        index = batch.auxiliary.get("first_pass")
         if index is None:
             return memory
-        rule, positions = batch.own["first_rule"], batch.positions
+        rule, positions = batch.auxiliary["first_rule"], batch.positions
         if len(positions) > 1:
             positions = positions[index]
         with torch.no_grad():
@@ -165,7 +165,7 @@ class EmbeddingDiffusion(nn.Module):
             answer, query = self.ask(model, ids, positions, rule, part, gamma[index], memory[index])
             nobody = torch.zeros(len(index), dtype=torch.bool, device=z.device)
             _, mean = mean_embedding(model, answer, query, table, ids.flatten(), nobody)
-            conditioned = batch.own["conditioned"][index, None, None]
+            conditioned = batch.auxiliary["conditioned"][index, None, None]
             memory[index] = torch.where(conditioned, mean.double().view_as(part), 0.0)
         return memory
 

@@ -1,16 +1,16 @@
-"""Autoregressive: x0 read left to right, every position scored.
+"""Autoregressive language modelling: every token is predicted from the tokens before it.
 
     input  [<doc>] + x[:-1]     target  x     loss  -log p(x^l | x^<l)
 
 All S positions are scored, so that every family is measured on the same tokens. Where documents are
-kept apart, the shifted-in separator opens the next segment: it is the token before a document's
-first, and must be readable by that document alone.
+kept apart, the separator that is shifted in belongs to the segment of the document after it: only
+that document may attend to it.
 
-Two augmentations of the data-constrained study (arXiv 2507.15857), off by default and never used
-in the likelihood. `orders`: each sequence is read in one of N fixed orders; rotary positions stay
-those of the text and nothing tells which position comes next, an inherent noise of that study.
-`hide`: chosen queries miss each past token with a probability of their own, or chosen tokens are
-hidden from everything after them; a position always reads itself.
+Two augmentations of the data-constrained study (arXiv 2507.15857) are off by default and never used
+in the likelihood. `orders`: each sequence is presented in one of N fixed orders. Rotary positions
+stay those of the text. No input says which position comes next; that noise is part of the study.
+`hide`: chosen queries miss each past token with a probability drawn for the query, or chosen tokens
+are hidden from all later positions. A position always attends to itself.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Autoregressive(Objective):
     causal = True
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
-        """Causal; what is hidden while training needs general columns."""
+        """Causal rules; tokens that are hidden in training need general columns."""
         kind: AttentionKind = "documents" if documents_apart else "causal"
         return (kind,) if self.config.hide == "none" else ("columns", kind)
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Left to right, one token a pass."""
+        """Draw left to right, one token a forward pass."""
         from pretrain.sampling.autoregressive import sample_autoregressive
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -73,14 +73,17 @@ class Autoregressive(Objective):
         return self._batch(clean, order, hidden)
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """The likelihood, left to right and without augmentation."""
+        """Batch of the exact likelihood: left to right, without augmentation."""
         batch = self._batch(clean, None, None)
         return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
 
     def _batch(
         self, clean: CleanBatch, order: Tensor | None, hidden: tuple[Tensor, Tensor] | None
     ) -> TrainBatch:
-        """`order` [b, s]: which position is predicted at each place; `hidden`: (hiding, salt)."""
+        """Assemble the batch.
+
+        `order` [b, s] is the position that is predicted at each place, `hidden` (hiding, salt).
+        """
         b, s = clean.tokens.shape
         tokens, positions = clean.tokens, torch.arange(s)[None]
         if order is not None:
@@ -92,7 +95,7 @@ class Autoregressive(Objective):
             positions = position_in_segment(clean.segment)
             shifted = torch.where(positions == 0, self.space.doc_id, shifted)
         if clean.one_segment and hidden is None:
-            # Invalid positions lie behind all valid ones, where causal attention never looks.
+            # Invalid positions come after all valid ones, which causal attention never sees.
             attention = AttentionRule("causal")
         elif hidden is None:
             attention = AttentionRule.from_documents(clean.segment, clean.valid, causal=True)
@@ -111,15 +114,15 @@ class Autoregressive(Objective):
         )
 
     def _columns(self, clean: CleanBatch, hidden: tuple[Tensor, Tensor]) -> AttentionRule:
-        """Causal inside documents, less what is hidden."""
+        """Causal rule inside documents, without the hidden tokens."""
         place = torch.arange(clean.tokens.shape[1]).expand_as(clean.tokens)
         if self.config.hide == "tokens":
-            write = torch.where(hidden[0] > 0, NEVER, place)
-            return AttentionRule.from_columns(clean.segment, place, place, write)
+            key_rank = torch.where(hidden[0] > 0, NEVER, place)
+            return AttentionRule.from_columns(clean.segment, place, place, key_rank)
         return AttentionRule.from_columns(clean.segment, place, place, place, hidden)
 
     def _order(self, clean: CleanBatch, noise: NoiseKey) -> Tensor:
-        """Permutation of each sequence, one of N that are the same in the whole run, [b, s]."""
+        """Permutation of each sequence [b, s], one of N that are fixed for the whole run."""
         assert clean.one_segment, "refused together with documents kept apart"
         s, count = clean.tokens.shape[1], self.config.orders
         number = (noise.uniform("order", 1)[:, 0] * count).long()
@@ -134,7 +137,7 @@ class Autoregressive(Objective):
         return chosen.argsort(dim=1, stable=True)
 
     def _hidden(self, clean: CleanBatch, noise: NoiseKey) -> tuple[Tensor, Tensor]:
-        """(hiding, salt) of each position: probability times 2^31 and a keyed word."""
+        """Columns (hiding, salt) of each position: probability times 2^31, and a keyed word."""
         s = clean.tokens.shape[1]
         chosen = noise.uniform("hide", s) < self.config.hide_share
         probability = noise.uniform("hide", s, draw=1)

@@ -1,7 +1,8 @@
-"""What every objective is: corruption before anything is split, a loss after the head.
+"""Base of all objectives: corruption before anything is sharded, a loss after the head.
 
-An objective never learns the topology: randomness comes keyed by position, sums over the vocabulary
-come through `VocabChunk`. Adding one is a file here, a YAML in `configs/objective/` and a test.
+An objective does not know the topology: its randomness is keyed by position, and `VocabChunk` does
+its sums over the vocabulary. Adding one takes a file here, a YAML in `configs/objective/` and a
+test.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pretrain.config.objective_base import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
-from pretrain.objectives.network_size import OwnNetwork
+from pretrain.objectives.network_size import AuxiliaryNetwork
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
@@ -31,23 +32,24 @@ if TYPE_CHECKING:
 
 
 class Objective(ABC):
-    """One family: how tokens are corrupted, what the network is asked, how answers are scored."""
+    """One family: it corrupts tokens, names the targets and scores the predictions."""
 
     exact_likelihood: bool = False
-    """Whether the bound is the likelihood itself and needs no draws."""
+    """True where the bound is the likelihood itself and needs no draws."""
     causal: ClassVar[bool] = False
-    """Whether attention is causal, for counting operations."""
+    """True where attention is causal, for counting operations."""
     head_share: float = 1.0
     """Share of positions at which the head is evaluated, on average."""
     positions_per_token: float = 1.0
     """Positions that go through the layers for each token (2 for a pair of noisy and clean)."""
     extra_passes: float = 0.0
-    """Forward passes without gradient beside the one of a training step (self-conditioning, a
-    teacher)."""
+    """Extra forward passes without gradient in a training step (self-conditioning, a teacher)."""
     revises_tokens: ClassVar[bool] = False
     """True where sampling may change a token that has been drawn."""
     bound_parts: ClassVar[tuple[str, ...]] = ()
-    """Names of the parts that the bound is told apart into; () where it is one number."""
+    """Names of the terms that the bound is reported in; () where it is one number."""
+    adapts: bool = False
+    """True where measurements during training change how it trains; `state` holds the result."""
 
     def __init__(
         self, config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
@@ -69,50 +71,55 @@ class Objective(ABC):
 
     @property
     def time_window(self) -> int:
-        """n, over which noise levels are stratified; the first start of a run fills it in."""
+        """Number n of sequences over which noise levels are stratified.
+
+        The first start of a run fills it in.
+        """
         assert self.config.time_window is not None, "filled in before training or evaluation starts"
         return self.config.time_window
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
-        """Kinds of attention rules that its batches carry, to name the kernels of a run.
+        """Types of attention rules in its batches, from which a run's kernels follow.
 
-        Families that read in both directions: documents also where a row ends early.
+        The default is that of bidirectional families, which need `documents` also for a row that
+        ends early.
         """
         return ("documents",) if documents_apart else ("bidirectional", "documents")
 
     @abstractmethod
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """The training batch; `noise` is keyed by the positions of `clean`, both on the CPU."""
+        """Make the training batch on the CPU; `noise` is keyed by the positions of `clean`."""
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """A batch whose weighted losses, summed per sequence, estimate its exact bound in nats.
+        """Make a batch whose weighted losses, summed by sequence, estimate the exact bound in nats.
 
-        Weights are float64. Here `noise` is keyed by the evaluation draw. Default: as in training.
+        Weights are float64, and `noise` is keyed by the evaluation draw. Default: the training
+        batch.
         """
         batch = self.corrupt(clean, noise)
         return TrainBatch(**{**batch.__dict__, "weight": batch.weight.double()})
 
-    def own_network(self, model: Transformer, seed: int) -> Any:
-        """A module for weights that the objective brings, or None. It is called in the place of
-        the transformer, as `network(transformer, batch, exact)`, and names its `lr_scales`."""
+    def auxiliary_network(self, model: Transformer, seed: int) -> Any:
+        """Module with the weights that the objective adds to the transformer's, or None.
+
+        It is called in place of the transformer, as `network(transformer, batch, exact)`, and names
+        its `lr_scales`.
+        """
         return None
 
-    def own_size(self, model: ModelConfig, padded_vocab_size: int) -> OwnNetwork | None:
-        """What that network holds and keeps, for the planner."""
+    def auxiliary_size(self, model: ModelConfig, padded_vocab_size: int) -> AuxiliaryNetwork | None:
+        """Weights and saved tensors of the auxiliary network, for the planner."""
         return None
 
-    def own_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
-        """How many weights that network has, over all ranks."""
-        own = self.own_size(model, padded_vocab_size)
-        return 0 if own is None else own.parameters
-
-    adapts: bool = False
-    """Whether measurements during training change how it trains; `state` is what they changed."""
+    def auxiliary_parameters(self, model: ModelConfig, padded_vocab_size: int) -> int:
+        """Number of weights of the auxiliary network, over all ranks."""
+        size = self.auxiliary_size(model, padded_vocab_size)
+        return 0 if size is None else size.parameters
 
     def measure(
         self, clean: CleanBatch, noise: NoiseKey, score: Callable[[TrainBatch], Tensor]
     ) -> Tensor:
-        """Float64 sums over a batch that add over batches and ranks, for `adapt`.
+        """Compute float64 sums over a batch for `adapt`; they add up over batches and ranks.
 
         `score` gives the bound of each row of a batch, float64 [b].
         """
@@ -124,11 +131,11 @@ class Objective(ABC):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Plain JSON, saved with every checkpoint and given back to `restore`."""
+        """State as plain JSON, saved with every checkpoint and given back to `restore`."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
+        """Load the state of a checkpoint."""
         assert not state, f"{self.name} has no state"
 
     def token_loss(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
@@ -140,11 +147,11 @@ class Objective(ABC):
         raise ConfigError(f"objective {self.name!r} has no sampler")
 
     def begins_round(self, position: int) -> bool:
-        """Whether a step that begins at `position` of the run needs a new teacher first."""
+        """True where a step that begins at `position` of the run needs a new teacher first."""
         raise AssertionError(f"{self.name} has no teacher")
 
     def teacher_loss(self, chunk: VocabChunk, taught: VocabChunk) -> Tensor:
-        """Training loss of each position given what the teacher answers there, float32 [n]."""
+        """Training loss of each position given the teacher's prediction there, float32 [n]."""
         raise AssertionError(f"{self.name} has no teacher")
 
     def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
@@ -155,7 +162,7 @@ class Objective(ABC):
 def build_objective(
     config: ObjectiveConfig, space: TokenSpace, static_rows: bool = False
 ) -> Objective:
-    """The objective that these settings configure."""
+    """Build the objective of these settings."""
     family: type[Objective] = config.load()
     return family(config, space, static_rows)
 
@@ -182,7 +189,7 @@ def document_positions(clean: CleanBatch) -> Tensor:
 
 
 def visible_attention(clean: CleanBatch) -> AttentionRule:
-    """Everybody reads everybody of the same document; invalid positions are read by nobody else."""
+    """Bidirectional attention inside each document; an invalid position attends to itself only."""
     if clean.all_valid and clean.one_segment:
         return AttentionRule("bidirectional")
     return AttentionRule.from_documents(clean.segment, clean.valid, causal=False)
@@ -194,12 +201,12 @@ HEAD_CAPACITIES = 8
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Positions at which the head is evaluated, and how values [b, s'] are taken there."""
+    """Positions at which the head is evaluated; `take` gathers values [b, s'] there."""
 
     index: Tensor
     """Flat indices into [b * s'], int64 [n]."""
     real: Tensor
-    """False for rows that only fill up a capacity, bool [n]."""
+    """bool [n], False for rows that only fill up a static capacity."""
 
     def take(self, values: Tensor, filler: float) -> Tensor:
         """`values` [b, s'] at the rows [n], `filler` where a row is not real."""
@@ -223,10 +230,10 @@ def head_rows(wanted: Tensor, static: bool) -> HeadRows:
 
 
 def shorten(clean: CleanBatch, noise: NoiseKey, share: float, pad_id: int) -> CleanBatch:
-    """Cut a keyed share of the sequences to a random length 1..s by padding the rest.
+    """Truncate a keyed share of the sequences to a random length 1..s; the rest becomes padding.
 
-    A bidirectional model otherwise sees one length only (1 % of samples in SMDM and LLaDA). The
-    loss stays divided by the tokens that were delivered.
+    A bidirectional model otherwise sees one length only (SMDM and LLaDA truncate 1 % of samples).
+    The loss is still divided by the number of tokens before truncation.
     """
     if share == 0:
         return clean
@@ -245,7 +252,7 @@ def shorten(clean: CleanBatch, noise: NoiseKey, share: float, pad_id: int) -> Cl
 def fixed_count(clean: CleanBatch, noise: NoiseKey, window: int) -> tuple[Tensor, Tensor]:
     """Masks [b, s] of exactly m valid tokens, m stratified over 1..L, and the weights L / m [b].
 
-    The expectation is that of masking with probability t and weight 1/t, with less variance.
+    The expectation equals that of masking with probability t and weight 1/t; the variance is lower.
     """
     length = clean.valid.sum(dim=1)
     t = stratified_time(noise, window)

@@ -1,17 +1,20 @@
 """Block diffusion (BD3-LM, arXiv 2503.09573): left to right over blocks, masked inside a block.
 
-    input     [xt | x0], 2 S positions: a noisy block reads itself and the clean blocks before it
+    input     [xt | x0], 2 S positions: a noisy block attends to itself and to the clean blocks
+              before it (the picture is in `pretrain.objectives.attention_order`)
     training  sum over blocks b, masked l in b, of CE / t_b   (`loss: elbo`)   or of CE   (`simple`)
     bound     -log p(x) <= sum_b E_m (|b| / m) sum over a random set of m tokens of b, of CE
 
 Blocks of 1 token are autoregressive (the bound is the likelihood itself), one block of S tokens is
-masked diffusion; the bound tightens as blocks shrink. Each block has its own t, stratified over the
-blocks of the window. While training, t_b is uniform on `clip` = [low, high]: a narrower interval
-trades what is trained for less variance, and `adapt_clip` moves to the one of least measured
-variance at every evaluation; at blocks of 1 token [1, 1] removes all of it. `clip_masks` clips the
-share of a block that is really masked as well, as the published code does by drawing again: the
-weights stay, so that it trains something other than a bound over fewer levels. The bound is never
-clipped.
+masked diffusion; the bound becomes tighter as blocks become smaller. Each block draws a separate t,
+stratified over the blocks of the window.
+
+In training t_b is uniform on `clip` = [low, high]. A narrower interval lowers the variance, at the
+price of a loss that is no longer the bound; for blocks of 1 token [1, 1] removes all variance.
+`adapt_clip` moves the interval to the one of least measured variance at every evaluation.
+`clip_masks` clips the share of a block that is masked as well, as the published code does by
+drawing again. The weights do not change, so that this is not the bound restricted to fewer levels.
+The evaluated bound is never clipped.
 """
 
 from __future__ import annotations
@@ -67,11 +70,11 @@ class Block(Objective):
             refuse_impossible_shares(config)
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
-        """Columns always."""
+        """Columns for every batch."""
         return ("columns",)
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Block by block; each takes its share of the steps."""
+        """Draw block by block; each block takes its share of the steps."""
         from pretrain.sampling.ordered import sample_block
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -91,7 +94,7 @@ class Block(Objective):
         return Sampler("block", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Mask each token of a block with the block's own probability t."""
+        """Mask each token of a block with the probability t of that block."""
         block = self._blocks(clean)
         t = self._times(noise, block, self.interval)
         if self.config.clip_masks:
@@ -116,23 +119,27 @@ class Block(Objective):
     def measure(
         self, clean: CleanBatch, noise: NoiseKey, score: Callable[[TrainBatch], Tensor]
     ) -> Tensor:
-        """Losses of one keyed block of each row, at levels that are not clipped."""
+        """Sum losses of one keyed block of each row, at noise levels that are not clipped.
+
+        All blocks of a row are noised, so that the input looks as in training; only the weights of
+        the chosen block are above 0, so that the score of a row is the mean loss of that block.
+        """
         block = self._blocks(clean)
         count = int(block[0, -1]) + 1
         t = self._times(noise, block, (0.0, 1.0))
         mask = (noise.uniform("mask", block.shape[1]) < t) & clean.valid
         chosen = (noise.uniform("probe", 1) * count).long()
-        own = (block == chosen) & clean.valid
-        size = own.sum(dim=1, keepdim=True)
-        weight = torch.where(own, self._weight(t) / size.clamp(min=1), 0.0)
+        probed = (block == chosen) & clean.valid
+        size = probed.sum(dim=1, keepdim=True)
+        weight = torch.where(probed, self._weight(t) / size.clamp(min=1), 0.0)
         loss = score(self._batch(clean, block, mask, weight)).cpu()
         level = t.gather(1, (block == chosen).int().argmax(dim=1, keepdim=True))[:, 0]
-        there = size[:, 0] > 0
-        if not self.config.clip_masks or not there.any():
-            return interval_sums(level[there], loss[there])
-        number = (own & mask).sum(dim=1)[there]
-        weight = count_weights(size[there, 0].double(), level[there], number)
-        return interval_sums(level[there], loss[there], weight)
+        present = size[:, 0] > 0  # a chosen block can lie in the invalid tail of a row
+        if not self.config.clip_masks or not present.any():
+            return interval_sums(level[present], loss[present])
+        number = (probed & mask).sum(dim=1)[present]
+        weight = count_weights(size[present, 0].double(), level[present], number)
+        return interval_sums(level[present], loss[present], weight)
 
     def adapt(self, sums: Tensor) -> None:
         """Move to the interval of least variance."""
@@ -144,7 +151,7 @@ class Block(Objective):
         return {"interval": list(self.interval)} if self.adapts else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with the interval of a checkpoint."""
+        """Continue with the interval of a checkpoint."""
         if self.adapts and state:
             low, high = state["interval"]
             self.interval = (low, high)
@@ -164,7 +171,9 @@ class Block(Objective):
         self, clean: CleanBatch, block: Tensor, size: Tensor, number: Tensor, noise: NoiseKey
     ) -> Tensor:
         """Masks [b, s] of exactly `number` random valid tokens of each block [b, blocks]."""
-        # Ranks inside blocks: random keys that sort by block first.
+        # A key is the block plus a uniform in (0, 1): positions sort by block, and at random inside
+        # a block; invalid ones come last. The rank of a position less the valid tokens of earlier
+        # blocks is its rank inside its block.
         key = block + noise.fine_uniform("mask", block.shape[1])
         rank = torch.where(clean.valid, key, torch.inf).argsort(dim=1).argsort(dim=1)
         before = (size.cumsum(dim=1) - size).gather(1, block)
@@ -196,7 +205,7 @@ class Block(Objective):
 
 
 def refuse_impossible_shares(config: BlockConfig) -> None:
-    """Raise ConfigError where no number of masked tokens of a block is a share inside `clip`."""
+    """Raise ConfigError where no number of masked tokens gives a share of a block inside `clip`."""
     size = config.block_size
     given = [config.clip, *(candidate_intervals() if config.adapt_clip else [])]
     for low, high in given:

@@ -1,13 +1,13 @@
 """Duo's Gaussian curriculum (arXiv 2506.10892, section 4; top-k form of arXiv 2602.21185).
 
-For the first sequences of a run the network reads sum_v softmax(w / tau)_v E_v instead of E_z,
-where w is the Gaussian latent whose argmax is z. Everything else is the uniform family's: the loss
-is that of z under the noise schedule alpha = T(mu), told to the network as -log alpha. The gradient
-is biased and varies less. Time is uniform in the log-SNR of the Gaussian, over the given interval
-of alpha.
+For the first sequences of a run the input is sum_v softmax(w / tau)_v E_v instead of E_z, where w
+is the Gaussian latent whose argmax is z. Everything else is as in the uniform family: the loss is
+that of z under the noise schedule alpha = T(mu), and the network is conditioned on -log alpha. The
+gradient is biased and has less variance. Time is uniform in the log-SNR of the Gaussian, over the
+given interval of alpha.
 
-Whether a sequence is softened, and how much, is a function of its position in the run alone: there
-is no state to save, and neither rank nor batch size matters.
+The softening of a sequence is a function of its position in the run alone: there is no state to
+save, and neither rank nor batch size matters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Curriculum:
         self.process = UniformProcess(space, duality_schedule(states, interval))
 
     def covers(self, position: Tensor) -> Tensor:
-        """Which positions of the run are softened, bool [b]."""
+        """True for the positions of the run that are softened, bool [b]."""
         return position < self.length
 
     def tau(self, position: Tensor) -> Tensor:
@@ -57,15 +57,15 @@ class Curriculum:
         return (first + (last - first) * share).exp()
 
     def draw(self, clean: CleanBatch, t: Tensor, noise: NoiseKey) -> tuple[SoftTokens, Marginal]:
-        """Softened tokens at t in (0, 1), float64 [b, 1], and the law of their argmax."""
+        """Draw softened tokens at t in (0, 1), float64 [b, 1]; and their argmax's marginal."""
         tau = self.tau(clean.position)[:, None]
         mu = self.time.signal(t)
         soft = soft_tokens(clean.tokens, self.process.allowed, mu, tau, self.top_k, noise)
         return soft, self.process.marginal(t)
 
 
-def choose(which: Tensor, first: Marginal, second: Marginal) -> Marginal:
-    """`first` in the rows where `which` [b] is True, else `second`."""
+def select_rows(which: Tensor, first: Marginal, second: Marginal) -> Marginal:
+    """Rows of `first` where `which` [b] is True, else of `second`."""
     return Marginal(
         *(
             torch.where(which[:, None], getattr(first, field.name), getattr(second, field.name))

@@ -5,13 +5,13 @@
     delta     `first_gap` 2^round; at the start of a round the student becomes the teacher
     bound     as of the uniform family
 
-What makes the pair a deterministic path is that both ends share their noise. In the Gaussian latent
-w = a x + s eps a token is x until one level, which depends on eps alone, and the same other token
-after it. That is the law of `NoiseProcess.draw` with equal keys at two levels: a token is x until
-its uniform says otherwise, and then one fixed id. So no Gaussian is drawn here; only the times keep
-the Gaussian's clock, even in its log-SNR over `gap_interval`.
+The pair is a deterministic path, because both ends share their noise. In the Gaussian latent
+w = a x + s eps the argmax is x up to one noise level, which depends on eps alone, and one fixed
+other token above it. `NoiseProcess.draw` with equal keys at two levels has the same distribution: a
+token is x up to the level that its uniform sets, and one fixed id above it. So no Gaussian is drawn
+here. Only the times are those of the Gaussian: uniform in its log-SNR over `gap_interval`.
 
-Train it from a trained uniform model. The teacher is the student's raw weights, not an average of
+Train it from a trained uniform model. The teacher has the student's raw weights, not an average of
 them; evaluate the average (`train.ema_decay`), which is what the literature reports.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Distillation(Noised):
-    """The student at a noisier level learns what its former self says at a cleaner one."""
+    """Student at a noisier level that learns its earlier predictions at a cleaner one."""
 
     config: DistillationConfig
 
@@ -54,41 +54,41 @@ class Distillation(Noised):
         self.process = UniformProcess(space)
         schedule = duality_schedule(space.num_targets, config.gap_interval)
         self.training_process = UniformProcess(space, schedule)
-        self._taught = -1
+        self._round = -1
 
     def gap(self, position: Tensor) -> Tensor:
-        """delta at positions of the run [b]: doubles every round up to 1, float64 [b]."""
+        """Gap delta at positions of the run [b]; it doubles every round up to 1, float64 [b]."""
         rounds = (position // self.config.round_sequences).clamp(max=64).double()
         return (self.config.first_gap * 2.0**rounds).clamp(max=1.0)
 
     def begins_round(self, position: int) -> bool:
-        """Whether the teacher of the round at `position` is still to be made, once a round."""
+        """True once a round: at its first call the teacher has still to be made."""
         current = position // self.config.round_sequences
-        begins = current != self._taught
-        self._taught = current
+        begins = current != self._round
+        self._round = current
         return begins
 
     @property
     def state(self) -> dict[str, Any]:
-        """Which round the teacher in the checkpoint belongs to."""
-        return {"round": self._taught}
+        """Round that the teacher in the checkpoint belongs to."""
+        return {"round": self._round}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on in the middle of a round with its teacher."""
-        self._taught = int(state["round"])
+        """Continue in the middle of a round with its teacher."""
+        self._round = int(state["round"])
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Two levels of one draw of noise: the student's in `ids`, the teacher's in `teacher`."""
+        """Noise the tokens at two levels with one draw: the student's and the teacher's inputs."""
         gap = self.gap(clean.position)[:, None]
         t = (stratified_time(noise, self.time_window)[:, None] + gap).clamp(max=1.0)
         process, b, s = self.training_process, *clean.tokens.shape
-        read = []
+        inputs = []
         for time in (t, t - gap):
             marginal = process.marginal(time)
             z, _ = process.draw(clean.tokens, marginal, noise)
             level = -marginal.alpha[:, 0].log().float()
-            read.append((torch.where(clean.valid, z, clean.tokens), level))
-        (later, level), (earlier, teacher_level) = read
+            inputs.append((torch.where(clean.valid, z, clean.tokens), level))
+        (later, level), (earlier, teacher_level) = inputs
         return TrainBatch(
             ids=later,
             positions=document_positions(clean),
@@ -102,5 +102,5 @@ class Distillation(Noised):
         )
 
     def teacher_loss(self, chunk: VocabChunk, taught: VocabChunk) -> Tensor:
-        """KL of each position, over the whole vocabulary."""
+        """KL divergence of each position, over the whole vocabulary."""
         return chunk.divergence_from(taught, reverse=self.config.divergence == "reverse")

@@ -3,13 +3,14 @@
     diffusion    alpha_t = alpha_0 (1 - t): visible tokens first in random order, then masks in
                  random order, attention causal in that order (clean keys can be cached)
     sequential   z_0 keeps each token with probability alpha_0; the others are filled left to right,
-                 each reading the visible ones and those before it: [z_0 | x], a pair of that order
+                 each attends to the visible ones and to those before it: [z_0 | x], a pair in that
+                 order
     bound        E_z0 sum_masked CE  +  E_t alpha_0 / (1 - alpha_t) sum_masked CE
 
 alpha_0 = 1 is masked diffusion under shuffled causal attention, alpha_0 = 0 is autoregressive. In
-between a share of the sequences trains the diffusion term and the others the sequential one, each
-weighted by one over its share; all rows have 2 S positions then, half of them idle in diffusion
-rows. The bound computes both terms of every sequence.
+between, a share of the sequences trains the diffusion term and the others the sequential one, each
+weighted by one over its share. All rows have 2 S positions then; half of a diffusion row is unused.
+The bound computes both terms of every sequence, in one row of 3 S positions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from pretrain.batch import AttentionKind, CleanBatch, TrainBatch
 from pretrain.config.objectives import EsotericConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.noise.time import stratified_time
-from pretrain.objectives.attention_order import Columns, apart, choose, ordered, pair, unread
+from pretrain.objectives.attention_order import (
+    Columns,
+    concatenate,
+    isolated,
+    ordered,
+    pair,
+    select_rows,
+)
 from pretrain.objectives.base import (
     Objective,
     document_positions,
@@ -40,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Esoteric(Objective):
-    """Autoregressive and masked diffusion in one network, sharing its attention masks."""
+    """Autoregressive and masked diffusion in one network."""
 
     config: EsotericConfig
 
@@ -56,11 +64,11 @@ class Esoteric(Objective):
         self.head_share = self.share * mean_noise + (1 - self.share) * (1 - self.alpha0)
 
     def attention_kinds(self, documents_apart: bool) -> tuple[AttentionKind, ...]:
-        """Columns always."""
+        """Columns for every batch."""
         return ("columns",)
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Diffusion of its share, then left to right."""
+        """Draw a share of the tokens by diffusion, the rest left to right."""
         from pretrain.sampling.ordered import sample_esoteric
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -79,7 +87,7 @@ class Esoteric(Objective):
         return Sampler("esoteric", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """One phase a sequence, chosen by a stratified draw."""
+        """Noise each sequence for one of the two phases, chosen by a stratified draw."""
         p = self._noise(noise)
         u = noise.uniform("mask", clean.tokens.shape[1])
         masked, left = (u < p) & clean.valid, (u < 1.0 - self.alpha0) & clean.valid
@@ -94,11 +102,11 @@ class Esoteric(Objective):
         phase = stratified_time(noise, self.time_window, "phase") < self.share
         chosen = phase[:, None]
         weight = torch.where(chosen, weight / self.share, 1.0 / (1.0 - self.share)).float()
-        columns = choose(phase, apart(diffusion, unread(diffusion)), sequential)
+        columns = select_rows(phase, concatenate(diffusion, isolated(diffusion)), sequential)
         return self._batch(clean, [(torch.where(chosen, masked, left), weight), None], columns)
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Both terms of every sequence side by side; with alpha_0 = 1 a fixed count of masks."""
+        """Put both terms of a sequence side by side; with alpha_0 = 1 mask a fixed count."""
         length = clean.tokens.shape[1]
         if self.alpha0 == 1:
             masked, weight = fixed_count(clean, noise, self.time_window)
@@ -113,29 +121,35 @@ class Esoteric(Objective):
         masked = (noise.uniform("mask", length) < p) & clean.valid
         diffusion = ordered(clean, self._order(clean, masked, noise, natural=False))
         parts = [(masked, self.alpha0 / p), (left, one), None]
-        return self._batch(clean, parts, apart(diffusion, sequential))
+        return self._batch(clean, parts, concatenate(diffusion, sequential))
 
     def _noise(self, noise: NoiseKey) -> Tensor:
-        """1 - alpha_t for a stratified t, float64 [b, 1]."""
+        """Masking probability 1 - alpha_t for a stratified t, float64 [b, 1]."""
         t = stratified_time(noise, self.time_window)[:, None]
         return 1.0 - self.alpha0 * (1.0 - t)
 
     def _order(
         self, clean: CleanBatch, masked: Tensor, noise: NoiseKey, *, natural: bool
     ) -> Tensor:
-        """Rank of each position: visible ones first in random order, then the masked ones, in
-        random or natural order."""
+        """Rank of each position: visible ones in random order, then the masked ones.
+
+        The masked ones are in text order where `natural`, else in random order.
+        """
         length = masked.shape[1]
         key = noise.fine_uniform("order", length)
         if natural:
             key = torch.where(masked, (torch.arange(length) / length).double(), key)
+        # Keys of visible positions are below 1, of masked ones from 1 on; invalid ones come last.
         key = torch.where(clean.valid, key + masked.double(), torch.inf)
         return key.argsort(dim=1, stable=True).argsort(dim=1)
 
     def _batch(
         self, clean: CleanBatch, parts: Sequence[tuple[Tensor, Tensor] | None], columns: Columns
     ) -> TrainBatch:
-        """One row of a sequence and its copies: (masked [b, s], weight [b, 1]), None is clean."""
+        """Assemble rows of one or more copies of each sequence.
+
+        A part is (masked [b, s], weight [b, 1]) of one copy, or None for a clean copy.
+        """
         nothing = torch.zeros_like(clean.valid)
         mask = torch.cat([nothing if p is None else p[0] for p in parts], dim=1)
         weights = [nothing.float() if p is None else p[1].expand_as(nothing) for p in parts]

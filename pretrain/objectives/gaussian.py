@@ -6,12 +6,13 @@
                           + KL(N(alpha_1 E[x], sigma_1^2) || N(0, 1))          prior
     training  the bound; a sequence trains either its reconstruction or its diffusion at one t
 
-m = sum_v p_v E[v] is the mean under the network's own distribution of the token: one softmax serves
-both terms. The minimiser of the bound is the posterior p(x^l | z), the token's own noisy point
-included, unlike with uniform noise over ids. Where a sequence conditions on itself, m comes from a
-first pass and the second is told it; no gradient reaches embeddings or schedule there. The bound
-always uses two passes, unless `self_conditioning` is 0. The network is in
-`pretrain.model.embedding_diffusion`, the schedule in `pretrain.noise.learned`.
+m = sum_v p_v E[v] is the mean embedding under the distribution that the network predicts, so that
+one softmax serves both terms. The minimiser of the bound is the posterior p(x^l | z), where z
+includes the noisy point of token l, unlike with uniform noise over ids.
+
+With self-conditioning a first pass without gradient computes m, and the second pass has it as an
+additional input. The bound always uses two passes, unless `self_conditioning` is 0. The network is
+in `pretrain.model.embedding_diffusion`, the schedule in `pretrain.noise.learned`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pretrain.objectives.base import (
     shorten,
     visible_attention,
 )
-from pretrain.objectives.network_size import OwnNetwork, embedding_diffusion
+from pretrain.objectives.network_size import AuxiliaryNetwork, embedding_diffusion
 from pretrain.vocabulary import TokenSpace
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Gaussian(Objective):
-    """Tokens as points that drift into Gaussian noise, all positions at once."""
+    """Gaussian diffusion of token embeddings, at all positions at once."""
 
     config: GaussianConfig
 
@@ -59,14 +60,14 @@ class Gaussian(Objective):
         super().__init__(config, space, static_rows)
         self.extra_passes = config.self_conditioning
 
-    def own_network(self, model: Transformer, seed: int) -> Any:
-        """Embeddings, schedule, and the ways into the transformer."""
+    def auxiliary_network(self, model: Transformer, seed: int) -> Any:
+        """Embeddings, noise schedule and input projections of the transformer."""
         from pretrain.model.embedding_diffusion import EmbeddingDiffusion
 
         return EmbeddingDiffusion(model, self.config.embedding_size, self.config.end_points, seed)
 
-    def own_size(self, model: ModelConfig, padded_vocab_size: int) -> OwnNetwork:
-        """As built."""
+    def auxiliary_size(self, model: ModelConfig, padded_vocab_size: int) -> AuxiliaryNetwork:
+        """Numbers of `EmbeddingDiffusion`."""
         return embedding_diffusion(
             model.hidden_size,
             padded_vocab_size,
@@ -76,7 +77,7 @@ class Gaussian(Objective):
         )
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Ancestral steps of the embeddings."""
+        """Draw by ancestral steps of the embeddings."""
         from pretrain.sampling.gaussian import sample_gaussian
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -86,7 +87,7 @@ class Gaussian(Objective):
                 module.own,
                 prompt,
                 noise,
-                remember=self.config.self_conditioning > 0,
+                self_conditioning=self.config.self_conditioning > 0,
                 steps=settings.steps or length,
                 length=length,
                 temperature=settings.temperature,
@@ -96,9 +97,9 @@ class Gaussian(Objective):
         return Sampler("ancestral", draw)
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """One draw of eps and t; a share of the sequences goes to t = 0 instead.
+        """Draw eps and t; a share of the sequences takes t = 0 and trains the reconstruction.
 
-        Weights undo the share, so that the expectation is the bound.
+        Weights are one over the share, so that the expectation is the bound.
         """
         clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
         share, window = self.config.reconstruction_share, self.time_window
@@ -114,11 +115,11 @@ class Gaussian(Objective):
             ),
             dim=1,
         )
-        own = stratified_time(noise, window, "condition") < self.config.self_conditioning
-        return self._assemble(clean, self._normal(clean, noise, 0), time, terms, own)
+        conditioned = stratified_time(noise, window, "condition") < self.config.self_conditioning
+        return self._assemble(clean, self._normal(clean, noise, 0), time, terms, conditioned)
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Two rows a sequence: all of them at t = 0, then all of them at a time of their own."""
+        """Make two rows of each sequence: all sequences at t = 0, then all at a stratified t."""
         b = len(clean.tokens)
         twice = replace(
             clean,
@@ -132,12 +133,12 @@ class Gaussian(Objective):
         time = torch.cat((torch.zeros_like(t), t))
         terms = torch.zeros(2 * b, 3, dtype=torch.float64)
         terms[:b, 0] = terms[b:, 1] = terms[:b, 2] = 1.0
-        own = torch.full((2 * b,), self.config.self_conditioning > 0)
-        batch = self._assemble(twice, eps, time, terms, own)
+        conditioned = torch.full((2 * b,), self.config.self_conditioning > 0)
+        batch = self._assemble(twice, eps, time, terms, conditioned)
         return replace(batch, weight=batch.weight.double())
 
     def _normal(self, clean: CleanBatch, noise: NoiseKey, draw: int) -> Tensor:
-        """eps, float64 [b, s, d]; an element depends on its position and place alone."""
+        """Draw eps, float64 [b, s, d]; an element is keyed by its sequence and its place."""
         b, s = clean.tokens.shape
         size = self.config.embedding_size
         return noise.normal("gaussian", s * size, draw).view(b, s, size)
@@ -145,12 +146,12 @@ class Gaussian(Objective):
     def _assemble(
         self, clean: CleanBatch, eps: Tensor, time: Tensor, terms: Tensor, conditioned: Tensor
     ) -> TrainBatch:
-        """Batch of the clean tokens; the network noises their embeddings.
+        """Assemble a batch of the clean tokens, whose embeddings the network noises.
 
-        time [b]; terms [b, 3] factors of the three parts of the bound; conditioned bool [b].
+        time [b]; terms [b, 3], the factors of the three terms of the bound; conditioned, bool [b].
         """
         b, s = clean.tokens.shape
-        own: dict[str, Any] = {
+        auxiliary: dict[str, Any] = {
             "normal": eps,
             "time": time,
             "terms": terms,
@@ -158,7 +159,7 @@ class Gaussian(Objective):
         }
         if self.config.self_conditioning > 0:
             index = conditioned.nonzero()[:, 0]
-            if not len(index):  # ZeRO 3 needs as many passes on every rank: one for nothing then
+            if not len(index):  # ZeRO 3 needs equally many passes on every rank: one that is unused
                 index = torch.zeros(1, dtype=torch.int64)
             part = replace(
                 clean,
@@ -167,7 +168,7 @@ class Gaussian(Objective):
                 segment=clean.segment[index],
                 valid=clean.valid[index],
             )
-            own |= {"first_pass": index, "first_rule": visible_attention(part)}
+            auxiliary |= {"first_pass": index, "first_rule": visible_attention(part)}
         return TrainBatch(
             ids=clean.tokens,
             positions=document_positions(clean),
@@ -177,5 +178,5 @@ class Gaussian(Objective):
             targets=torch.where(clean.valid, clean.tokens, self.space.doc_id).flatten(),
             weight=clean.valid.flatten().float(),
             sequence=sequence_rows(b, s),
-            own=own,
+            auxiliary=auxiliary,
         )

@@ -7,12 +7,20 @@
               sum_(l noised) CE                           `loss: cross_entropy`
     bound     -log p(x) <= E_t sum_l w_t(z, x) D(z, x),   t spread towards 0
 
-D is in `pretrain.objectives.divergence`, the masses and weights in `pretrain.noise.process`. Every
-position is scored, also those whose token was not changed, unless the noise is <mask> alone.
+D is in `pretrain.objectives.divergence`, the masses alpha, r, m and the weights w in
+`pretrain.noise.process`. Every position is scored, also those whose token was not changed, unless
+the noise is <mask> alone.
 
-`cross_entropy` is to any noise what `simple` is to masked and uniform diffusion: plain
-cross-entropy, the head at the noised positions only. Given that a token gave way to noise, z^l says
-nothing about x^l: it has the bound's minimiser, though not the bound's weights.
+A batch is made in four steps, the same for the uniform family, which also derives from `Noised`:
+
+    1. draw t                  stratified; for the bound spread towards 0, with its Jacobian
+    2. marginal(t)             the masses and weights at t, [b, 1] or [b, s]
+    3. draw(tokens, marginal)  z, and which tokens were replaced by noise
+    4. assemble                z as input; targets, weights and D's arguments at the scored rows
+
+`cross_entropy` extends `simple` of masked and uniform diffusion to any noise: plain cross-entropy,
+the head at the noised positions only. If a token was replaced by noise, z^l says nothing about x^l.
+So the minimiser is that of the bound, though the weights are not.
 """
 
 from __future__ import annotations
@@ -51,19 +59,19 @@ SHIFTS = {
     "high_uniform": 2.0,
     "uniform": torch.inf,
 }
-"""b of the universal hybrid mixing for each name."""
+"""Shift b of the universal hybrid mixing for each name."""
 
 
 class Noised(Objective):
-    """What uniform and interpolating diffusion share: a process, and its bound at every token."""
+    """Base of uniform and interpolating diffusion: a noise process and its bound at every token."""
 
     process: NoiseProcess
     revises_tokens = True
     scores_noised: bool = False
-    """Whether training takes cross-entropy at noised positions in place of terms of the bound."""
+    """True where training takes cross-entropy at noised positions in place of the bound."""
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Ancestral steps of the noise process."""
+        """Draw by ancestral steps of the noise process."""
         from pretrain.sampling.interpolating import sample_interpolating
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -83,7 +91,7 @@ class Noised(Objective):
         return Sampler("ancestral", draw)
 
     def bound_batch(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """One noise level a sequence, spread towards the clean end; float64 weights."""
+        """Noise each sequence at one level, spread towards the clean end; float64 weights."""
         u = stratified_time(noise, self.time_window)[:, None]
         t, jacobian = spread_time(u, self.process.spread)
         marginal = self.process.marginal(t)
@@ -97,18 +105,21 @@ class Noised(Objective):
         return divergence(chunk, targets, extra).float()
 
     def token_bound(self, chunk: VocabChunk, targets: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        """The same in float64."""
+        """Divergence D in float64, also where training takes cross-entropy."""
         return divergence(chunk, targets, extra)
 
     def assemble(
         self, clean: CleanBatch, z: Tensor, marginal: Marginal, weight: Tensor
     ) -> TrainBatch:
-        """Batch for noisy tokens z [b, s] and weights [b, s]; z at invalid positions is ignored."""
+        """Assemble the batch of noisy tokens z [b, s] and weights [b, s], scored by D.
+
+        z at invalid positions is ignored.
+        """
         b, s = z.shape
         z = torch.where(clean.valid, z, clean.tokens)
         masked = z == self.space.mask_id
         doc = self.space.doc_id
-        everywhere = not self.process.mask_only
+        everywhere = not self.process.mask_only  # with <mask> alone D is 0 at visible tokens
         rows = head_rows(masked | everywhere, self.static_rows)
         targets = rows.take(torch.where(clean.valid, clean.tokens, doc), doc).long()
         is_mask = rows.take(masked, False)
@@ -134,10 +145,10 @@ class Noised(Objective):
     def assemble_noised(
         self, clean: CleanBatch, z: Tensor, marginal: Marginal, noised: Tensor
     ) -> TrainBatch:
-        """Batch whose `noised` [b, s] and valid positions are scored, all alike.
+        """Assemble the batch whose `noised` [b, s] and valid positions are scored, all alike.
 
-        Noised tokens that happen to be what they were count: to choose by z != x would train
-        another target.
+        A noised token that was drawn equal to x counts too: to choose by z != x would train another
+        target.
         """
         rows = head_rows(noised & clean.valid, self.static_rows)
         return TrainBatch(
@@ -153,18 +164,18 @@ class Noised(Objective):
 
 
 def _noise_level(marginal: Marginal) -> Tensor | None:
-    """sigma = -log alpha, float32 [b], of sequences with one level each."""
+    """Level sigma = -log alpha, float32 [b]; None where each token has a separate level."""
     return -marginal.alpha[:, 0].log().float() if marginal.alpha.shape[1] == 1 else None
 
 
 def bound_weight(clean: CleanBatch, z: Tensor, marginal: Marginal, family: Noised) -> Tensor:
-    """w_t(z, x) for each token, float64 [b, s]."""
+    """Weight w_t(z, x) of each token, float64 [b, s]."""
     other = torch.where(z == clean.tokens, marginal.clean_weight, marginal.noise_weight)
     return torch.where(z == family.space.mask_id, marginal.mask_weight, other)
 
 
 class Interpolating(Noised):
-    """Mask and uniform noise mixed: at high signal-to-noise ratio errors, at low ones gaps."""
+    """Mixture of mask and uniform noise, whose proportions depend on the signal-to-noise ratio."""
 
     config: InterpolatingConfig
 
@@ -178,7 +189,7 @@ class Interpolating(Noised):
             self.head_share = self.process.mean_noise
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Noise every valid token; weights by `objective.loss`."""
+        """Noise every valid token; the weights follow `objective.loss`."""
         clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
         t = self._times(noise, clean.tokens.shape[1])
         marginal = self.process.marginal(t)
@@ -193,17 +204,18 @@ class Interpolating(Noised):
         return self.assemble(clean, z, marginal, weight.float())
 
     def _times(self, noise: NoiseKey, length: int) -> Tensor:
-        """t [b, 1], or [b, s] if some sequences have a level for each token."""
+        """Times t [b, 1], or [b, s] where some sequences have a level for each token."""
         t = stratified_time(noise, self.time_window)[:, None]
         if self.config.independent_levels == 0:
             return t
-        own = noise.uniform("independent", 1) < self.config.independent_levels
-        return torch.where(own, stratified_times(noise, self.time_window, length), t)
+        independent = noise.uniform("independent", 1) < self.config.independent_levels
+        return torch.where(independent, stratified_times(noise, self.time_window, length), t)
 
     def _dynamic_weight(self, clean: CleanBatch, z: Tensor, marginal: Marginal) -> Tensor:
-        """GIDD eq. 15 with w_max = 1: 2 for <mask>, 1 for noise, (B/N) e^(-lambda/2) for x.
+        """Weights of GIDD's eq. 15 with w_max = 1.
 
-        `simple` has the exact ratios instead: 1, 1/2 and 1/2 r / (r + alpha).
+        They are 2 for <mask>, 1 for noise and (B/N) e^(-lambda/2) for x, clamped to 2. `simple`
+        has the exact ratios instead: 1, 1/2 and 1/2 r / (r + alpha).
         """
         assert isinstance(self.process, HybridProcess)
         odds = (1.0 - marginal.alpha) / marginal.alpha
@@ -213,7 +225,7 @@ class Interpolating(Noised):
 
 
 def build_process(config: InterpolatingConfig, space: TokenSpace) -> NoiseProcess:
-    """The noise process that `config.noise` names."""
+    """Build the noise process that `config.noise` names."""
     if config.noise == "hybrid":
         return HybridProcess(space, config.uniform_share)
     return MixingProcess(space, SHIFTS[config.noise])

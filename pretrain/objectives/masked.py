@@ -1,4 +1,4 @@
-"""Masked diffusion (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992): absorb, then fill in.
+"""Masked diffusion (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992).
 
     forward   each valid token becomes <mask> with probability 1 - alpha_t, t stratified
     training  sum over masked of -alpha'/(1 - alpha) CE     `loss: elbo` (CE / t where linear)
@@ -6,14 +6,14 @@
     bound     -log p(x) <= E_t sum_masked CE / t
                         =  E_m (L / m) sum over a random set M, |M| = m, of CE,   m uniform on 1..L
 
-The bound is evaluated in the second form (fixed count): exact, no term at t = 0 or t = 1 is
-dropped, its variance lacks the part that comes from the number of masked tokens, and the schedule
-does not enter it.
+The bound is evaluated in the second form, with a fixed count of masks. It is exact: no term at
+t = 0 or t = 1 is dropped, and the schedule does not enter it. The number of masked tokens adds no
+variance.
 
 The head is evaluated at masked positions only. `simple` is a different objective on another scale;
 it is never a likelihood (arXiv 2602.15014 finds it about 12 % more compute-efficient). `ar_ratio`
 moves the masks of a share of the sequences to their end, as in left-to-right continuation
-(arXiv 2507.15857); their weights stay, so that it trains something other than the bound.
+(arXiv 2507.15857). The weights of these sequences do not change, so that this is not the bound.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Masked(Objective):
         self.head_share = self.schedule.mean_noise
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """Ancestral unmasking over a grid of noise levels."""
+        """Draw by ancestral unmasking over a grid of noise levels."""
         from pretrain.sampling.masked import sample_masked
         from pretrain.sampling.sampler import Drawn, Sampler
 
@@ -80,9 +80,9 @@ class Masked(Objective):
         mask = (u < self.schedule.noise(t)[:, None]) & clean.valid
         if self.config.ar_ratio > 0:
             suffix = noise.uniform("ar_ratio", 1) < self.config.ar_ratio
-            left = clean.valid.sum(dim=1) - mask.sum(dim=1)
+            visible = clean.valid.sum(dim=1) - mask.sum(dim=1)
             place = clean.valid.cumsum(dim=1)  # 1-based among valid positions
-            mask = torch.where(suffix, (place > left[:, None]) & clean.valid, mask)
+            mask = torch.where(suffix, (place > visible[:, None]) & clean.valid, mask)
         weight = torch.ones_like(t)
         if self.config.loss == "elbo":
             weight = self.schedule.elbo_weight(t)
@@ -94,7 +94,7 @@ class Masked(Objective):
         return self._batch(clean, mask, weight)
 
     def _batch(self, clean: CleanBatch, mask: Tensor, weight: Tensor) -> TrainBatch:
-        """Assemble the batch for masked positions `mask` [b, s] and weights of sequences [b]."""
+        """Assemble the batch of masked positions `mask` [b, s] and weights of sequences [b]."""
         rows = head_rows(mask, self.static_rows)
         return TrainBatch(
             ids=torch.where(mask, self.space.mask_id, clean.tokens),

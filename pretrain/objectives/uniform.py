@@ -1,17 +1,17 @@
 """Uniform-state diffusion (UDLM, arXiv 2412.10193; Duo, arXiv 2506.10892).
 
-    forward   each token is drawn anew from the K allowed ids with probability 1 - alpha_t
+    forward   each token is redrawn from the K allowed ids with probability 1 - alpha_t
     training  sum_l f(z, x)             `loss: elbo`, f = w_t D, the Rao-Blackwellised bound of Duo
               sum_(l redrawn) CE        `loss: simple`, head at the redrawn positions only
     bound     -log p(x) <= E_t sum_l f(z, x),   t spread towards 0
 
-The minimiser of either loss is the leave-one-out predictive p(x^l | z^(-l)): given that a token was
-drawn anew, z^l says nothing about x^l. So `simple` takes the redrawn tokens, accidental hits of x
-included; choosing them by z != x would train another target. The network is told the noise level
-(sigma = -log alpha) if the model is time-conditioned, as the literature's are.
+The minimiser of either loss is the leave-one-out predictive p(x^l | z^(-l)): if a token was
+redrawn, z^l says nothing about x^l. So `simple` takes all redrawn tokens, also those that were
+drawn equal to x; choosing them by z != x would train another target. A time-conditioned model is
+conditioned on the noise level sigma = -log alpha, as those of the literature are.
 
-`curriculum_sequences` softens the inputs of the run's first sequences (`pretrain.objectives.
-curriculum`); the bound never is.
+`curriculum_sequences` softens the inputs of the first sequences of the run
+(`pretrain.objectives.curriculum`). The evaluated bound is never softened.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pretrain.noise.time import stratified_time
 from pretrain.objectives.base import (
     shorten,
 )
-from pretrain.objectives.curriculum import Curriculum, choose
+from pretrain.objectives.curriculum import Curriculum, select_rows
 from pretrain.objectives.interpolating import Noised, bound_weight
 from pretrain.vocabulary import TokenSpace
 
 
 class Uniform(Noised):
-    """Every token can be wrong and every token can be revised; there is no <mask>."""
+    """Uniform-state diffusion: any token can be noise and can be revised; there is no <mask>."""
 
     config: UniformConfig
 
@@ -52,7 +52,7 @@ class Uniform(Noised):
             self.head_share = self.training_process.mean_noise
 
     def corrupt(self, clean: CleanBatch, noise: NoiseKey) -> TrainBatch:
-        """Draw tokens anew; weights of the bound, or 1 at the redrawn positions."""
+        """Redraw tokens; weights are those of the bound, or 1 at the redrawn positions."""
         clean = shorten(clean, noise, self.config.random_length, self.space.pad_id)
         t = stratified_time(noise, self.time_window)[:, None]
         marginal = self.training_process.marginal(t)
@@ -67,10 +67,10 @@ class Uniform(Noised):
     def _softened(
         self, clean: CleanBatch, noise: NoiseKey, t: Tensor, z: Tensor, marginal: Marginal
     ) -> TrainBatch:
-        """Inputs mixed where the curriculum covers the sequence, tokens z where it is over."""
+        """Mix embeddings in sequences that the curriculum covers; the others keep the tokens z."""
         early = self.curriculum.covers(clean.position)
         soft, soft_marginal = self.curriculum.draw(clean, t, noise)
-        marginal = choose(early, soft_marginal, marginal)
+        marginal = select_rows(early, soft_marginal, marginal)
         mixed = (early[:, None] & clean.valid)[..., None]
         z = torch.where(early[:, None], soft.ids[..., 0], z)
         weight = bound_weight(clean, z, marginal, self).float()

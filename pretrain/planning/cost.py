@@ -1,8 +1,8 @@
-"""The transformer in the planner's numbers: weights, saved tensors and operations of its parts.
+"""Transformer as numbers for the planner: weights, saved tensors and operations of its parts.
 
-Everything here repeats what `pretrain.model` does, as arithmetic. Tests compare it with the real
-thing: weights with `parameter_count` and with engines to the byte, saved tensors with what
-autograd really keeps.
+Everything here repeats `pretrain.model` as arithmetic. Tests compare it with the model itself:
+weights with `parameter_count` and, to the byte, with engines; saved tensors with those that
+autograd keeps.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from dataclasses import dataclass
 from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
 from pretrain.config.run import Config, ModelConfig
 from pretrain.model.size import CONDITION, FREQUENCIES, stage_costs
-from pretrain.objectives.network_size import OwnNetwork
+from pretrain.objectives.network_size import AuxiliaryNetwork
 from pretrain.study.flops import train_flops_per_token
 
 _DECAYED, _KEPT, _SCALED = 0, 1, 2
 """The optimizer groups of `pretrain.training.parameter_groups`."""
 CHUNK_BYTES, WHOLE_BYTES = 256 << 20, 1 << 30
-"""Those of `pretrain.model.chunked`, which cannot be imported without megatron-core."""
+"""Constants of `pretrain.model.chunked`, which cannot be imported without megatron-core."""
 
 
 @dataclass(frozen=True)
 class ObjectiveCost:
-    """What the planner must know of an objective."""
+    """Properties of an objective that the planner needs."""
 
     causal: bool
-    """Whether attention is causal and its kernel leaves out what nobody reads."""
+    """True where attention is causal and its kernel skips the masked pairs."""
     dense_mask: bool
-    """Whether attention reads a mask of pairs, which every layer keeps."""
+    """True where attention takes a mask of pairs, which every layer keeps."""
     positions_per_token: float
     head_share: float
     extra_passes: float = 0.0
-    """Forward passes without gradient beside that of a step."""
+    """Extra forward passes without gradient in a training step."""
     teacher: bool = False
-    """Whether it learns from a frozen copy of the model."""
+    """True where it learns from a frozen copy of the model."""
     on_gpu: bool = True
-    own: OwnNetwork | None = None
-    """The network that the objective brings."""
+    auxiliary: AuxiliaryNetwork | None = None
+    """Network of the objective, in addition to the transformer."""
 
 
 def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost) -> ModelCost:
-    """The numbers of a configuration; the layout and the micro-batch are not among them."""
+    """Numbers of a configuration that depend neither on the layout nor on the micro-batch."""
     m, length = config.model, config.data.seq_length
     layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
     d, groups = m.head_size, m.query_groups
@@ -53,7 +53,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         loss=Loss(
             vocabulary=padded_vocab_size,
             hidden_size=m.hidden_size,
-            chunk=config.train.loss_chunk if objective.own is None else 0,
+            chunk=config.train.loss_chunk if objective.auxiliary is None else 0,
             whole_bytes=CHUNK_BYTES if objective.on_gpu else WHOLE_BYTES,
             chunk_bytes=CHUNK_BYTES,
         ),
@@ -78,7 +78,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         ),
         extra_passes=objective.extra_passes,
         teacher=objective.teacher,
-        one_stage=objective.extra_passes > 0 or objective.own is not None,
+        one_stage=objective.extra_passes > 0 or objective.auxiliary is not None,
         stage_costs=(tuple(layer), head),
         cut_sizes={
             "model.num_attention_heads": m.num_attention_heads,
@@ -105,25 +105,25 @@ def _first(m: ModelConfig, vocabulary: int, config: Config, objective: Objective
     kernels = 6
     if m.time_conditioning:
         weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
-    if objective.own is not None:
-        weights += _own_weights(objective.own)
-        saved += _own_saved(objective.own, vocabulary, config.data.seq_length)
+    if objective.auxiliary is not None:
+        weights += _auxiliary_weights(objective.auxiliary)
+        saved += _auxiliary_saved(objective.auxiliary, vocabulary, config.data.seq_length)
         kernels += 80
     return Part(weights, saved=saved, elementwise=3 * m.hidden_size, kernels=kernels)
 
 
-def _own_weights(own: OwnNetwork) -> tuple[Weight, ...]:
+def _auxiliary_weights(network: AuxiliaryNetwork) -> tuple[Weight, ...]:
     groups = {"decayed": _DECAYED, "kept": _KEPT, "scaled": _SCALED}
-    return tuple(Weight(w.elements, w.over_vocabulary, groups[w.group]) for w in own.weights)
+    return tuple(Weight(w.elements, w.over_vocabulary, groups[w.group]) for w in network.weights)
 
 
-def _own_saved(own: OwnNetwork, vocabulary: int, length: int) -> tuple[Saved, ...]:
-    """In bytes, where the precision is the network's own."""
+def _auxiliary_saved(network: AuxiliaryNetwork, vocabulary: int, length: int) -> tuple[Saved, ...]:
+    """Tensors that the network saves; in bytes where its precision is not the compute precision."""
     return (
-        Saved(own.position_bytes + own.sequence_bytes / length, "whole", 1),
-        Saved(own.position_elements, "whole"),
-        Saved(own.token_bytes * vocabulary, "tensor", 1, fixed=True),
-        Saved(own.fixed_bytes, "whole", 1, fixed=True),
+        Saved(network.position_bytes + network.sequence_bytes / length, "whole", 1),
+        Saved(network.position_elements, "whole"),
+        Saved(network.token_bytes * vocabulary, "tensor", 1, fixed=True),
+        Saved(network.fixed_bytes, "whole", 1, fixed=True),
     )
 
 
@@ -140,14 +140,14 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
     if m.time_conditioning:
         weights += _linear(CONDITION, 6 * h)
     saved, kept = _layer_saved(m, length, objective)
-    readable = (length + 1) / 2 if objective.causal else length
+    visible = (length + 1) / 2 if objective.causal else length
     return Part(
         weights=tuple(weights),
         saved=saved,
         kept=kept,
         matrix_flops=2.0 * (h * qkv + width * h + h * up + f * h),
-        attention_flops=4.0 * width * readable,
-        # Norms, residual sums and what stands between matrices, each read and written once.
+        attention_flops=4.0 * width * visible,
+        # Norms, residual sums and activations between matrices, each read and written once.
         elementwise=10 * h + 4 * qkv + 2 * up + f + (12 * h if m.time_conditioning else 0),
         kernels=30 + (8 if m.qk_norm else 0) + (14 if m.time_conditioning else 0),
     )
@@ -156,7 +156,7 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
 def _layer_saved(
     m: ModelConfig, length: float, objective: ObjectiveCost
 ) -> tuple[tuple[Saved, ...], dict[Recompute, tuple[Saved, ...]]]:
-    """What a layer keeps in all, and under each kind of recomputation."""
+    """Tensors that a layer keeps in all, and those it keeps under each mode of recomputation."""
     h, d, f = m.hidden_size, m.head_size, m.ffn_size
     heads, groups = m.num_attention_heads, m.query_groups
     width, qkv = heads * d, (heads + 2 * groups) * d
@@ -165,8 +165,8 @@ def _layer_saved(
         Saved(2 * h, "sequence"),  # the residual stream in front of both norms
         Saved(2, "sequence", 4),  # their inverse norms
         Saved(qkv, "tensor", under="any" if m.qk_norm else "alone"),  # queries, keys and values
-        Saved(qkv + width, "tensor", under="context"),  # exchanged, and what comes back
-        Saved(width, "tensor"),  # what attention returns
+        Saved(qkv + width, "tensor", under="context"),  # exchanged, and the results
+        Saved(width, "tensor"),  # output of attention
         Saved(heads, "tensor", 4),  # its log-sum-exp
         Saved(up, "tensor"),
     ]
@@ -176,13 +176,13 @@ def _layer_saved(
         Saved(f, "tensor"),  # the activation
     ]
     if heads > groups > 1:
-        again.append(Saved(width, "tensor", under="alone"))  # queries, taken out of their groups
+        again.append(Saved(width, "tensor", under="alone"))  # queries, copied out of their groups
     if m.qk_norm:
         again.append(Saved(heads + groups, "tensor", 4))
     if m.activation == "swiglu":
-        again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows apart
+        again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows, separated
     if objective.dense_mask:
-        stay.append(Saved(length, "whole"))  # the mask as attention reads it
+        stay.append(Saved(length, "whole"))  # the mask that attention takes
     if m.time_conditioning:
         stay.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
         again.append(Saved(2 * h, "sequence"))  # normed, before the modulation
@@ -190,7 +190,7 @@ def _layer_saved(
 
 
 def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
-    """While the MLP is differentiated: gradients of its output, its activation and its inside."""
+    """Gradients that exist while the MLP is differentiated: of its output and of its inside."""
     inside = (3 if m.activation == "swiglu" else 2) * m.ffn_size
     return (Saved(2 * m.hidden_size, "whole"), Saved(inside, "tensor"))
 
@@ -215,8 +215,8 @@ def _last(m: ModelConfig, vocabulary: int) -> Part:
 
 
 def _final(m: ModelConfig) -> tuple[Saved, ...]:
-    """The last norm, and the whole sequence gathered from its slices."""
-    kept = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
+    """Tensors of the last norm, which acts on slices of the sequence."""
+    stay = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
     if m.time_conditioning:
-        kept.append(Saved(m.hidden_size, "sequence"))
-    return tuple(kept)
+        stay.append(Saved(m.hidden_size, "sequence"))
+    return tuple(stay)

@@ -1,4 +1,4 @@
-"""The table of packaged models: sizes, operations and a layout for one and for eight nodes.
+"""Table of packaged models: sizes, operations and a layout for one and for eight nodes.
 
 `epochal plan --models` prints it; `docs/planning.md` holds the printed table, and a test compares
 the two. Layouts are the planner's best for an autoregressive run in bfloat16 with 1,024 sequences
@@ -11,7 +11,8 @@ from typing import Any
 
 from parallel.planner.machine import GIB
 from parallel.planner.plan import Search, search
-from pretrain.config.compose import groups, validate
+from pretrain.config.compose import validate
+from pretrain.config.groups import groups
 from pretrain.config.run import Config
 from pretrain.planning.machines import MACHINES, load_machine
 from pretrain.planning.plan import costs, search_space
@@ -25,13 +26,13 @@ HEADER = (
 
 
 def ladder_table() -> str:
-    """Markdown rows of all packaged models, smallest first."""
+    """Markdown table of all packaged models, smallest first."""
     rows = sorted(_row(name) for name in groups()["model"])
     return "\n".join([HEADER, *(text for _, text in rows)])
 
 
 def ladder_config(name: str, objective: str = "autoregressive") -> Config:
-    """The configuration under which a packaged model is planned."""
+    """Configuration with which a packaged model is planned."""
     import yaml
 
     shape = yaml.safe_load((MACHINES.parent / "model" / f"{name}.yaml").read_text())
@@ -61,14 +62,14 @@ def _row(name: str) -> tuple[int, str]:
 
 
 def _layout(found: Search) -> str:
-    """The best layout in words, its memory and MFU."""
+    """Text of the best layout, with its memory and MFU."""
     if not found.fitting:
         return "none fits"
     best = found.fitting[0]
     c = best.candidate
-    again = "" if c.recompute == "none" else f", {c.recompute}"
+    recompute = "" if c.recompute == "none" else f", {c.recompute}"
     stage = "" if c.zero_stage == 1 else f", ZeRO {c.zero_stage}"
     return (
-        f"{c.layout}{stage}, {c.micro_batch_size} x {c.num_microbatches}{again}: "
+        f"{c.layout}{stage}, {c.micro_batch_size} x {c.num_microbatches}{recompute}: "
         f"{best.memory.total / GIB:.0f} GiB, {100 * best.mfu:.0f} %"
     )

@@ -1,4 +1,4 @@
-"""The machines that a run is planned for: those of `configs/machine/`, and files like them."""
+"""Machines that a run is planned for: those of `configs/machine/`, and files like them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from parallel.planner.machine import Machine
-from pretrain.config.compose import CONFIG_ROOT
+from pretrain.config.groups import CONFIG_ROOT
 from pretrain.config.suggest import closest
 from pretrain.config.yaml_file import read_mapping
 from pretrain.errors import ConfigError
@@ -15,12 +15,12 @@ MACHINES = CONFIG_ROOT / "machine"
 
 
 def machine_names() -> list[str]:
-    """Packaged machines."""
+    """Names of the packaged machines."""
     return sorted(path.stem for path in MACHINES.glob("*.yaml"))
 
 
 def load_machine(name: str) -> Machine:
-    """A packaged machine, or the one that a YAML file describes."""
+    """Load a packaged machine by name, or the one that a YAML file describes."""
     known, example = machine_names(), MACHINES / "h100x8.yaml"
     path = MACHINES / f"{name}.yaml" if name in known else Path(name)
     if not path.exists():
@@ -35,7 +35,7 @@ def load_machine(name: str) -> Machine:
 
 
 def sized(machine: Machine, num_gpus: int | None) -> Machine:
-    """The machine with another number of GPUs: part of a node, or whole nodes."""
+    """Machine with another number of GPUs: part of a node, or whole nodes."""
     if num_gpus is None:
         return machine
     node = machine.gpus_per_node
@@ -48,13 +48,13 @@ def sized(machine: Machine, num_gpus: int | None) -> Machine:
 
 
 def larger_machines(machine: Machine) -> list[Machine]:
-    """As many GPUs with more memory, of the packaged kinds; least memory first."""
-    kinds: dict[float, Machine] = {}
+    """Packaged machines with the same number of GPUs and more memory, least memory first."""
+    by_memory: dict[float, Machine] = {}
     for name in machine_names():
-        kind = load_machine(name)
-        if kind.memory_gib > machine.memory_gib:
-            best = kinds.setdefault(kind.memory_gib, kind)
-            if kind.num_gpus == machine.num_gpus != best.num_gpus:
-                kinds[kind.memory_gib] = kind
+        other = load_machine(name)
+        if other.memory_gib > machine.memory_gib:
+            best = by_memory.setdefault(other.memory_gib, other)
+            if other.num_gpus == machine.num_gpus != best.num_gpus:
+                by_memory[other.memory_gib] = other
     whole = machine.num_gpus % 8 == 0 or machine.num_gpus < 8
-    return [sized(kinds[size], machine.num_gpus) for size in sorted(kinds) if whole]
+    return [sized(by_memory[size], machine.num_gpus) for size in sorted(by_memory) if whole]

@@ -1,8 +1,8 @@
-"""`epochal plan`: what a configuration costs on a machine, and which layouts would be best.
+"""`epochal plan`: memory, time and cost of a configuration on a machine, and better layouts.
 
-A `Config` becomes numbers here (`pretrain.planning.cost`); everything after that is arithmetic in
-`parallel.planner`. Objectives are built and asked for what they declare (share of scored positions,
-kind of attention), so that a new family is planned without a line here.
+`pretrain.planning.cost` turns a `Config` into numbers; everything after that is arithmetic in
+`parallel.planner`. The objective is built, because it declares its share of scored positions and
+its attention rules: a new family is planned without a line here.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ ASSUMED_VOCABULARY = 32_000
 
 @dataclass(frozen=True)
 class Planned:
-    """The answer: the given layout and better ones."""
+    """Result of `plan`: the given layout and better ones."""
 
     config: Config
     machine: Machine
     model: ModelCost
     vocab_size: int
     vocabulary_assumed: bool
-    """No tokenizer was there to count."""
+    """True where there was no tokenizer file to take the size from."""
     given: Plan
     found: Search
     remedies: tuple[Remedy, ...]
-    """What would fit, where `given` does not."""
+    """Changes that fit, where `given` does not."""
     tokens: float | None
-    """Target of the training run."""
+    """Tokens to train on."""
     price: float | None
-    """Per GPU-hour."""
+    """Price of a GPU-hour."""
 
 
 def plan(
@@ -52,35 +52,35 @@ def plan(
     price: float | None = None,
     vocab_size: int | None = None,
 ) -> Planned:
-    """Estimate the configuration's own layout and search for the best ones on the machine.
+    """Estimate the configuration's layout and search for the best ones on the machine.
 
-    Raises ConfigError and LayoutError for anything that cannot be planned; touches no device.
+    Raises ConfigError and LayoutError for anything that cannot be planned; uses no device.
     """
     whole = load_machine(machine)
-    there = sized(whole, num_gpus)
+    available = sized(whole, num_gpus)
     for option, value in (("--tokens", tokens), ("--price-per-gpu-hour", price)):
         if value is not None and not value > 0:
             raise ConfigError(f"{option} is {value:g}; it must be larger than 0")
     size, assumed = vocabulary(config, vocab_size)
-    model, space = costs(config, size), search_space(config, there)
-    given = estimate(model, given_candidate(config, model, there.num_gpus), there)
-    found = search(model, there, space)
+    model, space = costs(config, size), search_space(config, available)
+    given = estimate(model, given_candidate(config, model, available.num_gpus), available)
+    found = search(model, available, space)
     return Planned(
         config=config,
-        machine=there,
+        machine=available,
         model=model,
         vocab_size=size,
         vocabulary_assumed=assumed,
         given=given,
         found=found,
-        remedies=remedies(model, whole, space, given, found, larger_machines(there)),
+        remedies=remedies(model, whole, space, given, found, larger_machines(available)),
         tokens=tokens,
         price=price,
     )
 
 
 def search_space(config: Config, machine: Machine) -> Space:
-    """What may be varied for this configuration."""
+    """Space of layouts for this configuration."""
     return Space(
         num_gpus=machine.num_gpus,
         global_batch_size=config.train.global_batch_size,
@@ -92,13 +92,13 @@ def search_space(config: Config, machine: Machine) -> Space:
 
 
 def costs(config: Config, vocab_size: int) -> ModelCost:
-    """The configuration in the planner's numbers."""
+    """Numbers of the configuration for the planner."""
     padded = config.model.padded_vocab_size(vocab_size)
     return model_cost(config, padded, objective_cost(config, vocab_size))
 
 
 def vocabulary(config: Config, given: int | None) -> tuple[int, bool]:
-    """Ids of the tokenizer, and whether they had to be assumed because no tokenizer is there."""
+    """Number of ids of the tokenizer; True where it is assumed, because the file is missing."""
     if given is not None:
         if given < 8:
             raise ConfigError(f"--vocab-size is {given}; it must be 8 or more")
@@ -112,7 +112,7 @@ def vocabulary(config: Config, given: int | None) -> tuple[int, bool]:
 
 
 def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> ObjectiveCost:
-    """What the configuration's objective declares, and how its attention works."""
+    """Properties that the configuration's objective declares, and those of its attention."""
     from pretrain.objectives import build_objective
     from pretrain.vocabulary import TokenSpace
 
@@ -128,12 +128,12 @@ def objective_cost(config: Config, vocab_size: int, on_gpu: bool = True) -> Obje
         teacher=objective.teacher,
         on_gpu=on_gpu,
         extra_passes=objective.extra_passes,
-        own=objective.own_size(config.model, space.padded_vocab_size),
+        auxiliary=objective.auxiliary_size(config.model, space.padded_vocab_size),
     )
 
 
 def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidate:
-    """The configuration's own layout on these GPUs; raises LayoutError where it is illegal."""
+    """Layout of the configuration on these GPUs; raises LayoutError where it is illegal."""
     p, t = config.parallel, config.train
     layout = check_layout(
         world_size=num_gpus,
@@ -155,7 +155,8 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
     if per_rank % micro:
         raise ConfigError(
             f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
-            f"(train.global_batch_size {t.global_batch_size} over {dp} data-parallel ranks)"
+            f"(train.global_batch_size {t.global_batch_size} over {dp} data-parallel ranks); "
+            f"take a divisor of {per_rank}"
         )
     return Candidate(
         layout=layout,

@@ -1,8 +1,8 @@
-"""The least that would make a run fit: other settings on these GPUs, or other GPUs.
+"""Smallest changes that make a run fit: other settings on these GPUs, or other GPUs.
 
-Where some layout fits, the one that changes fewest settings of the given one. Where none does:
-offloading on the same GPUs, the fewest GPUs of this kind, and as many GPUs with more memory. Every
-remedy is a plan of its own, searched as the first was, so that its price is known too.
+Where some layout fits, it is the one that changes the fewest settings. Where none does, there are
+several: offloading on the same GPUs, the smallest number of these GPUs, and the same number of GPUs
+with more memory. Each remedy is a full plan, searched as the first was, so that its time is known.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from parallel.planner.plan import Plan, Search, Space, search
 from pretrain.planning.machines import sized
 
 LARGEST = 4096
-"""GPUs that are tried at most."""
+"""Largest number of GPUs that is tried."""
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change and what it leads to."""
+    """A change, and the plan after it."""
 
     change: str
-    """Settings to change, or what to take instead."""
+    """Settings to change, or options of `epochal plan`."""
     plan: Plan
 
 
 def overrides(plan: Plan) -> list[str]:
-    """The settings with which `epochal train` runs this candidate."""
+    """Settings with which `epochal train` runs this candidate."""
     c, layout = plan.candidate, plan.candidate.layout
     values: dict[str, Any] = {"parallel.data_parallel_size": layout.data_parallel_size}
     if layout.tensor_parallel_size > 1:
@@ -56,9 +56,9 @@ def remedies(
     found: Search,
     larger: list[Machine],
 ) -> tuple[Remedy, ...]:
-    """What would fit where the given candidate does not.
+    """Find changes that fit where the given candidate does not.
 
-    `whole` is the machine before GPUs were taken from it, `larger` are other machines to try.
+    `whole` is the machine with all of its GPUs, `larger` are other machines to try.
     """
     if given.fits:
         return ()
@@ -68,19 +68,21 @@ def remedies(
 
 
 def _least_change(given: Plan, fitting: tuple[Plan, ...]) -> Remedy:
-    """The fitting plan with fewest settings of its own; the fastest of those."""
-    have = _settings(given)
+    """Fitting plan that changes the fewest settings; the fastest one of these."""
+    before = _settings(given)
 
     def changed(plan: Plan) -> list[str]:
-        return [word for key, word in _settings(plan).items() if word != have[key]]
+        return [word for key, word in _settings(plan).items() if word != before[key]]
 
     best = min(fitting, key=lambda plan: (len(changed(plan)), plan.time.total))
     return Remedy(" ".join(changed(best)), best)
 
 
 def _settings(plan: Plan) -> dict[str, str]:
-    """Every setting that layouts differ in, as `KEY=VALUE` by key; the data-parallel size follows
-    from the others."""
+    """Settings in which layouts differ, as `KEY=VALUE` by key.
+
+    The data-parallel size is not among them, because it follows from the others.
+    """
     c, layout = plan.candidate, plan.candidate.layout
     values = {
         "parallel.tensor_parallel_size": layout.tensor_parallel_size,
@@ -98,10 +100,10 @@ def _settings(plan: Plan) -> dict[str, str]:
 def _elsewhere(
     model: ModelCost, machine: Machine, whole: Machine, space: Space, larger: list[Machine]
 ) -> Iterator[Remedy]:
-    """Where no layout fits the GPUs that are there."""
+    """Remedies where no layout fits the available GPUs."""
 
-    def best(there: Machine, changed: Space) -> Plan | None:
-        fitting = search(model, there, changed).fitting
+    def best(candidate: Machine, changed: Space) -> Plan | None:
+        fitting = search(model, candidate, changed).fitting
         return fitting[0] if fitting else None
 
     if space.offload == "none":

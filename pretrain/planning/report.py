@@ -1,4 +1,4 @@
-"""What `epochal plan` answers as plain values, for scripts."""
+"""Report of `epochal plan` as plain values, for scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pretrain.planning.remedies import overrides
 
 
 def to_dict(planned: Planned, top: int) -> dict[str, Any]:
-    """Everything, in bytes, seconds and tokens."""
+    """Whole report, in bytes, seconds and tokens."""
     model, machine = planned.model, planned.machine
     return {
         "model": {
@@ -34,7 +34,7 @@ def to_dict(planned: Planned, top: int) -> dict[str, Any]:
 
 
 def plan_dict(plan: Plan, planned: Planned) -> dict[str, Any]:
-    """One candidate."""
+    """Numbers of one plan."""
     m, t = plan.memory, plan.time
     result: dict[str, Any] = {
         "layout": str(plan.candidate.layout),
@@ -74,7 +74,7 @@ def plan_dict(plan: Plan, planned: Planned) -> dict[str, Any]:
 
 
 def distinct(plans: tuple[Plan, ...]) -> list[Plan]:
-    """The best plan of each layout and ZeRO stage, in the order given."""
+    """Best plan of each layout and ZeRO stage, in the order given."""
     best: dict[tuple[str, int], Plan] = {}
     for plan in plans:
         best.setdefault((str(plan.candidate.layout), plan.candidate.zero_stage), plan)

@@ -1,4 +1,4 @@
-"""What `epochal plan` answers as tables for people."""
+"""Report of `epochal plan` as tables for people."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Section:
 
 
 def sections(planned: Planned, top: int) -> list[Section]:
-    """The report, part by part."""
+    """Sections of the report, in order."""
     parts = [_about(planned), _memory(planned.given), _step(planned)]
     parts += [_remedies(planned), _best(planned, top), _others(planned)]
     return [part for part in parts if part.rows]
@@ -158,7 +158,7 @@ def _best(planned: Planned, top: int) -> Section:
 
 
 def _remedies(planned: Planned) -> Section:
-    """The least that would have to change."""
+    """Smallest changes after which the run fits."""
     rows: Rows = []
     for remedy in planned.remedies:
         plan = remedy.plan
@@ -207,7 +207,7 @@ def _gib(size: float) -> str:
 
 
 def show(parts: list[Section]) -> None:
-    """Tables on a terminal, aligned lines elsewhere."""
+    """Print tables on a terminal, aligned lines elsewhere."""
     if sys.stdout.isatty():
         _show_rich(parts)
         return

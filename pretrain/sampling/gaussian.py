@@ -46,12 +46,13 @@ def sample_gaussian(
     steps: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    remember: bool = True,
+    self_conditioning: bool = True,
 ) -> tuple[Tensor, int]:
     """Draw `length` tokens of which the first are `prompt` int64 [b, p] (p may be 0).
 
-    Temperature and nucleus act on the distribution of each token, in every pass. `remember` False
-    tells no pass the estimate before it. Returns tokens int64 [b, length] and forward passes.
+    Temperature and nucleus act on the distribution of each token, in every pass. With
+    `self_conditioning` False no pass reads the estimate of the one before. Returns tokens int64
+    [b, length] and forward passes.
     """
     b, given = prompt.shape
     rows, table = own.embedding(prompt)
@@ -66,7 +67,7 @@ def sample_gaussian(
         mean = torch.empty_like(z)
         for row in range(b):  # one row at a time: float64 over the vocabulary is large
             mean[row] = sharpen(logits[row], temperature, top_p).softmax(dim=-1) @ table
-        memory = mean if remember else memory
+        memory = mean if self_conditioning else memory
         mean = mean + guidance
         mean[:, :given] = rows
         center, spread = reverse(z, mean, gamma[step], gamma[step + 1])

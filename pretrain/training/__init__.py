@@ -1,1 +1,1 @@
-"""The parts of a running training: session, hooks, batches made in advance."""
+"""Parts of a running training: session, hooks, prefetched batches, compilation."""

@@ -1,6 +1,6 @@
-"""What happens after a step: log, evaluate, save, stop. The loop only calls these in order.
+"""Hooks after a step: log, evaluate, save, stop. The loop only calls them in order.
 
-Each concern decides from the state alone whether it is due, so all ranks agree without talking
+Each hook decides from the state alone whether it is due, so that all ranks agree without a message
 (the one collective question, whether a signal arrived, is asked in `cluster.rank.preemption`).
 """
 
@@ -23,7 +23,7 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 class Hooks:
-    """Log, evaluate, save and stop for one running training."""
+    """Logging, evaluation, checkpoints and the stop of one running training."""
 
     def __init__(self, session: Session, tracking: Tracking, preemption: Preemption) -> None:
         self.session, self.tracking, self.preemption = session, tracking, preemption
@@ -35,7 +35,7 @@ class Hooks:
         self._eval_positions = self._evaluations()
 
     def before_first_step(self) -> None:
-        """Make the evaluation that a signal put off; training may depend on what it measures."""
+        """Make an evaluation that a signal postponed; training may depend on its result."""
         state = self.session.state
         if not state.evaluation_due:
             return
@@ -45,8 +45,8 @@ class Hooks:
             self.save(must=True)
 
     def after_step(self, result: StepResult, lr: float) -> None:
-        """Everything that is due at the present state."""
-        self._say_saved(self.session.saver.committed())
+        """Do everything that is due at the current state."""
+        self._report_saved(self.session.saver.committed())
         state, train = self.session.state, self.session.config.train
         self.signal = self.preemption.requested()
         stopping = self.should_stop()
@@ -54,7 +54,7 @@ class Hooks:
         if saving or _due(state.step, train.log_interval):
             self._log(result, lr)
         due = self._evaluation_due() or state.position >= self._stop_position
-        # A preempted run has seconds: an evaluation of this very step is left to the next start.
+        # A preempted run has seconds: an evaluation of this step is left to the next start.
         state.evaluation_due = due and self.signal is not None
         if due and self.signal is None:
             self.evaluate()
@@ -62,7 +62,7 @@ class Hooks:
             self.save(must=stopping)
 
     def should_stop(self) -> bool:
-        """Whether the run is over or somebody asked it to stop."""
+        """True where the run is complete or a signal asks it to stop."""
         return self.signal is not None or self.session.state.position >= self._stop_position
 
     def evaluate(self) -> None:
@@ -81,19 +81,20 @@ class Hooks:
         self._clock += time.perf_counter() - started  # speed is that of training
 
     def save(self, *, must: bool) -> None:
-        """Write a checkpoint; one on the way that fails is reported and training goes on.
+        """Write a checkpoint, in the background where `must` is False and the run allows it.
 
-        One on the way is written in the background, and its outcome reported when it is there or
-        when the next one begins. One that `must` be is waited for and raises SaveError.
+        The outcome of a background checkpoint is reported after a later step, or when the next one
+        begins; if it fails, training goes on. A checkpoint that `must` be written is waited for,
+        and raises SaveError.
         """
         started = time.perf_counter()
         try:
-            self._say_saved(self.session.saver.finish())
+            self._report_saved(self.session.saver.finish())
         except SaveError as error:
             self._warn(error)
         try:
             if must or not self.session.config.train.async_checkpoint:
-                self._say_saved(self.session.save())
+                self._report_saved(self.session.save())
             else:
                 self.session.save_in_background()
         except SaveError as error:
@@ -102,7 +103,7 @@ class Hooks:
             self._warn(error)
         self._clock += time.perf_counter() - started
 
-    def _say_saved(self, path: Path | None) -> None:
+    def _report_saved(self, path: Path | None) -> None:
         if path is not None:
             self.tracking.message(f"saved {path}")
 
@@ -132,7 +133,7 @@ class Hooks:
         self._logged_position, self._logged_tokens, self._clock = state.position, state.tokens, now
 
     def _evaluations(self) -> list[int]:
-        """Positions of the evaluations at given epochs that are still ahead."""
+        """Positions of the evaluations at given epochs that are still to come."""
         per_epoch = self.session.train_stream.sequences_per_epoch
         positions = [round(e * per_epoch) for e in self.session.config.train.eval_epochs]
         return sorted(p for p in positions if p > self.session.state.position)
@@ -147,13 +148,13 @@ class Hooks:
 
 
 def check_applied(result: StepResult, step: int) -> None:
-    """Raise TrainingError when the step's gradient was not finite; nothing was changed by it."""
+    """Raise TrainingError where the gradient was not finite; such a step changed nothing."""
     if not result.applied:
         raise TrainingError(
             f"step {step + 1}: loss {result.loss.item():g}, gradient norm "
-            f"{result.grad_norm.item():g}; the update was not applied. Weights before it are saved "
-            "as the newest checkpoint; lower optimizer.lr or look at the data of this step with "
-            "`epochal data inspect`"
+            f"{result.grad_norm.item():g}; the update was not applied. The weights before it "
+            "are saved as the newest checkpoint; lower optimizer.lr, or look at the data of this "
+            "step with `epochal data inspect`"
         )
 
 

@@ -1,7 +1,7 @@
-"""Learning rate as a pure function of how much of the run is done.
+"""Learning rate as a pure function of the progress of the run.
 
-Progress is counted in sample positions, not steps: it needs no state, and a changed batch size or a
-longer run keeps its meaning.
+Progress is counted in sample positions, not steps. So it needs no state, and it means the same
+after a change of the batch size or of the length of the run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pretrain.config.run import OptimizerConfig
 def learning_rate(
     config: OptimizerConfig, *, position: int, total_positions: int, batch_size: int
 ) -> float:
-    """Rate of the step that ends at `position` (1 <= position <= total_positions).
+    """Learning rate of the step that ends at `position` (1 <= position <= total_positions).
 
-    Linear warm-up reaches `lr` at its end; then `constant`, `cosine` down to `min_lr` at the last
-    position, or `wsd`: constant until the last `decay` share, then linear down to `min_lr`.
+    A linear warm-up to `lr` comes first. Then the rate is `constant`, falls as a `cosine` to
+    `min_lr` at the last position, or (`wsd`) is constant up to the last `decay` share of the run
+    and falls linearly to `min_lr`.
     """
     schedule = config.schedule
     warmup = schedule.warmup * (total_positions if schedule.warmup < 1 else batch_size)

@@ -1,7 +1,6 @@
-"""Everything a run needs, built once, in the order in which it can fail cheaply.
+"""Parts of a running training, built once, so that cheap checks come before expensive ones.
 
-Files are checked before the process group, the process group before the model, the model before
-the checkpoint. What the loop uses afterwards are the attributes of `Session`.
+The order is files, process group, model, checkpoint. The loop uses the attributes of `Session`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from pretrain.training.state import TrainState
 
 @dataclass
 class Session:
-    """The parts of one running training, wired together."""
+    """Parts of one running training, connected to each other."""
 
     config: Config
     runtime: Runtime
@@ -63,7 +62,7 @@ class Session:
     flops_per_token: float
     attention_kernel: str
     compilation: str
-    """Whether layers are compiled, and if not why."""
+    """Description of the choice to compile layers, with the reason where they are not."""
     num_parameters: int
     resumed_from: Path | None
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
@@ -84,12 +83,12 @@ class Session:
         return min(end, self.state.position + left)
 
     def steps_at(self, position: int) -> int:
-        """Optimizer steps done when `position` is reached, at the present batch size."""
+        """Number of optimizer steps at `position`, with the current batch size."""
         left = position - self.state.position
         return self.state.step + -(-left // self.config.train.global_batch_size)
 
     def loader(self) -> BudgetLoader:
-        """Global batches from the present position on."""
+        """Loader of global batches from the current position on."""
         size = self.config.train.global_batch_size
         return BudgetLoader(
             self.train_stream,
@@ -101,24 +100,24 @@ class Session:
         )
 
     def noise(self, position: torch.Tensor) -> NoiseKey:
-        """Randomness of the run at global positions."""
+        """Noise key of the run at global positions."""
         return NoiseKey(self.config.run.seed, position)
 
     @contextmanager
     def batches(self) -> Iterator[Ahead]:
-        """Training batches on the device from the present position on, made one step ahead."""
+        """Training batches on the device from the current position on, prefetched by one step."""
         with self.loader() as loader:
             yield Ahead(loader, self.training_batch, lambda: self.objective.state)
 
     def training_batch(self, tokens: TokenBatch) -> TrainBatch:
-        """What the objective makes of clean tokens, and the key of what the model drops."""
+        """Corrupt clean tokens by the objective, and add the key of the dropout masks."""
         clean = clean_batch(tokens)
         noise = self.noise(clean.position)
         batch = self.objective.corrupt(clean, noise)
         return replace(batch, dropout_seed=noise.number("dropout")).to(self.runtime.device)
 
     def learning_rate(self, position: int) -> float:
-        """Rate of the step that ends at `position`."""
+        """Learning rate of the step that ends at `position`."""
         return learning_rate(
             self.config.optimizer,
             position=position,
@@ -127,16 +126,16 @@ class Session:
         )
 
     def renew_teacher(self) -> None:
-        """Where a round of distillation begins, make the present weights the teacher."""
+        """Copy the current weights to the teacher where a round of distillation begins."""
         if self.objective.teacher and self.objective.begins_round(self.state.position):
             module: Any = self.engine.module
             module.teacher.renew(module.model)
 
     def evaluate(self) -> dict[str, Likelihood]:
-        """Exact bound of the validation text by prefix of its metrics.
+        """Evaluate the exact bound of the validation text; the keys are prefixes of metrics.
 
-        `validation` is that of the averaged weights where there are any and the configuration does
-        not ask for the present ones; `validation_raw` that of the present ones beside it.
+        `validation` is measured with the averaged weights where there are any, unless
+        `evaluation.weights` is `raw`; `validation_raw`, in addition to it, with the raw weights.
         """
         chosen = self.config.evaluation.weights
         if self.engine.average is None or chosen == "raw":
@@ -160,7 +159,7 @@ class Session:
         )
 
     def adapt(self) -> None:
-        """Let the objective adapt to the present weights, if it does; the same on every rank."""
+        """Let an adaptive objective adapt to the current weights, the same on every rank."""
         if self.objective.adapts:
             adapt_objective(
                 self.objective,
@@ -174,12 +173,12 @@ class Session:
             )
 
     def save(self) -> Path:
-        """Write a checkpoint of the present state; raises SaveError, leaving older ones alone."""
+        """Write a checkpoint of the current state; raises SaveError, and then keeps older ones."""
         step, keep = self.state.step, self.config.train.keep_checkpoints
         return save_checkpoint(self.engine, self.checkpoints, step, self._saved_state(), keep)
 
     def save_in_background(self) -> None:
-        """Begin to write a checkpoint of the present state; `saver.finish` has the outcome."""
+        """Begin to write a checkpoint of the current state; `saver.finish` has the outcome."""
         step, keep = self.state.step, self.config.train.keep_checkpoints
         self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
 
@@ -197,9 +196,9 @@ class Session:
 
 
 def open_session(config: Config, runtime: Runtime) -> Session:
-    """Build everything and, where the run folder holds a checkpoint, restore it.
+    """Build all parts and, where the run folder holds a checkpoint, restore it.
 
-    Raises errors of `data_pipeline`, `parallel` and this package for anything a user can mend.
+    Raises user errors of `data_pipeline`, `parallel` and this package.
     """
     p = config.parallel
     train_stream, validation = open_streams(config, runtime.local_rank)
@@ -210,7 +209,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         timeout_minutes=p.timeout_minutes,
     )
     space = token_space(tokenizer, config.model)
-    # Few distinct shapes keep the allocator calm and compiled graphs valid; a CPU needs neither.
+    # Few distinct shapes avoid fragmentation and recompilation on a GPU; a CPU has neither problem.
     objective = build_objective(config.objective, space, static_rows=runtime.device.type == "cuda")
     kinds = objective.attention_kinds(config.data.documents == "masked")
     kernels = describe_kernels(
@@ -253,9 +252,9 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             extra_passes=objective.extra_passes,
         ),
         attention_kernel=kernels,
-        compilation=compilation.said,
+        compilation=compilation.description,
         num_parameters=parameter_count(config.model, space.padded_vocab_size)
-        + objective.own_parameters(config.model, space.padded_vocab_size),
+        + objective.auxiliary_parameters(config.model, space.padded_vocab_size),
         resumed_from=None,
     )
     loaded = load_latest(engine, session.checkpoints)

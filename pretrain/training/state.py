@@ -1,4 +1,4 @@
-"""How far a run is: a small value that a person can read, saved with every checkpoint."""
+"""Progress of a run: a small readable value, saved with every checkpoint."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """Progress of the optimizer; everything else of a run is a function of it and the settings."""
+    """Progress of the optimizer; the rest of a run is a function of it and of the settings."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Number of completed optimizer steps."""
     position: int = 0
     """Global sample position of the next sequence."""
     tokens: int = 0
-    """Valid token positions processed, repeats counted."""
+    """Number of processed valid token positions, repeats included."""
     flops: float = 0.0
-    """Training operations spent, by `pretrain.study.flops`."""
+    """Training operations so far, by `pretrain.study.flops`."""
     evaluation_due: bool = False
-    """A signal came on a step that asks for an evaluation: the next start makes it first."""
+    """True where a signal came at a step with an evaluation: the next start makes it first."""
 
     def advance(self, position: int, tokens: int, flops_per_token: float) -> None:
-        """One step that ended at `position` and processed `tokens` valid tokens."""
+        """Count one step that ended at `position` and processed `tokens` valid tokens."""
         self.step += 1
         self.position = position
         self.tokens += tokens
         self.flops += tokens * flops_per_token
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """State as plain JSON."""
         return asdict(self)
 
     @staticmethod

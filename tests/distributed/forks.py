@@ -119,12 +119,12 @@ def _load_ahead(source: str) -> None:
 
 def _compose_ahead(choices: list[str]) -> None:
     """Compose a configuration of these groups, which every rank of the request then has."""
-    from pretrain.config import compose
+    from pretrain.config import compose, groups
 
-    known = compose._composed.cache_info().misses
+    known = groups._composed.cache_info().misses
     with contextlib.suppress(Exception):
         compose.compose(choices)
-    if compose._composed.cache_info().misses > known:
+    if groups._composed.cache_info().misses > known:
         _spare_from_collection()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pretrain.config import compose as module
 from pretrain.config.compose import compose, flatten, load_config, replace_values, save_config
+from pretrain.config.groups import groups
 from pretrain.config.run import Config
 from pretrain.config.suggest import closest
 from pretrain.errors import ConfigError
@@ -36,7 +37,7 @@ def test_values_win_over_groups_whatever_their_order() -> None:
 
 
 def test_every_option_of_every_group_composes() -> None:
-    for group, options in module.groups().items():
+    for group, options in groups().items():
         for option in options:
             assert isinstance(compose([f"{group}={option}", *DATA]), Config)
 
@@ -73,7 +74,7 @@ def test_a_stranger_gets_no_suggestion() -> None:
 def test_an_unknown_option_lists_the_known_ones() -> None:
     message = refusal("model=tinny", *DATA)
     assert "did you mean tiny?" in message
-    assert all(option in message for option in module.groups()["model"])
+    assert all(option in message for option in groups()["model"])
 
 
 def test_every_bad_value_is_one_line_with_path_given_and_allowed() -> None:

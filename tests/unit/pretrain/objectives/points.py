@@ -72,7 +72,7 @@ class Answers(nn.Module):
 
 
 def language(topology, embeddings, answer, **fields):
-    """Objective, its own network with these unit embeddings [k, d], and the stand-in model."""
+    """Objective, its auxiliary network with these unit embeddings [k, d], the stand-in model."""
     embeddings = torch.as_tensor(embeddings, dtype=torch.float64)
     k, size = embeddings.shape
     config = objectives.make(
@@ -80,13 +80,15 @@ def language(topology, embeddings, answer, **fields):
     )
     family = build_objective(config, space(k))
     model = Answers(topology, k, size, answer)
-    own = family.own_network(model, seed=3).double()
+    network = family.auxiliary_network(model, seed=3).double()
     with torch.no_grad():
-        own.embedding.weight[FIRST : FIRST + k] = 1.7 * embeddings  # rows are normalised
-        own.enter.weight.copy_(torch.eye(size))
+        network.embedding.weight[FIRST : FIRST + k] = 1.7 * embeddings  # rows are normalised
+        network.enter.weight.copy_(torch.eye(size))
         for name in ("steepness", "offset", "height"):  # enough of them to bend, few enough to wait
-            setattr(own.schedule, name, nn.Parameter(getattr(own.schedule, name)[:8].clone()))
-    return family, own, model
+            setattr(
+                network.schedule, name, nn.Parameter(getattr(network.schedule, name)[:8].clone())
+            )
+    return family, network, model
 
 
 def real_module(topology, **fields):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pretrain.batch import AttentionRule, CleanBatch
-from pretrain.objectives.attention_order import apart, ordered, pair, unread
+from pretrain.objectives.attention_order import concatenate, isolated, ordered, pair
 
 
 def clean(n, s, valid=None, segment=None):
@@ -75,10 +75,10 @@ def test_invalid_positions_and_other_documents_are_out_of_reach():
 def test_parts_of_a_row_do_not_read_each_other():
     order = torch.arange(4).expand(1, 4)
     one, two = ordered(clean(1, 4), order), pair(clean(1, 4), order)
-    mask = mask_of(apart(one, two))[0]
+    mask = mask_of(concatenate(one, two))[0]
     assert (mask[:4, :4] == mask_of(one)[0]).all() and (mask[4:, 4:] == mask_of(two)[0]).all()
     assert not mask[:4, 4:].any() and not mask[4:, :4].any()
-    assert (mask_of(unread(one))[0] == np.eye(4)).all()
+    assert (mask_of(isolated(one))[0] == np.eye(4)).all()
 
 
 def test_keyed_hiding_has_its_frequency_and_spares_the_own_position():

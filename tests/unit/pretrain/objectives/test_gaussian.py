@@ -30,27 +30,27 @@ def grid(size, n=32):
     return torch.from_numpy(points), torch.from_numpy(np.prod([w.ravel() for w in product], axis=0))
 
 
-def exact_parts(family, own, model, x, nodes=24):
+def exact_parts(family, network, model, x, nodes=24):
     """The three parts of the bound of one sequence x [L], integrated over t and eps."""
-    length, size = len(x), own.size
+    length, size = len(x), network.size
     eps, weight = grid(length * size)
     batch = family.bound_batch(clean_batch([x] * len(eps)), NoiseKey(0, torch.arange(len(eps))))
     normal = eps.view(-1, length, size).repeat(2, 1, 1)
     times, weights = np.polynomial.legendre.leggauss(nodes)
     total = torch.zeros(3, dtype=torch.float64)
     for t, w in zip((times + 1) / 2, weights / 2, strict=True):
-        time = batch.own["time"].clone()
+        time = batch.auxiliary["time"].clone()
         time[len(eps) :] = t
-        model.gamma = own.schedule(time)[0].detach()
-        at = replace(batch, own={**batch.own, "normal": normal, "time": time})
+        model.gamma = network.schedule(time)[0].detach()
+        at = replace(batch, auxiliary={**batch.auxiliary, "normal": normal, "time": time})
         with torch.no_grad():
-            total += w * own(model, at, exact=True).view(3, -1) @ weight
+            total += w * network(model, at, exact=True).view(3, -1) @ weight
     return total
 
 
-def mixture_kl(own, embeddings, p):
+def mixture_kl(network, embeddings, p):
     """KL(q(z_1) || N(0, 1)) for tokens drawn from p, with embeddings [k, D]."""
-    level = Level(own.schedule(torch.ones(1, dtype=torch.float64))[0].detach())
+    level = Level(network.schedule(torch.ones(1, dtype=torch.float64))[0].detach())
     eps, weight = grid(embeddings.shape[1])
     total = 0.0
     for e, probability in zip(embeddings, p, strict=True):
@@ -68,9 +68,9 @@ def test_the_bound_of_the_exact_posterior_is_the_entropy_and_the_priors_gap(topo
     """Whatever the schedule is between its end points; and any other answer is worse."""
     ends = {"end_points": (-2.5, 2.0)}
     answer = torch.from_numpy(SKEW).log()
-    family, own, model = language(topology, CIRCLE, lambda z, level: answer, **ends)
-    parts = sum(q * exact_parts(family, own, model, [v]) for v, q in enumerate(SKEW))
-    gap = mixture_kl(own, torch.from_numpy(CIRCLE), SKEW)
+    family, network, model = language(topology, CIRCLE, lambda z, level: answer, **ends)
+    parts = sum(q * exact_parts(family, network, model, [v]) for v, q in enumerate(SKEW))
+    gap = mixture_kl(network, torch.from_numpy(CIRCLE), SKEW)
     want = -float((SKEW * np.log(SKEW)).sum()) + gap
     assert gap > 0.005 and (parts > 0.01).all()
     assert float(parts.sum()) == pytest.approx(want, abs=1e-4)
@@ -81,12 +81,12 @@ def test_the_bound_of_the_exact_posterior_is_the_entropy_and_the_priors_gap(topo
 
 def test_a_model_that_knows_nothing_has_the_bound_ln_k_for_every_token(topology):
     """On a circle all tokens are alike, so that each one's bound is ln K and the prior's gap."""
-    family, own, model = language(
+    family, network, model = language(
         topology, CIRCLE, lambda z, level: torch.zeros(5), end_points=(-2.5, 2.0)
     )
-    gap = mixture_kl(own, torch.from_numpy(CIRCLE), np.full(5, 0.2))
+    gap = mixture_kl(network, torch.from_numpy(CIRCLE), np.full(5, 0.2))
     for v in (0, 2, 3):
-        bound = float(exact_parts(family, own, model, [v]).sum())
+        bound = float(exact_parts(family, network, model, [v]).sum())
         assert bound == pytest.approx(math.log(5) + gap, abs=1e-4)
 
 
@@ -100,15 +100,15 @@ def test_two_tokens_that_depend_on_each_other_are_scored_jointly(topology):
         first, second = likelihood[:, 1] @ joint.t(), likelihood[:, 0] @ joint
         return torch.stack((first, second), dim=1).log()
 
-    family, own, model = language(topology, signs, answer, end_points=(-2.0, 1.5))
+    family, network, model = language(topology, signs, answer, end_points=(-2.0, 1.5))
     pairs = [(a, b) for a in range(2) for b in range(2)]
     p = np.array([float(joint[a, b]) for a, b in pairs])
     total = sum(
-        q * float(exact_parts(family, own, model, pair).sum())
+        q * float(exact_parts(family, network, model, pair).sum())
         for pair, q in zip(pairs, p, strict=True)
     )
     both = torch.stack([torch.cat((signs[a], signs[b])) for a, b in pairs])
-    want = -float((p * np.log(p)).sum()) + mixture_kl(own, both, p)
+    want = -float((p * np.log(p)).sum()) + mixture_kl(network, both, p)
     assert total == pytest.approx(want, abs=1e-4)
 
 
@@ -222,10 +222,10 @@ def test_operations_are_those_that_the_paper_counts():
     assert got == pytest.approx(want, rel=1e-12)
 
 
-def test_own_parameters_are_counted_as_built(topology):
+def test_auxiliary_parameters_are_counted_as_built(topology):
     module = real_module(topology)
     built = sum(p.numel() for p in module.own.parameters())
-    assert module.objective.own_parameters(module.model.config, 8) == built
+    assert module.objective.auxiliary_parameters(module.model.config, 8) == built
 
 
 @pytest.mark.parametrize(

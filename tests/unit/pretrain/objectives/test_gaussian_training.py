@@ -24,27 +24,29 @@ def training_batch(family, n=16, length=3):
 def test_between_its_end_points_the_schedule_follows_the_variance_of_the_bound(topology):
     """Gradient of g: that of sum_i L_i dL_i 2; end points and embeddings: that of the loss."""
     answer = torch.from_numpy(SKEW).log()
-    family, own, model = language(topology, CIRCLE, lambda z, level: answer)
+    family, network, model = language(topology, CIRCLE, lambda z, level: answer)
     batch = training_batch(family)
-    model.gamma = own.schedule(batch.own["time"])[0].detach()
+    model.gamma = network.schedule(batch.auxiliary["time"])[0].detach()
     names = ("height", "steepness", "offset", "end_points")
 
     def gradients(terms):
-        own.zero_grad()
-        own(model, replace(batch, own={**batch.own, "terms": terms})).backward()
-        return [getattr(own.schedule, name).grad.clone() for name in names]
+        network.zero_grad()
+        network(model, replace(batch, auxiliary={**batch.auxiliary, "terms": terms})).backward()
+        return [getattr(network.schedule, name).grad.clone() for name in names]
 
-    got = gradients(batch.own["terms"])
-    original = own.schedule.forward
-    own.schedule.forward = lambda t, factor: original(t)  # the plain gradient from here on
-    plain = gradients(batch.own["terms"])
+    got = gradients(batch.auxiliary["terms"])
+    original = network.schedule.forward
+    network.schedule.forward = lambda t, factor: original(t)  # the plain gradient from here on
+    plain = gradients(batch.auxiliary["terms"])
     want = [torch.zeros_like(p) for p in plain[:3]]
     for i in range(16):
-        terms = torch.zeros_like(batch.own["terms"])
+        terms = torch.zeros_like(batch.auxiliary["terms"])
         terms[i, 1] = 1.0
         with torch.no_grad():
-            loss = own(model, replace(batch, own={**batch.own, "terms": terms})) / 3.0
-        weight = float(batch.own["terms"][i, 1])
+            loss = (
+                network(model, replace(batch, auxiliary={**batch.auxiliary, "terms": terms})) / 3.0
+            )
+        weight = float(batch.auxiliary["terms"][i, 1])
         for total, part in zip(want, gradients(terms)[:3], strict=True):
             total += 2.0 * float(loss) * weight * part
     for a, b in zip(got, [*want, plain[3]], strict=True):
@@ -54,8 +56,10 @@ def test_between_its_end_points_the_schedule_follows_the_variance_of_the_bound(t
 
 def test_learning_the_schedule_lowers_the_variance_and_keeps_the_mean(topology):
     answer = torch.from_numpy(SKEW).log()
-    family, own, model = language(topology, CIRCLE, lambda z, level: answer, end_points=(-3.0, 3.0))
-    shape = [own.schedule.steepness, own.schedule.offset, own.schedule.height]
+    family, network, model = language(
+        topology, CIRCLE, lambda z, level: answer, end_points=(-3.0, 3.0)
+    )
+    shape = [network.schedule.steepness, network.schedule.offset, network.schedule.height]
     optimizer = torch.optim.Adam(shape, lr=0.05)
 
     def step(number):
@@ -65,21 +69,21 @@ def test_learning_the_schedule_lowers_the_variance_and_keeps_the_mean(topology):
         )
         clean = clean_batch(x[:, None], torch.arange(64) + 64 * abs(number))
         batch = family.corrupt(clean, NoiseKey(5, clean.position))
-        terms = torch.zeros_like(batch.own["terms"])
+        terms = torch.zeros_like(batch.auxiliary["terms"])
         terms[:, 1] = 1.0
-        model.gamma = own.schedule(batch.own["time"])[0].detach()
+        model.gamma = network.schedule(batch.auxiliary["time"])[0].detach()
         if number >= 0:
             optimizer.zero_grad()
-            own(model, replace(batch, own={**batch.own, "terms": terms})).backward()
+            network(model, replace(batch, auxiliary={**batch.auxiliary, "terms": terms})).backward()
             optimizer.step()
             return None
-        gamma, speed, _ = own.schedule(batch.own["time"])
+        gamma, speed, _ = network.schedule(batch.auxiliary["time"])
         level = Level(gamma[:, None])
-        e = own.embedding(batch.ids)[0][:, 0]
-        z = level.alpha * e + level.sigma * batch.own["normal"][:, 0]
+        e = network.embedding(batch.ids)[0][:, 0]
+        z = level.alpha * e + level.sigma * batch.auxiliary["normal"][:, 0]
         p = (answer + level.sharpness * z @ torch.from_numpy(CIRCLE).t()).softmax(-1)
         error = (e - p @ torch.from_numpy(CIRCLE)).square().sum(-1)
-        return (0.5 * torch.exp(-gamma) * speed * error)[batch.own["time"] > 0].detach()
+        return (0.5 * torch.exp(-gamma) * speed * error)[batch.auxiliary["time"] > 0].detach()
 
     before = torch.cat([step(-i) for i in range(1, 41)])
     for number in range(60):
@@ -93,12 +97,12 @@ def test_learning_the_schedule_lowers_the_variance_and_keeps_the_mean(topology):
 def test_shares_of_a_window_are_exact_and_weights_undo_them():
     family = build_objective(objectives.make(name="gaussian", time_window=64), space(5))
     batch = training_batch(family, n=64)
-    terms, own = batch.own["terms"], batch.own["conditioned"]
+    terms, conditioned = batch.auxiliary["terms"], batch.auxiliary["conditioned"]
     torch.testing.assert_close(terms.mean(dim=0), torch.ones(3, dtype=torch.float64))
     at_zero = terms[:, 0] > 0
-    assert at_zero.sum() == 8 and (batch.own["time"][at_zero] == 0).all()
-    assert own.sum() == 16
-    rest = batch.own["time"][~at_zero].sort().values
+    assert at_zero.sum() == 8 and (batch.auxiliary["time"][at_zero] == 0).all()
+    assert conditioned.sum() == 16
+    rest = batch.auxiliary["time"][~at_zero].sort().values
     assert ((rest * 56).long() == torch.arange(56)).all()  # one in each stratum
 
 
@@ -114,7 +118,7 @@ def test_noise_belongs_to_the_position_and_not_to_the_batch():
                 part = make(clean_batch(x[position], position), NoiseKey(4, position))
                 rows = torch.cat([position + 24 * i for i in range(copies)])
                 for name in ("normal", "time", "terms", "conditioned"):
-                    assert torch.equal(part.own[name], whole.own[name][rows]), name
+                    assert torch.equal(part.auxiliary[name], whole.auxiliary[name][rows]), name
 
 
 def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_noise(topology):
@@ -123,8 +127,8 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
 
     def loss_of(rows, told):
         """Loss with these rows conditioned; `told` replaces what the first pass gives."""
-        own = {
-            **batch.own,
+        auxiliary = {
+            **batch.auxiliary,
             "conditioned": rows,
             "first_pass": torch.arange(16),
             "first_rule": batch.attention,
@@ -133,23 +137,23 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
         if told is not None:
             module.own._first_pass = lambda *arguments: told
         module.zero_grad()
-        loss = module(replace(batch, own=own))
+        loss = module(replace(batch, auxiliary=auxiliary))
         loss.backward()
         module.own._first_pass = kept
         return loss.detach()
 
     every, none = torch.ones(16, dtype=torch.bool), torch.zeros(16, dtype=torch.bool)
     blank = torch.zeros(16, 3, 16, dtype=torch.float64)
-    own = {
-        **batch.own,
+    auxiliary = {
+        **batch.auxiliary,
         "conditioned": every,
         "first_pass": torch.arange(16),
         "first_rule": batch.attention,
     }
     rows, table = module.own.embedding(batch.ids)
-    gamma = module.own.schedule(own["time"])[0]
+    gamma = module.own.schedule(auxiliary["time"])[0]
     level = Level(gamma[:, None, None])
-    z = level.alpha * rows + level.sigma * own["normal"]
+    z = level.alpha * rows + level.sigma * auxiliary["normal"]
     with torch.no_grad():
         hidden, query = module.own.ask(
             module.model, batch.ids, batch.positions, batch.attention, z, gamma, blank

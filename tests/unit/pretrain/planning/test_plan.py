@@ -14,7 +14,8 @@ import yaml
 import pretrain.cli.main as cli
 from parallel.errors import LayoutError
 from parallel.planner.machine import GIB
-from pretrain.config.compose import CONFIG_ROOT, compose, groups
+from pretrain.config.compose import compose
+from pretrain.config.groups import CONFIG_ROOT, groups
 from pretrain.config.objectives import objectives
 from pretrain.config.run import Config, ModelConfig
 from pretrain.errors import ConfigError

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.compose import CONFIG_ROOT, validate
+from pretrain.config.compose import validate
+from pretrain.config.groups import CONFIG_ROOT
 from pretrain.planning.plan import plan
 
 OLMO = {"tie_embeddings": False, "qk_norm": True}

@@ -73,18 +73,18 @@ class Language(nn.Module):
 def language(topology):
     config = objectives.make(name="gaussian", embedding_size=2, end_points=(-4.0, 6.0))
     model = Language(topology)
-    own = build_objective(config, SPACE).own_network(model, seed=3).double()
+    network = build_objective(config, SPACE).auxiliary_network(model, seed=3).double()
     with torch.no_grad():
-        own.embedding.weight[FIRST : FIRST + K] = POINTS
-        own.enter.weight.copy_(torch.eye(2))
-    original = own.ask
+        network.embedding.weight[FIRST : FIRST + K] = POINTS
+        network.enter.weight.copy_(torch.eye(2))
+    original = network.ask
 
     def ask(model, ids, positions, rule, z, gamma, memory):
         model.gamma = gamma
         return original(model, ids, positions, rule, z, gamma, memory)
 
-    own.ask = ask
-    return model, own
+    network.ask = ask
+    return model, network
 
 
 def counts(tokens):

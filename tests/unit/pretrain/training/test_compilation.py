@@ -40,7 +40,7 @@ def test_choice(overrides, device, kinds, said, monkeypatch) -> None:
     monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
     config = compose([*SHAPE, "train.compile=auto", *overrides])
     choice = compilation.choose_compilation(config, device, kinds)
-    assert choice.said.startswith(said)
+    assert choice.description.startswith(said)
     assert choice.on == (said == "on")
 
 
@@ -50,7 +50,7 @@ def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch, tmp_pa
         compose([*SHAPE, BF16, "train.compile=auto"]), "cuda", ("causal",)
     )
     assert not choice.on
-    assert "no C++ compiler" in choice.said
+    assert "no C++ compiler" in choice.description
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler .*install g\+\+.* auto or false"):
         preflight(compose([*SHAPE, "train.compile=true"]))
     with pytest.raises(ConfigError, match=r"compile_loss true: .*install g\+\+.* to false$"):

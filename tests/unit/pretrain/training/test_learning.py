@@ -16,6 +16,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.training.parameter_groups import parameter_groups
 
+
 @dataclass(frozen=True)
 class Lesson:
     """An objective, how long it trains, and the share of the unigram entropy to get below."""

@@ -1,4 +1,4 @@
-"""Errors of corpora, tokenizers, shards and budgets, with the exit code they end with."""
+"""Errors of corpora, tokenizers, shards and budgets, with the exit code of each."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from data_pipeline.corpus.builtin import builtin_documents
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import pack
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards import shards
 
 

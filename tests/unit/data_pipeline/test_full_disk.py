@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.corpus.builtin import builtin_documents
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import DataError, ShardError
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards.cache import Cache
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
@@ -136,7 +137,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
     handler = partial(Handler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{http.server_address[1]}", asked
         http.shutdown()
 

@@ -117,6 +117,7 @@ def validation_below(settings: PrepareSettings) -> int:
 def _write_shards(
     out: Path, folder: Path, layout: ShardLayout, stream: _Concatenation, progress: Progress
 ) -> list[ShardRecord]:
+    """Write the shards that an earlier start has not finished; the records of all."""
     journal = folder / f"{layout.split}-progress.jsonl"
     kept = _finished_shards(journal, out)
     count = -(-stream.tokens // layout.shard_tokens)
@@ -154,6 +155,7 @@ def _finished_shards(journal: Path, out: Path) -> dict[str, ShardRecord]:
 def _write_document_index(
     out: Path, stream: _Concatenation, layout: ShardLayout, doc_id: int
 ) -> DocumentIndex:
+    """Write the pool positions of all separators."""
     path, digest, count = out / "documents.bin", sha256(), 0
     with atomic_file(path) as file:
         for start in range(0, stream.tokens, layout.member_tokens):

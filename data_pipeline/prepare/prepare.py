@@ -131,6 +131,7 @@ def _run_stages(
 def _collect(
     settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
 ) -> tuple[Buckets, list[dict[str, Any]]]:
+    """Read all units into runs; the buckets of these, and the counts of every unit."""
     factors = (_COMPRESSION if u.path.endswith(COMPRESSED) else 1 for u in units)
     size = sum(
         (u.bytes or _UNKNOWN_BYTES) * factor for u, factor in zip(units, factors, strict=True)
@@ -218,6 +219,7 @@ def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) 
 def _tokenise(
     settings: PrepareSettings, buckets: Buckets, tokenizer: Path, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
+    """Tokenise all buckets; the counts of each."""
     jobs = [TokeniseJob(buckets, b, str(tokenizer), str(folder)) for b in range(buckets.count)]
     progress.start("tokenising", len(jobs), "buckets")
     results: list[dict[str, Any]] = [{} for _ in jobs]

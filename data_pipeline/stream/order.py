@@ -155,6 +155,7 @@ class Order:
         return start + first + int(unpermute(np.array([inner - first]), length, keys)[0])
 
     def _epoch(self, epoch: int, places: IntArray) -> IntArray:
+        """Sequence ids at places of one epoch."""
         if self.kind == "sequential":
             return places
         if self._window is None:
@@ -179,6 +180,7 @@ class Order:
         return first, int(layout.starts[last]) - first
 
     def _layout(self, epoch: int) -> _Layout:
+        """Blocks of an epoch in keyed order, kept until another epoch is asked for."""
         layout = self._layouts.get(epoch)
         if layout is None:
             count = -(-self.sequences // self.block)

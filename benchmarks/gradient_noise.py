@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.stream import TokenStream

@@ -23,8 +23,9 @@ from learning_families import FAMILIES
 from record import commit
 
 from cluster.status import read_status
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.prepare.prepare import PreparedData, prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from pretrain.config.compose import compose, load_config
 from pretrain.config.preflight import preflight
 from pretrain.config.run import Config

@@ -1,33 +1,33 @@
-"""Errors of corpora, tokenizers, shards and budgets, with the exit code they end with."""
+"""Errors of corpora, tokenizers, shards and budgets, with the exit code of each."""
 
 from __future__ import annotations
 
 
 class DataError(Exception):
-    """Base of this package's errors; printed without a traceback."""
+    """Base of this package's errors, which are printed without a traceback."""
 
     exit_code = 2
 
 
 class CorpusError(DataError):
-    """A source is missing, empty or malformed."""
+    """Missing, empty or malformed source."""
 
 
 class TokenizerError(DataError):
-    """A tokenizer is missing, unusable or not the one the shards were written with."""
+    """Missing or unusable tokenizer, or one that the shards were not written with."""
 
 
 class BudgetError(DataError):
-    """The unique-token budget does not fit the pool."""
+    """Unique-token budget that does not fit the pool."""
 
 
 class CursorError(DataError):
-    """A resume cursor belongs to other data, another budget or another order."""
+    """Resume cursor of other data, another budget or another order."""
 
     exit_code = 4
 
 
 class ShardError(DataError):
-    """Shards are missing or damaged; the message lists every problem found."""
+    """Missing or damaged shards; the message lists every problem found."""
 
     exit_code = 3

@@ -1,1 +1,5 @@
-"""Readers of text: formats, compression, the built-in corpus."""
+"""Readers of text: sources are listed as units, units are read as documents.
+
+`source` and `document` are the values, `units` chooses the reader, `text`, `tabular` and `builtin`
+read.
+"""

@@ -1,7 +1,7 @@
-"""The text that every Python installation carries: the language reference and all docstrings.
+"""Text that every Python installation carries: the language reference and all docstrings.
 
-Some 2.5 MB of technical English without a download, the same for everybody with the same Python.
-Sources are parsed, never imported.
+This is some 2.5 MB of technical English without a download, the same for everybody with the same
+Python. Sources are parsed, never imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "te
 
 
 def builtin_documents() -> Iterator[tuple[str, str]]:
-    """(id, text) of every topic of the language reference and of every documented module."""
+    """Yield (id, text) of every topic of the language reference and of every documented module.
+
+    CorpusError where the standard library is not installed as sources.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     topics = root / "pydoc_data" / "topics.py"
     if not topics.is_file():
@@ -46,14 +49,14 @@ def _modules(root: Path) -> Iterator[Path]:
 
 
 def _docstrings(path: Path) -> str:
-    """The docstrings of a module in source order, each under the line that declares its owner."""
+    """Docstrings of a module in source order, each under the line that declares its owner."""
     try:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # lib2to3 and test data hold broken sources on purpose
         return ""
     lines, parts = source.splitlines(), []
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text:
@@ -61,3 +64,13 @@ def _docstrings(path: Path) -> str:
                 owner = f"{lines[line - 1].strip()}\n" if line else ""
                 parts.append((line, f"{owner}{text}\n"))
     return "\n".join(part for _, part in sorted(parts))
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and its statements at any depth; expressions, half of a tree, have no docstring."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, block, ())

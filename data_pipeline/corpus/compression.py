@@ -1,4 +1,4 @@
-"""Decompressed files, in which a cut or damaged archive is an error and never a shorter text."""
+"""Decompressed files: a truncated or damaged archive is an error, never a shorter text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipeline.errors import CorpusError
 
 COMPRESSED = (".gz", ".zst")
 READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
-"""What reading a damaged file may raise."""
+"""Errors that reading a damaged file may raise."""
 
 
 def open_decompressed(path: Path) -> BinaryIO | gzip.GzipFile | io.BufferedReader:
@@ -25,7 +25,10 @@ def open_decompressed(path: Path) -> BinaryIO | gzip.GzipFile | io.BufferedReade
 
 
 class _ZstdReader(io.RawIOBase):
-    """All frames of a file; the library's own reader ends silently at a cut or after one frame."""
+    """All frames of a file.
+
+    The library's reader ends silently where a file is truncated, and after the first frame.
+    """
 
     def __init__(self, path: Path) -> None:
         try:

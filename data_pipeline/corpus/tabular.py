@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from data_pipeline.corpus.document import BadRecord, Document, Unit, document
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError
-from data_pipeline.prepare.settings import SourceSettings
-
-if TYPE_CHECKING:
-    from data_pipeline.corpus.text import BadRecord, Document, Unit
 
 _ROWS = 1024
 
 
 def read_parquet(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
-    """The documents of one Parquet file, a thousand rows at a time."""
+    """Read the documents of one Parquet file, a thousand rows at a time."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -42,7 +40,7 @@ def read_parquet(unit: Unit, source: SourceSettings) -> Iterator[Document | BadR
 
 
 def read_dataset(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
-    """The rows of `hf:NAME`, `hf:NAME#CONFIG:SPLIT` (default split: train), streamed."""
+    """Read the rows of `hf:NAME` or `hf:NAME#CONFIG:SPLIT` (default split: train), streamed."""
     try:
         import datasets
     except ImportError:
@@ -61,8 +59,7 @@ def read_dataset(unit: Unit, source: SourceSettings) -> Iterator[Document | BadR
 def _documents(
     rows: Any, unit: Unit, source: SourceSettings, place: str
 ) -> Iterator[Document | BadRecord]:
-    from data_pipeline.corpus.text import BadRecord, document
-
+    """Documents of `rows`; a bad record for a row without text."""
     for number, row in enumerate(rows, 1):
         text = row.get(source.text_field)
         if isinstance(text, str):

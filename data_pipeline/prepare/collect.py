@@ -1,9 +1,9 @@
 """First stage of a preparation: documents into sorted runs, the input of an external merge.
 
-Each run file holds documents sorted by a keyed hash of their content, with an index of where each
-bucket of keys begins. A bucket, put together from all runs, is sorted again in memory; buckets in
-sequence are then the whole corpus in keyed order, whatever its size. Copies of a text share their
-key, so they meet in one bucket and exact deduplication needs no global table.
+Each run file holds documents sorted by a keyed hash of their content, with an index of the places
+where buckets of keys begin. A bucket, put together from all runs, is sorted again in memory;
+buckets in sequence are then the whole corpus in keyed order, whatever its size. Copies of a text
+share their key, so they meet in one bucket and exact deduplication needs no global table.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus.text import BadRecord, Unit, read_unit
-from data_pipeline.prepare.settings import SourceSettings
+from data_pipeline.corpus.document import BadRecord, Unit
+from data_pipeline.corpus.source import SourceSettings
+from data_pipeline.corpus.units import read_unit
 from data_pipeline.shards.files import atomic_file, write_atomically
 
 _HEAD = struct.Struct("<8s16sQII")
@@ -28,23 +29,23 @@ EXAMPLES = 5
 
 
 def content_key(text: bytes) -> bytes:
-    """16-byte name of a text: equal texts, equal keys."""
+    """Key of a text, 16 bytes: equal texts have equal keys."""
     return blake2b(text, digest_size=16).digest()
 
 
 def order_key(content: bytes, seed: int) -> bytes:
-    """8-byte place of a document in the pool; a key of `seed` and content."""
+    """Sorting key of a document, 8 bytes: a hash of its content key under `seed`."""
     return blake2b(content, digest_size=8, key=struct.pack("<Q", seed)).digest()
 
 
 def split_hash(content: bytes) -> int:
-    """Unsigned 64-bit value that decides the split: depends on the content alone."""
+    """Unsigned 64-bit hash of a content key, which alone decides the split."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
 class CollectJob:
-    """Read one unit."""
+    """Job of reading one unit into runs."""
 
     unit: Unit
     number: int
@@ -58,7 +59,7 @@ class CollectJob:
 
 @dataclass(frozen=True)
 class Record:
-    """A document on its way through the stages."""
+    """One document in a run, with its keys."""
 
     order: bytes
     content: bytes
@@ -113,7 +114,7 @@ def collect_unit(job: CollectJob) -> dict[str, Any]:
 def _write_run(
     job: CollectJob, number: int, held: list[tuple[bytes, bytes, int, bytes, bytes]]
 ) -> str:
-    """Sort and write documents; returns the name. The bucket index follows the records."""
+    """Sort and write documents, then the bucket index; return the run's name."""
     name = f"{job.number:06d}-{number:05d}.run"
     path = Path(job.folder) / name
     held.sort(key=itemgetter(0, 1, 2))
@@ -132,7 +133,7 @@ def _write_run(
 def read_bucket(
     folder: Path, runs: list[tuple[int, str]], bucket: int, buckets: int
 ) -> list[Record]:
-    """All documents of a bucket from all runs, (unit number, run name), in keyed order.
+    """Read the documents of a bucket from all `runs`, (unit number, run name), in keyed order.
 
     Copies of one text are neighbours, the first one read coming first.
     """
@@ -142,6 +143,7 @@ def read_bucket(
 
 
 def _read_run(path: Path, unit: int, bucket: int, buckets: int) -> Iterator[Record]:
+    """Documents of one bucket in one run."""
     index = struct.Struct("<2Q")
     with open(path, "rb") as file:
         file.seek(-8 * (buckets + 1 - bucket), os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Which preparation a folder belongs to: its settings and its input files, as two hashes.
+"""Identity of a preparation: its settings and its input files, as two hashes.
 
 A finished folder is never overwritten by another preparation; an unfinished one is of no use to it
 and is begun again.
@@ -13,17 +13,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus.text import Unit
+from data_pipeline.corpus.document import Unit
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.progress import Progress
 from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.prepare.tokenise import SPLITS
+from data_pipeline.progress import Progress
 from data_pipeline.shards.manifest import canonical_json
 from data_pipeline.tokenizer import load_tokenizer
 
 
 def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
-    """Identity of the input files, as far as it shows without reading them."""
+    """Hash of the input files' names, sizes and times: their identity without reading them."""
     rows: list[Any] = []
     for unit in units:
         changed = os.stat(unit.path).st_mtime_ns if unit.bytes else 0
@@ -37,7 +37,7 @@ def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
 def refuse_other_preparation(
     path: Path, identity: dict[str, str], settings: PrepareSettings
 ) -> None:
-    """DataError if `path` reports a finished preparation with other settings or input files."""
+    """Raise DataError if `path` reports a finished preparation of other settings or input files."""
     what = _difference(path, identity)
     if what:
         before = json.loads(path.read_text(encoding="utf-8")).get("settings")
@@ -50,7 +50,7 @@ def refuse_other_preparation(
 
 
 def _changes(key: str, before: Any, now: Any) -> list[str]:
-    """The settings that differ, by their dotted key."""
+    """Settings that differ, by their dotted key."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*now, *(k for k in before if k not in now)]
         prefix = f"{key}." if key else ""
@@ -62,12 +62,12 @@ def _changes(key: str, before: Any, now: Any) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    """A list of sources by their number: each may be long."""
+    """Short form of a value: a list by its length, for sources may be long."""
     return f"{len(value)} of them" if isinstance(value, list) else repr(value)
 
 
 def discard_other_start(out: Path, identity: dict[str, str], progress: Progress) -> None:
-    """Remove what an unfinished start with other settings or input files left: it is of no use."""
+    """Remove the files of an unfinished start with other settings or input files."""
     what = _difference(out / ".staging" / "identity.json", identity)
     if what:
         progress.note(f"{what} changed since the unfinished start in {out}: starting again")
@@ -80,7 +80,7 @@ def discard_other_start(out: Path, identity: dict[str, str], progress: Progress)
 
 
 def _difference(path: Path, identity: dict[str, str]) -> str:
-    """Which parts of `identity` differ from those in `path`, in words; empty if none."""
+    """Names of the parts of `identity` that differ from those in `path`, joined; empty if none."""
     if not path.exists():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Near-duplicates: which documents resemble an earlier one, within and across the splits.
+"""Near-duplicates: documents that resemble an earlier one, within and across the splits.
 
 MinHash signatures of word 5-grams in an LSH index (datasketch). Documents are taken in keyed order,
 validation first: a training document that resembles a validation document is contamination and is
@@ -18,8 +18,8 @@ import numpy as np
 import xxhash
 
 from data_pipeline.errors import CorpusError
-from data_pipeline.prepare.progress import Progress
 from data_pipeline.prepare.tokenise import Buckets, Split
+from data_pipeline.progress import Progress
 
 PERMUTATIONS = 128
 SHINGLE_WORDS = 5
@@ -41,7 +41,10 @@ class NearDuplicates:
 def find_near_duplicates(
     buckets: Buckets, threshold: float, progress: Progress, examples: int = 5
 ) -> NearDuplicates:
-    """Compare all documents; from a Jaccard similarity of `threshold` on, two are too similar."""
+    """Compare all documents; two are too similar from a Jaccard similarity of `threshold` on.
+
+    CorpusError where the library datasketch is missing.
+    """
     try:
         from datasketch import MinHashLSH
     except ImportError:
@@ -73,14 +76,14 @@ def _closest(
     signature: Any,
     threshold: float,
 ) -> str | None:
-    """The most similar candidate of at least `threshold` (the index alone over-reports)."""
+    """Most similar candidate of at least `threshold` (the index alone reports too many)."""
     scored = [(signatures[c][0].jaccard(signature), c) for c in sorted(candidates)]
     best = max(scored, default=(0.0, ""))
     return best[1] if best[0] >= threshold else None
 
 
 def _signatures(buckets: Buckets) -> Iterator[tuple[Split, str, str, Any]]:
-    """(split, content key, id, signature) of every distinct document, validation first."""
+    """Yield (split, content key, id, signature) of every distinct document, validation first."""
     from datasketch import MinHash
 
     wanted: tuple[Split, ...] = ("validation", "train")

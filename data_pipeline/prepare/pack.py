@@ -1,7 +1,7 @@
 """Third stage of a preparation: the tokens of all buckets, in sequence, into shards and a manifest.
 
-Written by one process (1 GB/s with both hashes, far faster than tokenising). Each finished shard is
-noted in `progress.jsonl`; a restart keeps those whose size and hash still agree.
+One process writes them (1 GB/s with both hashes, far faster than tokenising). Each finished shard
+is noted in `progress.jsonl`; a restart keeps those whose size and hash still agree.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import CorpusError
 from data_pipeline.prepare.collect import EXAMPLES
-from data_pipeline.prepare.progress import Progress
 from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.prepare.tokenise import Split, token_dtype, token_file
+from data_pipeline.progress import Progress
 from data_pipeline.shards.files import atomic_file, write_atomically
 from data_pipeline.shards.manifest import (
     DocumentIndex,
@@ -38,7 +38,7 @@ LARGE_POOL_TOKENS = 200_000_000
 
 
 class _Concatenation:
-    """The token files of all buckets as one stream."""
+    """Token files of all buckets as one array, read in slices."""
 
     def __init__(self, folder: Path, split: str, lengths: list[int], dtype: np.dtype[Any]) -> None:
         self._paths = [token_file(folder, split, b) for b in range(len(lengths))]
@@ -72,15 +72,18 @@ def pack_split(
     folder: Path,
     progress: Progress,
 ) -> Path:
-    """Write one pool from the buckets' `results` and token files in `folder`; its manifest path."""
+    """Write one pool from the buckets' `results` and token files in `folder`.
+
+    Returns the path of its manifest; CorpusError if the pool would be empty.
+    """
     lengths = [result[split]["tokens"] for result in results]
     dtype = np.dtype(token_dtype(tokenizer.vocab_size))
     stream = _Concatenation(folder, split, lengths, dtype)
     if stream.tokens == 0:
         raise CorpusError(
             f"the {split} pool would be empty: {settings.validation_fraction:.2%} of the documents "
-            "go to validation; give more documents, another validation_fraction, or cut long plain "
-            "text into documents with chunk_characters"
+            "go to validation; give more documents, another validation_fraction, or split long "
+            "plain text into documents with chunk_characters"
         )
     out = settings.out / split
     out.mkdir(parents=True, exist_ok=True)
@@ -107,13 +110,14 @@ def pack_split(
 
 
 def validation_below(settings: PrepareSettings) -> int:
-    """Threshold of the split hash."""
+    """Threshold of the split hash, below which documents go to validation."""
     return int(settings.validation_fraction * 2**64)
 
 
 def _write_shards(
     out: Path, folder: Path, layout: ShardLayout, stream: _Concatenation, progress: Progress
 ) -> list[ShardRecord]:
+    """Write the shards that an earlier start has not finished; the records of all."""
     journal = folder / f"{layout.split}-progress.jsonl"
     kept = _finished_shards(journal, out)
     count = -(-stream.tokens // layout.shard_tokens)
@@ -151,6 +155,7 @@ def _finished_shards(journal: Path, out: Path) -> dict[str, ShardRecord]:
 def _write_document_index(
     out: Path, stream: _Concatenation, layout: ShardLayout, doc_id: int
 ) -> DocumentIndex:
+    """Write the pool positions of all separators."""
     path, digest, count = out / "documents.bin", sha256(), 0
     with atomic_file(path) as file:
         for start in range(0, stream.tokens, layout.member_tokens):
@@ -186,7 +191,7 @@ def _sources(
 
 
 def manifest_summary(path: Path) -> dict[str, Any]:
-    """What a report says about a finished pool."""
+    """Entry of a finished pool in the report."""
     manifest = Manifest.load(path)
     return {
         "manifest_sha256": manifest.sha256,

@@ -1,4 +1,4 @@
-"""Raw text to tokenizer and pools: collect, train, tokenise, pack; restartable at any moment.
+"""The whole preparation: collect, train a tokenizer, tokenise, pack; restartable at any moment.
 
 Every stage publishes its results atomically under `OUT/.staging`, so a start after a kill redoes
 only what was unfinished and ends with the same bytes. `report.json` is written last: a folder that
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.compression import COMPRESSED
-from data_pipeline.corpus.text import Unit, list_units
+from data_pipeline.corpus.document import Unit
+from data_pipeline.corpus.units import list_units
 from data_pipeline.errors import CorpusError, DataError
 from data_pipeline.prepare.collect import CollectJob, collect_unit
 from data_pipeline.prepare.identity import (
@@ -28,10 +29,10 @@ from data_pipeline.prepare.identity import (
 )
 from data_pipeline.prepare.near_duplicates import find_near_duplicates
 from data_pipeline.prepare.pack import manifest_summary, pack_split, validation_below
-from data_pipeline.prepare.progress import Progress, Silent
 from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.prepare.tokenise import SPLITS, Buckets, TokeniseJob, tokenise_bucket
 from data_pipeline.prepare.workers import map_jobs
+from data_pipeline.progress import Progress, Silent
 from data_pipeline.shards.files import write_atomically
 from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
 
@@ -43,7 +44,7 @@ _UNKNOWN_BYTES = 8_000_000
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a preparation leaves behind."""
+    """Result of a preparation: its files and its report."""
 
     train: Path
     """Manifest of the training pool."""
@@ -53,13 +54,13 @@ class PreparedData:
     report: dict[str, Any]
     """Content of `report.json`: counts per source, what was dropped and why."""
     already_done: bool
-    """Whether the folder was finished before this call."""
+    """True if the folder was finished before this call."""
 
 
 def prepare(settings: PrepareSettings, progress: Progress | None = None) -> PreparedData:
-    """Prepare `settings.out`, or finish what an interrupted start began there.
+    """Prepare `settings.out`, or finish the preparation that an interrupted start began there.
 
-    Raises CorpusError, TokenizerError or DataError; what is finished stays for the next start.
+    Raises CorpusError, TokenizerError or DataError; finished parts are kept for the next start.
     """
     progress = progress or Silent()
     units = list_units(settings.sources)
@@ -69,7 +70,8 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
     }
     refuse_other_preparation(settings.out / "report.json", identity, settings)
     staging = settings.out / ".staging"
-    if not (settings.out / "report.json").exists():
+    already_done = (settings.out / "report.json").exists()
+    if not already_done:
         try:
             with _locked(settings.out):
                 _run_stages(settings, units, identity, staging, progress)
@@ -78,9 +80,6 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
                 f"cannot write below {settings.out}: {error.strerror or error}; make room (or fix "
                 "the folder) and start again: what is finished is kept"
             ) from error
-        done = False
-    else:
-        done = True
     shutil.rmtree(staging, ignore_errors=True)
     (settings.out / ".lock").unlink(missing_ok=True)
     report = json.loads((settings.out / "report.json").read_text(encoding="utf-8"))
@@ -89,7 +88,7 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
         validation=settings.out / "validation" / "manifest.json",
         tokenizer=settings.out / report["tokenizer"]["file"],
         report=report,
-        already_done=done,
+        already_done=already_done,
     )
 
 
@@ -100,6 +99,7 @@ def _run_stages(
     staging: Path,
     progress: Progress,
 ) -> None:
+    """Run the stages that are left and write the report."""
     discard_other_start(settings.out, identity, progress)
     for name in ("collected", "tokens"):
         (staging / name).mkdir(parents=True, exist_ok=True)
@@ -131,6 +131,7 @@ def _run_stages(
 def _collect(
     settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
 ) -> tuple[Buckets, list[dict[str, Any]]]:
+    """Read all units into runs; the buckets of these, and the counts of every unit."""
     factors = (_COMPRESSION if u.path.endswith(COMPRESSED) else 1 for u in units)
     size = sum(
         (u.bytes or _UNKNOWN_BYTES) * factor for u, factor in zip(units, factors, strict=True)
@@ -176,7 +177,7 @@ def _collect(
 def _without_near_duplicates(
     settings: PrepareSettings, buckets: Buckets, staging: Path, progress: Progress
 ) -> tuple[Buckets, dict[str, Any] | None]:
-    """The buckets less what resembles other documents, and what to report about it."""
+    """Buckets without the documents that resemble others, and their entry in the report."""
     if settings.near_duplicates is None:
         return buckets, None
     path = staging / "near_duplicates.json"
@@ -194,7 +195,7 @@ def _without_near_duplicates(
 
 
 def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) -> Path:
-    """The tokenizer file of the output: trained, or copied from the given path."""
+    """Path of the output's tokenizer: trained, or copied from the given file."""
     chosen = settings.tokenizer
     suffix = chosen.path.suffix if chosen.path is not None else ".model"
     path = settings.out / f"tokenizer{suffix}"
@@ -218,6 +219,7 @@ def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) 
 def _tokenise(
     settings: PrepareSettings, buckets: Buckets, tokenizer: Path, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
+    """Tokenise all buckets; the counts of each."""
     jobs = [TokeniseJob(buckets, b, str(tokenizer), str(folder)) for b in range(buckets.count)]
     progress.start("tokenising", len(jobs), "buckets")
     results: list[dict[str, Any]] = [{} for _ in jobs]
@@ -235,7 +237,7 @@ def _tokenise(
 def _source_report(
     settings: PrepareSettings, collected: list[dict[str, Any]], results: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Per source: what was read, what was dropped and why."""
+    """Counts of every source: documents read, documents dropped and why."""
     report = []
     for index, source in enumerate(settings.sources):
         units = [result for result in collected if result["source"] == index]
@@ -258,7 +260,7 @@ def _source_report(
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Only one preparation may work in a folder; the lock ends with its process."""
+    """Hold the lock of a folder, in which one preparation may work; it ends with its process."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
         try:

@@ -1,57 +1,33 @@
-"""Settings of a preparation: which text, which tokenizer, how it is split and cut.
+"""Settings of a preparation: text, tokenizer, split and shards.
 
-Everything here except `workers` decides the bytes that come out, so its hash is stored with the
-result: running the same preparation again does nothing, and a changed one is refused.
+Everything here except `out` and `workers` decides the bytes that come out, so its hash is stored
+with the result: running the same preparation again does nothing, and a changed one is refused.
 """
 
 from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.shards.manifest import canonical_json
 from data_pipeline.shards.shards import MEMBER_BYTES
-
-Format = Literal["auto", "txt", "jsonl", "parquet"]
+from data_pipeline.tokenizer.training import ModelType
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourceSettings(_Section):
-    """One source of documents."""
-
-    path: str
-    """A file, a folder (searched recursively, in name order), `builtin`, or `hf:NAME`."""
-    name: str = ""
-    """How the source is called in manifests and reports; default: the last part of `path`."""
-    format: Format = "auto"
-    """How files are read; `auto` decides by the extension."""
-    text_field: str = "text"
-    """Field of a JSON line or column that holds the text."""
-    id_field: str = "id"
-    """Field that holds the document's id; where absent, file and line number stand in."""
-    chunk_characters: Annotated[int, Field(ge=0)] = 0
-    """Plain text: cut files at blank lines into documents of at least this many characters; 0 keeps
-    each file one document."""
-    license: str = "unknown"
-
-    @property
-    def label(self) -> str:
-        """Name for people."""
-        return self.name or Path(self.path).name or self.path
-
-
 class TokenizerSettings(_Section):
-    """An existing tokenizer, or how to train one on the training documents."""
+    """An existing tokenizer, or the recipe for one trained on the training documents."""
 
     path: Path | None = None
     """Existing tokenizer file; null trains a SentencePiece model."""
-    model_type: Literal["unigram", "bpe"] = "unigram"
+    model_type: ModelType = "unigram"
     """Unigram encodes four times faster and a little shorter; BPE trains ten times faster."""
     vocab_size: Annotated[int, Field(ge=300)] = 32000
     train_bytes: Annotated[int, Field(ge=1)] = 100_000_000
@@ -77,7 +53,7 @@ class PrepareSettings(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     """Key of the document order in the pools."""
     skip_bad: Annotated[int, Field(ge=0)] = 0
-    """Malformed records that are skipped and reported; one more stops the preparation."""
+    """Malformed records to skip and report; one more stops the preparation."""
     member_bytes: Annotated[int, Field(ge=512)] = MEMBER_BYTES
     """Payload of one tar member; a multiple of 512."""
     members_per_shard: Annotated[int, Field(ge=1)] | None = None
@@ -87,8 +63,8 @@ class PrepareSettings(_Section):
 
     @field_validator("sources", mode="before")
     @classmethod
-    def _a_word_is_a_path(cls, value: Any) -> Any:
-        """`sources: [books, more.jsonl]` names paths."""
+    def _path_or_mapping(cls, value: Any) -> Any:
+        """Sources given as words, `sources: [books, more.jsonl]`, are paths."""
         if not isinstance(value, list | tuple):
             return value
         return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
@@ -101,9 +77,9 @@ class PrepareSettings(_Section):
         return value
 
     def content(self) -> dict[str, Any]:
-        """What decides the output: all but where it goes and `workers`."""
+        """Settings that decide the output: all but `out` and `workers`."""
         return self.model_dump(mode="json", exclude={"out", "workers"})
 
     def sha256(self) -> str:
-        """Hash of what decides the output."""
+        """Hash of the settings that decide the output."""
         return sha256(canonical_json(self.content())).hexdigest()

@@ -1,4 +1,4 @@
-"""Second stage of a preparation: a bucket of documents into tokens, one job per bucket.
+"""Second stage of a preparation: buckets of documents into tokens, one job a bucket.
 
 Copies are dropped, the split is decided by content, every document is encoded, followed by one
 separator, and decoded again to see whether the text comes back.
@@ -27,7 +27,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 @dataclass(frozen=True)
 class Buckets:
-    """Where the collected documents are and how to walk them."""
+    """The collected documents in keyed order, bucket by bucket."""
 
     folder: str
     runs: tuple[tuple[int, str], ...]
@@ -35,17 +35,18 @@ class Buckets:
     sources: tuple[int, ...]
     """Source index of every unit number."""
     count: int
+    """Number of buckets."""
     validation_below: int
+    """Documents whose split hash is below this go to validation."""
     dropped: frozenset[str] = frozenset()
     """Content keys, hexadecimal, of documents that are left out."""
-    """Documents whose split hash is below this go to validation."""
 
     def split(self, record: Record) -> Split:
-        """The split of a document, by its content alone."""
+        """Split of a document, decided by its content alone."""
         return SPLITS[split_hash(record.content) < self.validation_below]
 
     def unique(self, bucket: int) -> Iterator[tuple[Record, int]]:
-        """Distinct documents of a bucket in keyed order, each with its number of further copies."""
+        """Yield the distinct documents of a bucket, each with its number of further copies."""
         previous, copies = None, 0
         for record in read_bucket(Path(self.folder), list(self.runs), bucket, self.count):
             if record.content.hex() in self.dropped:
@@ -60,7 +61,7 @@ class Buckets:
             yield previous, copies
 
     def training_texts(self, max_bytes: int) -> Iterator[str]:
-        """Distinct training documents in keyed order, until `max_bytes` bytes: a uniform sample."""
+        """Yield distinct training documents until `max_bytes` bytes: a uniform sample."""
         total = 0
         for bucket in range(self.count):
             for record, _ in self.unique(bucket):
@@ -73,7 +74,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class TokeniseJob:
-    """Tokenise one bucket."""
+    """Job of tokenising one bucket."""
 
     buckets: Buckets
     bucket: int
@@ -137,12 +138,12 @@ class _Tally:
 
 
 def token_dtype(vocab_size: int) -> Literal["<u2", "<u4"]:
-    """Stored type of a token: two bytes as long as every id fits."""
+    """Stored type of a token: two bytes where every id fits, else four."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def token_file(folder: Path, split: str, bucket: int) -> Path:
-    """Tokens of one bucket."""
+    """Path of the tokens of one bucket."""
     return folder / f"{split}-{bucket:05d}.bin"
 
 
@@ -152,7 +153,7 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _check_ids(ids: NDArray[np.int64], tokenizer: Tokenizer, record: Record) -> None:
-    """A document must not hold ids that no target can take, nor a separator of its own."""
+    """Raise TokenizerError for a document with ids that no target can take, or with a separator."""
     forbidden = np.isin(ids[:-1], [*tokenizer.never_targets, tokenizer.doc_id])
     if forbidden.any():
         piece = tokenizer.piece(int(ids[:-1][forbidden][0]))

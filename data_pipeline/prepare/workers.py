@@ -1,4 +1,4 @@
-"""Independent jobs over processes: results in order, no worker survives its parent."""
+"""Independent jobs over processes, none of which survives its parent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 def map_jobs(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[int, Result]]:
-    """(index, result) of every job as it finishes; in this process when one worker is enough."""
+    """Yield (index, result) of every job as it finishes; one worker works in this process."""
     if workers <= 1 or len(jobs) <= 1:
         yield from ((index, work(job)) for index, job in enumerate(jobs))
         return
@@ -33,7 +33,7 @@ def map_jobs(
 
 
 def _end_with_parent() -> None:
-    """A killed parent leaves its pipes open in its siblings: watch it, and go with it."""
+    """End this worker when its parent is killed, whose pipes its siblings would keep open."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

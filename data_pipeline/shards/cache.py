@@ -1,7 +1,7 @@
 """A cache of remote files, named by content: shared by runs, safe for processes, bounded.
 
-Entries are called `<first 16 digits of sha256>-<name>`, so equal names of different data cannot
-meet. One process per machine downloads an entry, under its lock; the others wait and find it. A
+Entries are called `<first 16 digits of sha256>-<name>`, so equal names of different data do not
+collide. One process of a machine downloads an entry, under its lock; the others wait and find it. A
 file is published only after its size and hash were checked. Open entries are pinned by a shared
 lock, which eviction respects across processes.
 """
@@ -29,8 +29,8 @@ _BAD_CONTENT_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A remote file and what must be true of it."""
+class RemoteFile:
+    """A remote file with the size and the hashes that it must have."""
 
     url: str
     name: str
@@ -49,34 +49,34 @@ class Cache:
         limit_bytes: int | None = None,
         remote: RemoteSettings | None = None,
     ) -> None:
-        """The folder is made when needed; None means no limit."""
+        """Use `folder`, which is made when it is first needed; a limit of None is none."""
         self.folder, self.limit_bytes = Path(folder), limit_bytes
         self.remote = remote or RemoteSettings()
 
-    def path(self, wanted: Wanted) -> Path:
-        """Where an entry lies once it is there."""
-        return self.folder / f"{wanted.sha256[:16]}-{wanted.name}"
+    def path(self, file: RemoteFile) -> Path:
+        """Local path of an entry, whether it is there or not."""
+        return self.folder / f"{file.sha256[:16]}-{file.name}"
 
     @contextmanager
-    def pinned(self, wanted: Wanted) -> Iterator[Path]:
-        """The local path of a checked entry, which stays while the context is open."""
-        path = self.path(wanted)
+    def pinned(self, file: RemoteFile) -> Iterator[Path]:
+        """Download an entry if needed and keep it while the context is open.
+
+        Yields its local path; ShardError if it is unavailable or damaged.
+        """
+        path = self.path(file)
         with self._entry_lock(path) as lock:
             while True:
                 fcntl.flock(lock, fcntl.LOCK_SH)
-                if path.exists() and path.stat().st_size == wanted.bytes:
+                if path.exists() and path.stat().st_size == file.bytes:
                     break
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._download(wanted, path)
+                self._download(file, path)
             os.utime(path)
             yield path
 
-    def discard(self, wanted: Wanted) -> None:
-        """Delete an entry that turned out to be damaged."""
-        self.path(wanted).unlink(missing_ok=True)
-
     @contextmanager
     def _entry_lock(self, path: Path) -> Iterator[IO[bytes]]:
+        """Open lock file of an entry."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(path.with_name(path.name + ".lock"), "ab")  # noqa: SIM115
@@ -85,17 +85,17 @@ class Cache:
         with lock:
             yield lock
 
-    def _download(self, wanted: Wanted, path: Path) -> None:
-        """Fetch, check and publish; called with the entry's exclusive lock."""
-        if path.exists() and path.stat().st_size == wanted.bytes:
+    def _download(self, file: RemoteFile, path: Path) -> None:
+        """Fetch, check and publish; the caller holds the entry's exclusive lock."""
+        if path.exists() and path.stat().st_size == file.bytes:
             return
         part = path.with_name(path.name + ".part")
         for _ in range(_BAD_CONTENT_ATTEMPTS):
             try:
-                self._make_room(wanted.bytes, path)
-                self._transfer(wanted, part)
-                found = _content_hash(part, wanted)
-                if found == (wanted.xxh3 or wanted.sha256):
+                self._make_room(file.bytes, path)
+                self._transfer(file, part)
+                found = _content_hash(part, file)
+                if found == (file.xxh3 or file.sha256):
                     descriptor = os.open(part, os.O_RDONLY)
                     os.fsync(descriptor)
                     os.close(descriptor)
@@ -109,41 +109,41 @@ class Cache:
                     else "fix the folder"
                 )
                 raise ShardError(
-                    f"cannot cache {wanted.url} in {self.folder}: {error.strerror}; {hint}"
+                    f"cannot cache {file.url} in {self.folder}: {error.strerror}; {hint}"
                 ) from error
             part.unlink()
         raise ShardError(
-            f"{wanted.url}: content differs from the manifest in {_BAD_CONTENT_ATTEMPTS} "
-            f"downloads (hash {found}, expected {wanted.xxh3 or wanted.sha256}); "
+            f"{file.url}: content differs from the manifest in {_BAD_CONTENT_ATTEMPTS} "
+            f"downloads (hash {found}, expected {file.xxh3 or file.sha256}); "
             "the copy on the server is damaged"
         )
 
-    def _transfer(self, wanted: Wanted, part: Path) -> None:
-        """Append until the size is right, with pauses that double."""
+    def _transfer(self, file: RemoteFile, part: Path) -> None:
+        """Append to `part` until its size is right, with pauses that double."""
         pause, reason = self.remote.backoff, ""
         for attempt in range(self.remote.attempts):
             if attempt:
                 time.sleep(min(pause, 30.0))
                 pause *= 2
             try:
-                append_rest(wanted.url, part, self.remote)
+                append_rest(file.url, part, self.remote)
                 size = part.stat().st_size
-                if size == wanted.bytes:
+                if size == file.bytes:
                     return
-                reason = f"{size:,} bytes instead of {wanted.bytes:,}"
-                if size > wanted.bytes:
+                reason = f"{size:,} bytes instead of {file.bytes:,}"
+                if size > file.bytes:
                     part.unlink()
             except MissingError as error:
-                raise ShardError(f"{wanted.url}: {error}; the file is not there") from error
+                raise ShardError(f"{file.url}: {error}; the file is not there") from error
             except TransferError as error:
                 reason = str(error)
         part.unlink(missing_ok=True)
         raise ShardError(
-            f"{wanted.url}: gave up after {self.remote.attempts} attempts; last: {reason}"
+            f"{file.url}: gave up after {self.remote.attempts} attempts; last: {reason}"
         )
 
     def _make_room(self, needed: int, keep: Path) -> None:
-        """Evict entries that nobody has open, least recently used first."""
+        """Evict entries that no process has open, least recently used first."""
         if self.limit_bytes is None:
             return
         entries = [p for p in self.folder.iterdir() if p.suffix not in (".lock", ".part")]
@@ -162,7 +162,7 @@ class Cache:
 
 
 def _evict(entry: Path) -> int:
-    """Delete an entry unless a process has it pinned; the bytes that became free."""
+    """Delete an entry unless a process has it pinned; return the bytes that became free."""
     with open(entry.with_name(entry.name + ".lock"), "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,8 +173,9 @@ def _evict(entry: Path) -> int:
         return size
 
 
-def _content_hash(path: Path, wanted: Wanted) -> str:
-    digest = xxhash.xxh3_128() if wanted.xxh3 else sha256()
+def _content_hash(path: Path, expected: RemoteFile) -> str:
+    """Hash of a downloaded file, of the kind that `expected` is checked by."""
+    digest = xxhash.xxh3_128() if expected.xxh3 else sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(1 << 22):
             digest.update(block)

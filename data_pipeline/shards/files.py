@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also when the machine stops in the middle."""
+"""Atomic files: they appear whole or not at all, also when the machine stops in the middle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name, synced, when the context ends well, and vanishes else."""
+    """Open a file that gets its name, synced, when the context ends well, and is deleted if not."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

@@ -1,7 +1,7 @@
-"""The manifest of a pool: what the shards hold, and the hash that is the identity of the data.
+"""The manifest of a pool: the content of its shards, and the hash that is the data's identity.
 
 Nothing in it depends on the machine, the time or the number of processes that prepared it, so the
-same text and settings give the same hash everywhere. Which run used which data is then one string.
+same text and settings give the same hash everywhere. One string then says which data a run used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Record(BaseModel):
 
 
 class TokenizerRecord(_Record):
-    """Which tokenizer the ids belong to."""
+    """The tokenizer that the ids belong to."""
 
     kind: Literal["sentencepiece", "huggingface"]
     sha256: str
@@ -41,7 +41,7 @@ class TokenizerRecord(_Record):
 
 
 class PackingRecord(_Record):
-    """How documents became one stream of tokens."""
+    """The way documents became one array of tokens."""
 
     separator: Literal["after"] = "after"
     """Every document is followed by `doc_id`."""
@@ -53,7 +53,7 @@ class PackingRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """What one source contributed to this split."""
+    """Share of one source in this split."""
 
     name: str
     license: str
@@ -65,7 +65,7 @@ class SourceRecord(_Record):
 
 
 class SplitRule(_Record):
-    """Validation takes the documents whose content hash is below the threshold."""
+    """Rule of the split: validation takes the documents whose content hash is below a threshold."""
 
     hash: Literal["blake2b-8(content key)"] = "blake2b-8(content key)"
     validation_below: str
@@ -73,7 +73,7 @@ class SplitRule(_Record):
 
 
 class RoundTrip(_Record):
-    """Whether decoding the tokens gives the text back, checked on every document."""
+    """Result of decoding every document and comparing it with its text."""
 
     checked: int
     failed: int
@@ -83,7 +83,7 @@ class RoundTrip(_Record):
 
 
 class ShardRecord(_Record):
-    """One tar file: members of `member_tokens` tokens each, the pool's last one shorter."""
+    """One tar file of members with `member_tokens` tokens each; the pool's last one is shorter."""
 
     name: str
     bytes: int
@@ -98,7 +98,7 @@ class ShardRecord(_Record):
 
 
 class DocumentIndex(_Record):
-    """`documents.bin`: little-endian uint64 pool positions of all separators, ascending."""
+    """The file `documents.bin`: pool positions of all separators, ascending, as `<u8`."""
 
     name: str = "documents.bin"
     count: int
@@ -106,7 +106,7 @@ class DocumentIndex(_Record):
 
 
 class Manifest(_Record):
-    """Everything a reader needs to know about one pool (one split)."""
+    """Description of one pool (one split): all that a reader needs to know."""
 
     format: Literal["tokens-tar/1"] = FORMAT
     split: Literal["train", "validation"]
@@ -127,12 +127,12 @@ class Manifest(_Record):
 
     @staticmethod
     def load(path: Path) -> Manifest:
-        """Read `path`; `ShardError` if it is missing, not a manifest or damaged."""
+        """Read `path`; ShardError if it is missing, not a manifest or damaged."""
         return Manifest.parse(read_local(Path(path)), str(path))
 
     @staticmethod
     def parse(text: str, origin: str) -> Manifest:
-        """Validate the JSON `text` read from `origin`."""
+        """Validate the JSON `text` read from `origin`; ShardError if it is no whole manifest."""
         try:
             content: dict[str, Any] = json.loads(text)
             stored = content.pop("manifest_sha256", None)
@@ -148,7 +148,7 @@ class Manifest(_Record):
         return manifest
 
     def check_layout(self, origin: str) -> None:
-        """`ShardError` unless the shards cover the pool without gap, in the order of addresses."""
+        """Raise ShardError unless the shards cover the pool in order and without gap."""
         shard_tokens, first = self.member_tokens * self.members_per_shard, 0
         for shard in self.shards:
             full = shard is not self.shards[-1]
@@ -179,14 +179,14 @@ class Manifest(_Record):
         return self.raw_bytes / self.tokens
 
     def to_json(self) -> str:
-        """The file's content: readable JSON with the identity inside."""
+        """Content of the file: readable JSON with the identity inside."""
         return json.dumps(
             {"manifest_sha256": self.sha256, **self.model_dump(mode="json")}, indent=1
         )
 
 
 def read_local(path: Path) -> str:
-    """The text of a manifest on this machine; `ShardError` if there is none."""
+    """Read the text of a manifest on this machine; ShardError if there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -203,5 +203,5 @@ def read_local(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, ASCII."""
+    """Canonical spelling of a JSON value, for hashes: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,4 +1,4 @@
-"""Random access to the token stream of a pool: shards memory-mapped at arithmetic offsets.
+"""Random access to the tokens of a pool: shards memory-mapped at arithmetic offsets.
 
 Nothing is loaded and nothing is indexed. Addresses are computed for thousands of sequences at once;
 each is then one slice of a mapped shard, and a batch is one concatenation. Sequences that cross a
@@ -22,14 +22,13 @@ from data_pipeline.shards.cache import Cache
 from data_pipeline.shards.manifest import ShardRecord
 from data_pipeline.shards.shards import HEADER_BYTES
 from data_pipeline.shards.source import LocalSource, PoolSource, open_source
-from data_pipeline.stream.order import IntArray
 
 Verify = Literal["full", "size", "lazy", "off"]
 
 
 @dataclass(frozen=True)
 class Located:
-    """Addresses of sequences, as plain lists: element access is what the reading loop does."""
+    """Addresses of sequences, as plain lists, whose elements the reading loop gets fastest."""
 
     seq_length: int
     start: list[int]
@@ -38,7 +37,7 @@ class Located:
     offset: list[int]
     """First token in the mapped shard, in tokens; -1 where the sequence is not one slice of it."""
     plain: bool
-    """Whether all of them are one slice each and need no check."""
+    """True if all of them are one slice each and need no check."""
 
 
 class TokenPool:
@@ -56,7 +55,7 @@ class TokenPool:
         """Check the shards that hold the first `tokens` tokens (default: all) before any is read.
 
         `full` hashes them, `size` compares sizes, `lazy` checks sizes now and each member's hash
-        when it is first read, `off` checks nothing. `ShardError` lists every bad shard.
+        when it is first read, `off` checks nothing. ShardError lists every bad shard.
 
         A URL needs a `cache`: its shards are fetched, always checked, before any is read, or with
         `lazy` and `off` when they are first read. At most `open_shards` stay open (window orders).
@@ -68,7 +67,7 @@ class TokenPool:
         self._dtype = self.manifest.item_dtype
         self._item = self._dtype.itemsize
         self._stride = HEADER_BYTES + self.manifest.member_tokens * self._item
-        self._maps = _Maps(self._map, self._unmap, open_shards)
+        self._maps = _MappedShards(self._map, self._unmap, open_shards)
         wanted = self.num_tokens if tokens is None else min(tokens, self.num_tokens)
         self._usable = self.manifest.shards[: -(-wanted // self.manifest.shard_tokens)]
         if isinstance(self.source, LocalSource) and verify != "off":
@@ -80,7 +79,7 @@ class TokenPool:
         self._unchecked = np.full(members, self._lazy)
 
     def tokens(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy of the pool's tokens [start, stop), in the stored dtype."""
+        """Copy the pool's tokens [start, stop), in the stored dtype."""
         assert 0 <= start <= stop <= self.num_tokens
         out = np.empty(stop - start, self._dtype)
         size, filled = self.manifest.member_tokens, 0
@@ -91,8 +90,8 @@ class TokenPool:
             filled += count
         return out
 
-    def locate(self, ids: IntArray, seq_length: int) -> Located:
-        """Where sequences `ids` lie; cheap in large blocks, and nothing is read yet."""
+    def locate(self, ids: NDArray[np.int64], seq_length: int) -> Located:
+        """Compute the addresses of sequences `ids`, int64 [k]; cheap in large blocks."""
         size = self.manifest.member_tokens
         start = ids * seq_length
         members, inner = np.divmod(start, size)
@@ -104,7 +103,7 @@ class TokenPool:
         return Located(seq_length, start.tolist(), shards.tolist(), offsets.tolist(), plain)
 
     def rows(self, located: Located, first: int, stop: int) -> NDArray[Any]:
-        """Located sequences [first, stop) as rows of the stored dtype; pad beyond the pool."""
+        """Read located sequences [first, stop) as rows of the stored dtype; pad beyond the pool."""
         length, maps = located.seq_length, self._maps
         offsets = located.offset[first:stop]
         if located.plain or (not self._lazy and min(offsets) >= 0):
@@ -117,26 +116,20 @@ class TokenPool:
             row[: end - start] = self.tokens(min(start, end), end)
         return out
 
-    def gather(self, ids: IntArray, seq_length: int) -> NDArray[Any]:
-        """Sequences `ids` as rows [k, seq_length] in the stored dtype; pad beyond the pool."""
-        if len(ids) == 0:
-            return np.empty((0, seq_length), self._dtype)
-        return self.rows(self.locate(ids, seq_length), 0, len(ids))
-
     def close(self) -> None:
-        """Forget the mappings; the operating system unmaps them with their last view."""
+        """Drop the mappings; the operating system unmaps each with its last view."""
         for shard in list(self._maps):
             self._unmap(shard)
         self._maps.clear()
 
     def _member(self, member: int, offset: int, count: int) -> NDArray[Any]:
-        """`count` tokens of a member from `offset`, as a view."""
+        """View of `count` tokens of a member from `offset`, checked if need be."""
         if self._unchecked[member]:
             self._check_member(member)
         return self._payload(member)[offset : offset + count]
 
     def _payload(self, member: int) -> NDArray[Any]:
-        """All tokens of a member, as a view."""
+        """View of all tokens of a member."""
         shard, inner = divmod(member, self.manifest.members_per_shard)
         held = self.manifest.shards[shard].tokens - inner * self.manifest.member_tokens
         count = min(self.manifest.member_tokens, held)
@@ -144,7 +137,7 @@ class TokenPool:
         return self._maps[shard][begin : begin + count]
 
     def _check_member(self, member: int) -> None:
-        """Hash a member that is read for the first time (`lazy`)."""
+        """Compare the hash of a member that is read for the first time (`lazy`)."""
         shard, inner = divmod(member, self.manifest.members_per_shard)
         record = self.manifest.shards[shard]
         found = xxhash.xxh3_64_hexdigest(self._payload(member).data)
@@ -170,11 +163,12 @@ class TokenPool:
         return np.frombuffer(mapped, self._dtype, len(mapped) // self._item)
 
     def _unmap(self, shard: int) -> None:
+        """Let the source release a shard."""
         self.source.release_shard(self.manifest.shards[shard])
 
 
-class _Maps(dict[int, NDArray[Any]]):
-    """Open shards by number, opened when first asked for, the oldest closed beyond the limit."""
+class _MappedShards(dict[int, NDArray[Any]]):
+    """Open shards by number, opened at their first use; beyond `limit` the oldest is closed."""
 
     def __init__(
         self,
@@ -195,7 +189,7 @@ class _Maps(dict[int, NDArray[Any]]):
 
 
 def fetch_shards(source: PoolSource, shards: tuple[ShardRecord, ...]) -> None:
-    """Bring every shard into the cache; `ShardError` names all that cannot be had."""
+    """Bring every shard into the cache; ShardError names all that are unavailable."""
     problems = []
     for shard in shards:
         try:
@@ -206,13 +200,13 @@ def fetch_shards(source: PoolSource, shards: tuple[ShardRecord, ...]) -> None:
     if problems:
         listed = "\n  ".join(problems)
         raise ShardError(
-            f"{len(problems)} of {len(shards)} shards of {source.label} cannot be had:\n"
+            f"{len(problems)} of {len(shards)} shards of {source.label} are unavailable:\n"
             f"  {listed}\nnothing was read"
         )
 
 
 def check_shards(folder: Path, shards: tuple[ShardRecord, ...], *, full: bool) -> None:
-    """`ShardError` naming every shard that is missing, has a wrong size or (`full`) wrong bytes."""
+    """Raise ShardError with all shards that are missing, of wrong size or (`full`) content."""
     problems = [p for p in (shard_problem(folder, s, full=full) for s in shards) if p]
     if problems:
         listed = "\n  ".join(problems)
@@ -223,7 +217,7 @@ def check_shards(folder: Path, shards: tuple[ShardRecord, ...], *, full: bool) -
 
 
 def shard_problem(folder: Path, shard: ShardRecord, *, full: bool) -> str | None:
-    """What is wrong with one shard file, or None."""
+    """Describe the fault of one shard file; None if there is none."""
     path = folder / shard.name
     try:
         size = path.stat().st_size

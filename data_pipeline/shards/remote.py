@@ -1,8 +1,8 @@
-"""Reading files from http(s) and s3, ranged: an interrupted download goes on where it ended.
+"""Downloads from http(s) and s3 by ranges: an interrupted one continues at its last byte.
 
-One function a scheme, each appending to a `.part` file; retries, checks and the cache are built on
-top. boto3 serves s3 where it is installed; otherwise a command template does, which must write the
-object to its standard output.
+Each scheme has one function, which appends to a `.part` file; retries, checks and the cache are
+built on top. boto3 reads s3 where it is installed; otherwise a command template does, which must
+write the object to its standard output.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ SCHEMES = ("http", "https", "s3")
 
 
 class MissingError(Exception):
-    """The server says that there is no such object: trying again is useless."""
+    """Refusal by the server: there is no such object, and trying again is useless."""
 
 
 class TransferError(Exception):
-    """A transfer failed in a way that may be over soon."""
+    """Failure of a transfer that may pass: trying again is useful."""
 
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """How remote files are read."""
+    """Settings of downloads: timeout, retries, command for s3."""
 
     timeout: float = 30.0
     """Seconds without an answer after which a connection counts as lost."""
     attempts: int = 6
-    """Transfers of one file before giving up; each goes on where the last one ended."""
+    """Transfers of one file before giving up; each continues at the end of the last one."""
     backoff: float = 0.5
     """Seconds before the second attempt; doubles each time, up to 30."""
     s3_command: str = "aws s3 cp {url} -"
-    """Used for s3 when boto3 is not installed."""
+    """Command for s3 where boto3 is not installed."""
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether a location is a URL of a known scheme."""
+    """True if a location is a URL of a known scheme."""
     return urlsplit(str(location)).scheme in SCHEMES
 
 
 def append_rest(url: str, part: Path, settings: RemoteSettings) -> None:
-    """Append to `part` what it lacks of `url`.
+    """Append the bytes of `url` that `part` lacks.
 
-    MissingError for objects that do not exist, TransferError for what may pass, OSError for the
-    local disk.
+    MissingError for objects that do not exist, TransferError for faults that may pass, OSError for
+    the local disk.
     """
     have = part.stat().st_size if part.exists() else 0
     if urlsplit(url).scheme == "s3":
@@ -68,7 +68,7 @@ def append_rest(url: str, part: Path, settings: RemoteSettings) -> None:
 
 
 def _http_blocks(url: str, have: int, settings: RemoteSettings) -> Iterator[tuple[bool, bytes]]:
-    """(begin anew, bytes) of the response; a server may ignore the range and send everything."""
+    """Yield (restart, bytes) of the response; a server may ignore the range and send everything."""
     headers = {"Range": f"bytes={have}-"} if have else {}
     request = urllib.request.Request(url, headers=headers)
     try:
@@ -95,6 +95,7 @@ def _http_blocks(url: str, have: int, settings: RemoteSettings) -> Iterator[tupl
 
 
 def _s3_blocks(url: str, have: int, settings: RemoteSettings) -> Iterator[tuple[bool, bytes]]:
+    """Yield (restart, bytes) of an S3 object by boto3, or by the command without it."""
     try:
         import boto3
     except ImportError:
@@ -128,7 +129,7 @@ def _s3_blocks(url: str, have: int, settings: RemoteSettings) -> Iterator[tuple[
 
 
 def _command_blocks(url: str, have: int, settings: RemoteSettings) -> Iterator[tuple[bool, bytes]]:
-    """Run the command template without a shell; what the part file already has is skipped."""
+    """Yield the command's output after its first `have` bytes; it runs without a shell."""
     command = [word.format(url=url) for word in settings.s3_command.split()]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,7 @@
-"""`tokens-tar/1`: plain ustar shards whose members hold many sequences at computable offsets.
+"""The format `tokens-tar/1`: plain ustar shards whose members hold tokens at computable offsets.
+
+    shard of m members = header . tokens . header . tokens . ... . header . tokens . end blocks
+    header of 512 bytes, payload of 1 MiB (the pool's last one is shorter, padded to 512 bytes)
 
 A member is 1 MiB of little-endian token ids, so the tar overhead is 0.05 % and any token is found
 by arithmetic, without an index; any tar tool and `webdataset` read the same file. Members carry no
@@ -27,7 +30,7 @@ MEMBER_BYTES = 1 << 20
 
 
 def member_header(number: int, payload_bytes: int) -> bytes:
-    """The 512-byte ustar header of the pool's member `number`."""
+    """Ustar header of the pool's member `number`, 512 bytes."""
     info = tarfile.TarInfo(f"{number:09d}.tok.bin")
     info.size, info.mode, info.mtime = payload_bytes, 0o444, 0
     header = info.tobuf(tarfile.USTAR_FORMAT)
@@ -35,16 +38,9 @@ def member_header(number: int, payload_bytes: int) -> bytes:
     return header
 
 
-def shard_bytes(payload_bytes: int, member_bytes: int) -> int:
-    """Size of the tar file that holds `payload_bytes` in members of `member_bytes`."""
-    members = -(-payload_bytes // member_bytes)
-    padding = -payload_bytes % HEADER_BYTES
-    return members * HEADER_BYTES + payload_bytes + padding + END_BYTES
-
-
 @dataclass(frozen=True)
 class ShardLayout:
-    """How a pool is cut into shards."""
+    """Division of a pool into members and shards."""
 
     split: str
     dtype: np.dtype[Any]
@@ -62,7 +58,7 @@ class ShardLayout:
 
 
 class _HashingFile:
-    """Writes through to a file and keeps both hashes of everything written."""
+    """Writer to a file that keeps both hashes of everything written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -87,7 +83,7 @@ def write_shard(
     read: Callable[[int, int], NDArray[Any]],
     stop: int,
 ) -> ShardRecord:
-    """Write shard `index` of a pool of `stop` tokens, which `read(start, stop)` returns.
+    """Write shard `index` of a pool of `stop` tokens, which `read(first, last)` returns in slices.
 
     The file appears under its name only when it is complete and synced. OSError (full disk) leaves
     no temporary file behind.

@@ -1,4 +1,4 @@
-"""Where the files of a pool are: a folder of this machine, or a URL behind a cache."""
+"""Sources of a pool's files: a folder of this machine, or a URL behind a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.errors import ShardError
-from data_pipeline.shards.cache import Cache, Wanted
+from data_pipeline.shards.cache import Cache, RemoteFile
 from data_pipeline.shards.manifest import Manifest, ShardRecord, read_local
 from data_pipeline.shards.remote import (
     MissingError,
@@ -21,31 +21,31 @@ from data_pipeline.shards.remote import (
 
 
 class PoolSource(Protocol):
-    """Gives local paths for the files of a pool."""
+    """Provider of local paths for the files of a pool."""
 
     label: str
     """Folder or URL, for messages."""
     remote: bool
 
     def manifest(self) -> Manifest:
-        """The pool's manifest."""
+        """Read the pool's manifest."""
         ...
 
     def open_shard(self, record: ShardRecord) -> Path:
-        """A local path, valid until `release_shard`."""
+        """Give a local path, valid until `release_shard`."""
         ...
 
     def release_shard(self, record: ShardRecord) -> None:
-        """The shard is not read any more."""
+        """Give up a shard that is not read any more."""
         ...
 
     def index(self, manifest: Manifest) -> Path:
-        """Local path of the document index."""
+        """Give the local path of the document index."""
         ...
 
 
 class LocalSource:
-    """A folder."""
+    """Files of a pool in a folder."""
 
     remote = False
 
@@ -55,23 +55,23 @@ class LocalSource:
         self.label = str(self.folder)
 
     def manifest(self) -> Manifest:
-        """The pool's manifest."""
+        """Read the pool's manifest."""
         return Manifest.load(self._path)
 
     def open_shard(self, record: ShardRecord) -> Path:
-        """The file itself."""
+        """Path of the file in the folder."""
         return self.folder / record.name
 
     def release_shard(self, record: ShardRecord) -> None:
-        """Nothing to do."""
+        """Do nothing: the file stays."""
 
     def index(self, manifest: Manifest) -> Path:
-        """The file itself."""
+        """Path of the file in the folder."""
         return self.folder / manifest.documents.name
 
 
 class RemoteSource:
-    """Files beside a manifest URL, through a cache."""
+    """Files of a pool beside the URL of its manifest, through a cache."""
 
     remote = True
 
@@ -81,13 +81,13 @@ class RemoteSource:
         self._pins: dict[str, ExitStack] = {}
 
     def manifest(self) -> Manifest:
-        """Fetched anew each time: it is small, and its hash is checked."""
+        """Fetch the manifest each time: it is small, and its hash is checked."""
         return Manifest.parse(read_text(self._url, self._cache.remote), self._url)
 
     def open_shard(self, record: ShardRecord) -> Path:
-        """Download if needed, and pin."""
+        """Download a shard if needed, and pin it in the cache."""
         return self._open(
-            Wanted(
+            RemoteFile(
                 f"{self.label}/{record.name}",
                 record.name,
                 record.bytes,
@@ -97,24 +97,24 @@ class RemoteSource:
         )
 
     def release_shard(self, record: ShardRecord) -> None:
-        """Unpin."""
+        """Unpin a shard: the cache may evict it."""
         self._pins.pop(record.name).close()
 
     def index(self, manifest: Manifest) -> Path:
-        """Download if needed, and pin for good."""
+        """Download the document index if needed, and pin it for good."""
         record = manifest.documents
         url = f"{self.label}/{record.name}"
-        return self._open(Wanted(url, record.name, 8 * record.count, record.sha256))
+        return self._open(RemoteFile(url, record.name, 8 * record.count, record.sha256))
 
-    def _open(self, wanted: Wanted) -> Path:
+    def _open(self, file: RemoteFile) -> Path:
         stack = ExitStack()
-        path = stack.enter_context(self._cache.pinned(wanted))
-        self._pins[wanted.name] = stack
+        path = stack.enter_context(self._cache.pinned(file))
+        self._pins[file.name] = stack
         return path
 
 
 def read_text(location: str | Path, remote: RemoteSettings | None = None) -> str:
-    """The text of a manifest (or mix), fetched anew from a URL; `ShardError` if there is none."""
+    """Read the text of a manifest (or mix) from a path or URL; ShardError if there is none."""
     if not is_remote(location):
         return read_local(Path(location))
     settings, reason = remote or RemoteSettings(), ""
@@ -135,7 +135,7 @@ def read_text(location: str | Path, remote: RemoteSettings | None = None) -> str
 
 
 def open_source(location: str | Path, cache: Cache | None) -> PoolSource:
-    """The source of a manifest path or URL; remote ones need a cache."""
+    """Make the source of a manifest path or URL; ShardError for a URL without a cache."""
     if not is_remote(location):
         return LocalSource(Path(location))
     if cache is None:

@@ -1,4 +1,4 @@
-"""Checks of a pool from the outside: every byte against the manifest, all problems at once.
+"""Verification of a pool: every byte against the manifest, all problems at once.
 
 Opening a pool compares fast hashes; this reads everything once and also checks the tar headers,
 the sha256 sums, the member hashes and the document index, so its answer is final.
@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, ShardError
-from data_pipeline.prepare.progress import Progress
+from data_pipeline.progress import Progress
 from data_pipeline.shards.manifest import Manifest, ShardRecord
 from data_pipeline.shards.shards import HEADER_BYTES, member_header
-from data_pipeline.stream.order import IntArray
 
 
 def find_manifests(path: Path) -> list[Path]:
-    """The manifests that `path` means: itself, or those of a prepared folder."""
+    """Find the manifests that `path` names: itself, or those of a folder; DataError if none."""
     if path.is_file():
         return [path]
     found = [path / "manifest.json"] if (path / "manifest.json").is_file() else []
@@ -32,7 +32,7 @@ def find_manifests(path: Path) -> list[Path]:
 
 
 def pool_problems(manifest_path: Path, progress: Progress) -> list[str]:
-    """Everything that is wrong with one pool; empty when it is exactly what was written."""
+    """List all problems of one pool; empty when its bytes are those that were written."""
     try:
         manifest = Manifest.load(manifest_path)
     except ShardError as error:
@@ -41,7 +41,7 @@ def pool_problems(manifest_path: Path, progress: Progress) -> list[str]:
     total = sum(shard.bytes for shard in manifest.shards)
     progress.start(f"verifying {manifest.split}", total, "bytes")
     problems: list[str] = []
-    separators: list[IntArray] = []
+    separators: list[NDArray[np.int64]] = []
     for shard in manifest.shards:
         try:
             problems += _shard_problems(folder / shard.name, shard, manifest, separators)
@@ -58,9 +58,9 @@ def pool_problems(manifest_path: Path, progress: Progress) -> list[str]:
 
 
 def _shard_problems(
-    path: Path, record: ShardRecord, manifest: Manifest, separators: list[IntArray]
+    path: Path, record: ShardRecord, manifest: Manifest, separators: list[NDArray[np.int64]]
 ) -> Iterator[str]:
-    """Read a shard member by member, as the writer wrote it; collects separator positions."""
+    """Read a shard member by member, yield its problems, collect the positions of `separators`."""
     size = path.stat().st_size
     if size != record.bytes:
         yield f"{path}: {size:,} bytes instead of {record.bytes:,}"
@@ -92,7 +92,9 @@ def _shard_problems(
         yield f"{path}: sha256 {whole.hexdigest()}, manifest says {record.sha256}"
 
 
-def _index_problems(folder: Path, manifest: Manifest, separators: IntArray | None) -> Iterator[str]:
+def _index_problems(
+    folder: Path, manifest: Manifest, separators: NDArray[np.int64] | None
+) -> Iterator[str]:
     """Compare the document index with its hash and with the separators in the tokens."""
     path = folder / manifest.documents.name
     try:

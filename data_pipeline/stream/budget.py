@@ -1,4 +1,4 @@
-"""The unique-token budget: the first U tokens of the pool, seen as sequences of S tokens.
+"""The unique-token budget: the first U tokens of a pool as sequences of S tokens.
 
 A pool holds its documents in keyed order, so every prefix is a uniform sample of documents and
 smaller budgets are subsets of larger ones. U is exact to the token: when S does not divide it, the
@@ -14,7 +14,7 @@ class Budget:
     """U unique tokens as n = ceil(U / S) sequences, counted in target positions."""
 
     def __init__(self, unique_tokens: int | None, seq_length: int, pool_tokens: int) -> None:
-        """Take the whole pool when `unique_tokens` is None; `BudgetError` if it holds too few."""
+        """Take the whole pool where `unique_tokens` is None; BudgetError if it holds too few."""
         if seq_length < 1:
             raise BudgetError(f"seq_length {seq_length} is not a positive number of tokens")
         tokens = pool_tokens if unique_tokens is None else unique_tokens

@@ -1,7 +1,8 @@
-"""The whole data state of a run: one position and what gives it its meaning, readable by a person.
+"""The data state of a run: one position and the fingerprint that gives it its meaning.
 
-No generator state and no per-worker file: epochs, batch size, stop step, schedule and the number of
-ranks are not part of it, so lengthening a run or branching off a decay is legal.
+A person can read it. It holds no state of a generator and no file of a worker: epochs, batch size,
+stop step, schedule and number of ranks are not part of it, so lengthening a run or branching off a
+decay is legal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from data_pipeline.stream.stream import Stream
 
 @dataclass(frozen=True)
 class Cursor:
-    """Sequences consumed by the optimizer, and the fingerprint of the stream they came from."""
+    """Number of sequences that the optimizer consumed, and fingerprint of their stream."""
 
     position: int
     """Global sample position of the next sequence."""
@@ -32,16 +33,16 @@ class Cursor:
 
     @staticmethod
     def at(stream: Stream, position: int) -> Cursor:
-        """The cursor of `stream` after `position` sequences were consumed."""
+        """Make the cursor of `stream` after `position` sequences were consumed."""
         return Cursor(position=position, **stream.fingerprint())
 
     def to_dict(self) -> dict[str, int | str]:
-        """Plain JSON."""
+        """Fields as plain values for JSON."""
         return asdict(self)
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> Cursor:
-        """Read `to_dict`'s form; `CursorError` names missing and unknown fields."""
+        """Read the form of `to_dict`; CursorError names missing and unknown fields."""
         known = {field.name for field in fields(Cursor)}
         if set(value) != known:
             raise CursorError(
@@ -51,7 +52,7 @@ class Cursor:
         return Cursor(**value)
 
     def check(self, stream: Stream) -> None:
-        """`CursorError` with both sides of every field that differs from `stream`'s."""
+        """Raise CursorError with both values of every field that differs from `stream`'s."""
         found = stream.fingerprint()
         saved = {key: value for key, value in asdict(self).items() if key != "position"}
         different = [key for key in saved if saved[key] != found[key]]

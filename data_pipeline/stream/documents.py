@@ -1,4 +1,4 @@
-"""Document boundaries: derived from the separators in the tokens, with an index for counting.
+"""Document boundaries: found by the separators in the tokens, with an index for counting.
 
 `packed` lets a sequence attend across documents. `masked` keeps them apart: every token belongs
 to the segment of its document, and the separator closes its segment without being scored, so a
@@ -23,7 +23,7 @@ DocumentMode = Literal["packed", "masked"]
 
 
 def segments(tokens: NDArray[Any], doc_id: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Segment number of every token, int32 [b, s], and where the separators are, bool [b, s].
+    """Segment number of every token, int32 [b, s], and mask of the separators, bool [b, s].
 
     A separator belongs to the document it ends; the segment of a token is the number of separators
     strictly before it in the row.
@@ -37,7 +37,7 @@ class SeparatorIndex:
     """Pool positions of all separators: 8 bytes a document on disk, memory-mapped."""
 
     def __init__(self, manifest: Manifest, path: Path, *, verify: bool) -> None:
-        """`ShardError` if the index is missing, has a wrong size or (with `verify`) wrong bytes."""
+        """Map `path`; ShardError if it is missing, has a wrong size or (`verify`) wrong bytes."""
         record = manifest.documents
         try:
             if record.count == 0:
@@ -52,7 +52,7 @@ class SeparatorIndex:
             raise ShardError(f"{path}: {len(self.positions):,} documents, not {record.count:,}")
 
     def count(self, start: IntArray, stop: IntArray) -> IntArray:
-        """Number of separators in each [start, stop)."""
+        """Count the separators in each [start, stop), int64 [k]."""
         first = np.searchsorted(self.positions, start.astype(np.uint64))
         last = np.searchsorted(self.positions, stop.astype(np.uint64))
         return (last - first).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Looking into pools and runs: what a sequence says, where its documents begin, who sees it."""
+"""Views into pools and runs for people: text of a sequence, its documents, steps that see it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """`TokenizerError` unless the shards were written with this tokenizer."""
+    """Raise TokenizerError unless the shards were written with this tokenizer."""
     written = manifest.tokenizer
     if tokenizer.pieces_sha256 != written.pieces_sha256:
         raise TokenizerError(
@@ -29,9 +29,10 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def describe_position(stream: Stream, tokenizer: Tokenizer, position: int) -> dict[str, Any]:
-    """What a run sees at a global position: which sequence, in which epoch, and its text.
+    """Describe the sequence that a run sees at a global position: epoch, number and text.
 
-    Epoch and place count passes over all budgets together; a mix names the source too.
+    Epoch and place count passes over all budgets together; a mix names the source too. DataError
+    for a position outside the run.
     """
     if not 0 <= position < stream.total_positions:
         raise DataError(
@@ -54,21 +55,21 @@ def describe_position(stream: Stream, tokenizer: Tokenizer, position: int) -> di
 
 @dataclass(frozen=True)
 class StepPositions:
-    """Global positions [start, stop) of one optimizer step, and how they are known."""
+    """Global positions [start, stop) of one optimizer step, and their origin."""
 
     step: int
     start: int
     stop: int
     logged: bool
-    """Whether the log proves that the step was taken; otherwise the positions are a projection."""
+    """True if the log proves that the step was taken; otherwise the positions are a projection."""
     basis: str
-    """The same for people, with the numbers it rests on."""
+    """Origin of the positions for people, with the numbers they follow from."""
 
 
 def step_positions(
     rows: Iterable[Mapping[str, float]], step: int, batch: int, total_positions: int
 ) -> StepPositions:
-    """Where `step` (counted from 1) stands in a run whose log is `rows`.
+    """Find the positions of `step` (counted from 1) in a run whose log is `rows`.
 
     A logged interval holds steps of one size, because a start that changes the batch size begins a
     new one. Steps after the log are projected with the present `batch`. DataError when the step
@@ -127,7 +128,7 @@ def _positions_per_step(size: int, steps: int, batch: int, *, at_end: bool) -> i
 
 
 def pool_statistics(pool: TokenPool) -> dict[str, Any]:
-    """Numbers about a pool that the manifest does not hold: documents and token frequencies."""
+    """Statistics of a pool that the manifest does not hold: documents and token frequencies."""
     manifest = pool.manifest
     index = SeparatorIndex(manifest, pool.source.index(manifest), verify=False)
     lengths = np.diff(index.positions.astype(np.int64), prepend=-1) - 1
@@ -153,7 +154,7 @@ def pool_statistics(pool: TokenPool) -> dict[str, Any]:
 def describe_sequence(
     pool: TokenPool, tokenizer: Tokenizer, sequence: int, seq_length: int
 ) -> dict[str, Any]:
-    """One sequence of the pool: text with visible special ids, and its documents."""
+    """Describe one sequence of the pool: text with visible special ids, and its documents."""
     if seq_length < 1:
         raise DataError(f"seq_length is {seq_length}; allowed: 1 or more tokens")
     total = -(-pool.num_tokens // seq_length)

@@ -1,48 +1,41 @@
-"""Global batches for one data-parallel rank, read ahead by one thread.
+"""Global batches for one data-parallel rank, prefetched by one thread.
 
-Reading is memory mapping and copying, so a thread keeps up with any GPU; worker processes would
-spend more on messages than on work. The loader never counts what it read ahead: the run's position
-is what the optimizer consumed.
+Reading is memory mapping and copying, so one thread keeps up with any GPU. Prefetched batches never
+count as read: the position of a run is the number of sequences that the optimizer consumed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.stream.cursor import Cursor
-from data_pipeline.stream.iterable import BATCHES_PER_MESSAGE, MessageSource, torch_dataset
-from data_pipeline.stream.stream import Plan, Stream, TokenBatch, TokenStream
-
-__all__ = ["BudgetLoader", "Cursor", "GlobalBatch", "Stream", "TokenBatch", "TokenStream"]
+from data_pipeline.stream.stream import Plan, Stream
 
 PLANNED_ROWS = 4096
 """Sequences whose order and addresses are computed together, whatever the batch size."""
 
 
 class GlobalBatch(NamedTuple):
-    """One optimizer step's positions, with this rank's share of the tokens."""
+    """Positions of one optimizer step, with this rank's share of the tokens."""
 
     start: int
     """First global position."""
     stop: int
-    """Position after this step: what a cursor stores."""
+    """Position after this step: the one that a cursor stores."""
     num_valid: int
     """Valid target positions of the whole global batch, over all ranks."""
     micro_batches: list[Any]
-    """This rank's rows, `micro_batch_size` each (what `transform` made of them)."""
+    """This rank's rows, `micro_batch_size` each: `TokenBatch`, or what training makes of it."""
 
 
 class BudgetLoader:
-    """Iterates the global batches of a stream from `start_position` to the end of the run.
+    """Iterable of the global batches of a stream, from `start_position` to the end of the run.
 
     Rank r holds rows [r * B / R, (r + 1) * B / R) of each batch, so putting the ranks' rows one
     after the other gives the same stream for every R. The last batch is filled up with invalid
@@ -59,14 +52,10 @@ class BudgetLoader:
         dp_size: int,
         start_position: int = 0,
         prefetch: int = 2,
-        workers: int = 0,
-        transform: Callable[[TokenBatch], Any] | None = None,
     ) -> None:
-        """`prefetch` is the number of global batches read ahead; 0 reads in the caller's thread.
+        """Read `prefetch` global batches in advance; 0 reads in the caller's thread.
 
-        `transform` runs on every micro-batch where it is read, e.g. to pin it and start its copy
-        to a GPU. `workers` processes (torch's DataLoader) fetch the tokens; 0 is the fast choice
-        unless shards come over a network.
+        DataError unless micro-batches and ranks divide the global batch.
         """
         if global_batch_size % (micro_batch_size * dp_size):
             raise DataError(
@@ -79,31 +68,30 @@ class BudgetLoader:
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.start_position, self.prefetch = start_position, prefetch
-        self.workers, self.transform = workers, transform
-        self._readers: list[_ReadAhead] = []
+        self._prefetchers: list[_Prefetcher] = []
 
     def __len__(self) -> int:
-        """Global batches left."""
+        """Number of global batches that are left."""
         left = max(0, self.stream.total_positions - self.start_position)
         return -(-left // self.global_batch_size)
 
     def __iter__(self) -> Iterator[GlobalBatch]:
-        """The batches in order; leaving the loop early ends the reading thread."""
+        """Yield the batches in order; leaving the loop early ends the prefetching thread."""
         if self.prefetch == 0:
             yield from self._batches()
             return
-        reader = _ReadAhead(self._batches(), self.prefetch)
-        self._readers.append(reader)
+        prefetcher = _Prefetcher(self._batches(), self.prefetch)
+        self._prefetchers.append(prefetcher)
         try:
-            yield from reader
+            yield from prefetcher
         finally:
-            reader.close()
-            self._readers.remove(reader)
+            prefetcher.close()
+            self._prefetchers.remove(prefetcher)
 
     def close(self) -> None:
-        """End every reading thread of this loader."""
-        for reader in self._readers:
-            reader.close()
+        """End every prefetching thread of this loader."""
+        for prefetcher in self._prefetchers:
+            prefetcher.close()
 
     def __enter__(self) -> BudgetLoader:
         return self
@@ -118,61 +106,26 @@ class BudgetLoader:
 
     def _batches(self) -> Iterator[GlobalBatch]:
         """Plan blocks of many batches at once, read one micro-batch at a time."""
-        if self.workers:
-            yield from self._batches_of_workers()
-            return
-        per_rank = self.global_batch_size // self.dp_size
-        together = max(1, PLANNED_ROWS // per_rank)
-        own = self.dp_rank * per_rank + np.arange(per_rank)
-        for block in range(0, len(self), together):
-            batches = range(block, min(block + together, len(self)))
-            starts = self.start_position + np.array(batches) * self.global_batch_size
-            plan = self.stream.plan((starts[:, None] + own).ravel())
-            take = partial(self.stream.take, plan)
-            for number, batch in enumerate(batches):
-                yield self._cut(batch, number * per_rank, take)
+        rows = self.global_batch_size // self.dp_size
+        rows_of_rank = self.dp_rank * rows + np.arange(rows)
+        batches_per_plan = max(1, PLANNED_ROWS // rows)
+        for block in range(0, len(self), batches_per_plan):
+            batches = np.arange(block, min(block + batches_per_plan, len(self)))
+            starts = self.start_position + batches * self.global_batch_size
+            plan = self.stream.plan((starts[:, None] + rows_of_rank).ravel())
+            for number, start in enumerate(starts.tolist()):
+                yield self._read(plan, number * rows, start)
 
-    def _batches_of_workers(self) -> Iterator[GlobalBatch]:
-        """Tokens arrive in large messages of the stored type; only the cast happens here."""
-        from torch.utils.data import DataLoader
-
-        stream = self.stream
-        if not isinstance(stream, TokenStream):
-            raise DataError("worker processes read single budgets only; use workers=0 for mixtures")
-        source = MessageSource(
-            stream,
-            global_batch_size=self.global_batch_size,
-            dp_rank=self.dp_rank,
-            dp_size=self.dp_size,
-            start_position=self.start_position,
-        )
-        messages = DataLoader(torch_dataset(source), batch_size=None, num_workers=self.workers)
-        per_rank = self.global_batch_size // self.dp_size
-        for number, message in enumerate(messages):
-            stored, plan = message.numpy(), stream.plan(source.message_positions(number))
-
-            def take(
-                first: int, stop: int, plan: Plan = plan, stored: NDArray[Any] = stored
-            ) -> TokenBatch:
-                return stream.finish(plan, first, stored[first:stop])
-
-            for row in range(0, len(stored), per_rank):
-                batch = number * BATCHES_PER_MESSAGE + row // per_rank
-                yield self._cut(batch, row, take)
-
-    def _cut(self, batch: int, first: int, take: Callable[[int, int], TokenBatch]) -> GlobalBatch:
-        """One global batch whose rows of this rank begin at `first` of what `take` reads."""
-        start = self.start_position + batch * self.global_batch_size
+    def _read(self, plan: Plan, first: int, start: int) -> GlobalBatch:
+        """Read the batch at position `start`, whose rows begin at row `first` of the plan."""
         stop = min(start + self.global_batch_size, self.stream.total_positions)
         micro, last = self.micro_batch_size, first + self.global_batch_size // self.dp_size
-        parts = [take(row, row + micro) for row in range(first, last, micro)]
-        if self.transform is not None:
-            parts = [self.transform(part) for part in parts]
+        parts = [self.stream.take(plan, row, row + micro) for row in range(first, last, micro)]
         return GlobalBatch(start, stop, self.stream.num_valid(start, stop), parts)
 
 
-class _ReadAhead:
-    """Runs an iterator in a thread that stays at most `depth` items ahead of the consumer."""
+class _Prefetcher:
+    """Iterator that a thread runs, at most `depth` items before the consumer."""
 
     def __init__(self, items: Iterator[GlobalBatch], depth: int) -> None:
         self._items, self._depth = items, depth
@@ -180,7 +133,7 @@ class _ReadAhead:
         self._changed = threading.Condition()
         self._stopped, self._finished = False, False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[GlobalBatch]:
@@ -205,6 +158,7 @@ class _ReadAhead:
             self._thread.join()
 
     def _run(self) -> None:
+        """Fill the queue; an error is raised by the consumer, after the items before it."""
         try:
             for item in self._items:
                 with self._changed:

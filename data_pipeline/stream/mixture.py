@@ -1,9 +1,9 @@
-"""Several budgets in one stream, still a pure function of the position.
+"""Mixtures: several budgets in one stream, still a pure function of the position.
 
 `proportional` is the union of the budgets under one permutation: every token once per epoch.
 `weighted` repeats sources at different rates: weights become integers n_i that sum to 1024, and
 every block of 1024 positions holds exactly n_i draws of source i in keyed order. A source's own
-position then follows in closed form, so each keeps its own epochs without any state of its own.
+position then follows in closed form, so each source has its epochs and none has a state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MixtureSource:
     weight: float = 1.0
     """Relative share of the positions (`weighted` only)."""
     max_epochs: float | None = None
-    """The source may not be repeated more often than this."""
+    """Upper limit of the source's epochs."""
 
 
 class MixtureStream:
@@ -43,7 +43,11 @@ class MixtureStream:
     def __init__(
         self, sources: Sequence[MixtureSource], mode: MixtureMode, *, seed: int, epochs: float
     ) -> None:
-        """`epochs` counts the sum of all budgets; `DataError` for sources that do not fit."""
+        """Mix `sources` for `epochs` passes over the sum of all budgets.
+
+        DataError for sources that do not fit together, BudgetError where one would exceed its
+        `max_epochs`.
+        """
         _check_sources(sources, mode)
         if not epochs > 0:
             raise DataError(f"epochs {epochs} must be positive")
@@ -76,7 +80,7 @@ class MixtureStream:
 
     @property
     def epochs(self) -> float:
-        """Whole sequences over the sum of all budgets."""
+        """Epochs of the whole run, as realised: positions over the sequences of all budgets."""
         return self.total_positions / self.sequences_per_epoch
 
     @property
@@ -94,7 +98,7 @@ class MixtureStream:
         return source, local
 
     def plan(self, positions: IntArray) -> Plan:
-        """Look up global positions, int64 [k]; nothing is read."""
+        """Look up global positions, int64 [k], without reading."""
         source, local = self._at(positions)
         beyond = positions >= self.total_positions
         parts = []
@@ -133,11 +137,11 @@ class MixtureStream:
         )
 
     def read(self, positions: IntArray) -> TokenBatch:
-        """The sequences at global positions, int64 [b]: plan and take at once."""
+        """Read the sequences at global positions, int64 [b]: plan and take at once."""
         return self.take(self.plan(positions), 0, len(positions))
 
     def num_valid(self, start: int, stop: int) -> int:
-        """Valid target positions in [start, stop)."""
+        """Count the valid target positions in [start, stop)."""
         start, stop = min(start, self.total_positions), min(stop, self.total_positions)
         if self.mode == "weighted":
             before, after = self.consumed(start), self.consumed(stop)
@@ -182,7 +186,7 @@ class MixtureStream:
         ]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must agree for a position to mean the same sequence."""
+        """Values that must agree for a position to mean the same sequence."""
         parts = [entry.stream.fingerprint() for entry in self.sources]
         content = [self.mode, self._draws.tolist() if self.mode == "weighted" else [], parts]
         return {
@@ -208,10 +212,10 @@ class MixtureStream:
         for block in np.unique(blocks):
             chosen = blocks == block
             drawn = self._block_sources(int(block))
-            mine = drawn[places[chosen]]
-            source[chosen] = mine
+            sources = drawn[places[chosen]]
             earlier = _ranks(drawn, len(self.sources))[places[chosen]]
-            local[chosen] = block * self._draws[mine] + earlier
+            source[chosen] = sources
+            local[chosen] = block * self._draws[sources] + earlier
         return source, local
 
     def _block_sources(self, block: int) -> IntArray:
@@ -220,11 +224,12 @@ class MixtureStream:
         return np.repeat(np.arange(len(self.sources)), self._draws)[order]
 
     def _set_lengths(self) -> None:
-        """Tell every source how far this run reads it."""
+        """Set the length of every source to the draws of this run."""
         for entry, count in zip(self.sources, self.consumed(self.total_positions), strict=True):
             entry.stream.total_positions = int(count)
 
     def _valid_of(self, plan: Plan) -> int:
+        """Valid target positions of planned rows; masked documents have to be read."""
         if self.sources[0].stream.documents == "packed":
             return int(plan.valid.sum())
         counts = 0
@@ -235,16 +240,19 @@ class MixtureStream:
 
 
 def _ranks(drawn: IntArray, sources: int) -> IntArray:
-    """How many earlier entries of `drawn` equal each entry."""
+    """Number of earlier entries of `drawn` that equal each entry."""
     ranks = np.empty_like(drawn)
     for number in range(sources):
-        mine = np.flatnonzero(drawn == number)
-        ranks[mine] = np.arange(len(mine))
+        places = np.flatnonzero(drawn == number)
+        ranks[places] = np.arange(len(places))
     return ranks
 
 
 def quantise(weights: Sequence[float], names: Sequence[str]) -> IntArray:
-    """Integers that sum to `BLOCK` in proportion to `weights` (largest remainders rounded up)."""
+    """Integers in proportion to `weights` that sum to `BLOCK` (largest remainders rounded up).
+
+    DataError for weights that are not positive or too small for one draw a block.
+    """
     shares = np.array(weights, np.float64)
     if not (np.isfinite(shares).all() and (shares > 0).all()):
         raise DataError(f"weights {list(weights)} must be positive numbers")
@@ -262,6 +270,7 @@ def quantise(weights: Sequence[float], names: Sequence[str]) -> IntArray:
 
 
 def _check_sources(sources: Sequence[MixtureSource], mode: str) -> None:
+    """Raise DataError unless the sources can be mixed in this mode."""
     if mode not in ("proportional", "weighted"):
         raise DataError(f"unknown mixture {mode!r}; allowed: proportional, weighted")
     if not sources:

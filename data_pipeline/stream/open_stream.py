@@ -1,8 +1,8 @@
-"""From a location to a stream: a manifest gives a budget, a mix file a mixture of budgets.
+"""Streams by location: a manifest gives a budget, a mix file a mixture of budgets.
 
-A mix is a small JSON file that names manifests, their budgets and weights. It may lie on this
-machine or behind a URL, like every manifest that it names; relative ones are looked for beside it.
-`read_pools` reads manifests only, so that a run can be checked before any shard is touched.
+A mix is a small JSON file that names manifests, their budgets and weights. It is a file of this
+machine or a URL, like every manifest that it names; relative ones are beside it. `read_pools` reads
+manifests only, so that a run can be checked before any shard is read.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class MixEntry(BaseModel):
     weight: Positive | None = None
     """Relative share of the positions (`weighted`, where it is required)."""
     max_epochs: Positive | None = None
-    """The run is refused if it would repeat the source more often."""
+    """Upper limit of the source's epochs; a run that needs more is refused."""
 
 
 class Mix(BaseModel):
-    """The content of a mix file."""
+    """Content of a mix file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,7 @@ class Mix(BaseModel):
 
 @dataclass(frozen=True)
 class NamedPool:
-    """A pool that a location leads to, with the part of it that is used."""
+    """A pool behind a location, with the part of it that is used."""
 
     location: Location
     manifest: Manifest
@@ -92,7 +92,7 @@ def open_stream(
     verify: Verify = "full",
     cache: Cache | None = None,
 ) -> TokenStream | MixtureStream:
-    """The stream of a manifest or a mix; raises DataError for anything that does not fit.
+    """Open the stream of a manifest or a mix; DataError for anything that does not fit.
 
     Every source of a mix has the same order, documents and check; `epochs` counts the sum of its
     budgets. URLs need a `cache`.
@@ -112,7 +112,7 @@ def open_stream(
     if isinstance(content, Manifest):
         return stream(location, unique_tokens)
     check_mix(content, location, unique_tokens, order)
-    _refuse_twins(_pools(content, location))
+    _refuse_repeated_pool(_pools(content, location))
     sources = [
         MixtureSource(
             entry.name,
@@ -128,18 +128,18 @@ def open_stream(
 def read_pools(
     location: Location, unique_tokens: int | None = None, order: str = "global"
 ) -> list[NamedPool]:
-    """Manifests and budgets behind a location; no shard is read, DataError where they are wrong."""
+    """Read the manifests and budgets behind a location, no shard; DataError if they are wrong."""
     content = read_content(location)
     if isinstance(content, Manifest):
         return [NamedPool(location, content, unique_tokens)]
     check_mix(content, location, unique_tokens, order)
     pools = _pools(content, location)
-    _refuse_twins(pools)
+    _refuse_repeated_pool(pools)
     return pools
 
 
 def content_hash(location: Location) -> str:
-    """Identity of the tokens behind a location, wherever the files lie."""
+    """Identity of the tokens behind a location, the same wherever the files are."""
     content = read_content(location)
     if isinstance(content, Manifest):
         return content.sha256
@@ -151,7 +151,7 @@ def content_hash(location: Location) -> str:
 
 
 def read_content(location: Location) -> Manifest | Mix:
-    """The manifest or mix at a location; ShardError or DataError if it is neither."""
+    """Read the manifest or mix at a location; ShardError or DataError if it is neither."""
     text = read_text(location)
     try:
         value = json.loads(text)
@@ -173,7 +173,7 @@ def read_content(location: Location) -> Manifest | Mix:
 
 
 def beside(location: Location, manifest: str) -> Location:
-    """Where a mix at `location` finds `manifest`."""
+    """Location of `manifest` for a mix at `location`."""
     if is_remote(manifest):
         return manifest
     if not is_remote(location) or Path(manifest).is_absolute():
@@ -184,7 +184,7 @@ def beside(location: Location, manifest: str) -> Location:
 
 
 def check_mix(mix: Mix, location: Location, unique_tokens: int | None, order: str) -> None:
-    """Refuse settings of a run that a mix does not have."""
+    """Raise DataError for settings of a run that a mix does not have."""
     if unique_tokens is not None:
         raise BudgetError(
             f"{location} is a mix, whose sources have their own budgets: set data.unique_tokens to "
@@ -198,6 +198,7 @@ def check_mix(mix: Mix, location: Location, unique_tokens: int | None, order: st
 
 
 def _pools(mix: Mix, location: Location) -> list[NamedPool]:
+    """Pools that a mix names; DataError if one of them is a mix."""
     pools = []
     for entry in mix.sources:
         where = beside(location, entry.manifest)
@@ -210,8 +211,8 @@ def _pools(mix: Mix, location: Location) -> list[NamedPool]:
     return pools
 
 
-def _refuse_twins(pools: list[NamedPool]) -> None:
-    """The same pool twice would count its tokens as unique twice."""
+def _refuse_repeated_pool(pools: list[NamedPool]) -> None:
+    """Raise DataError for a pool that is named twice: its tokens would count as unique twice."""
     first: dict[str, Location] = {}
     for pool in pools:
         if pool.manifest.sha256 in first:

@@ -1,4 +1,4 @@
-"""The order in which a budget is visited: a keyed permutation per epoch, a function of position.
+"""The order of a budget: a keyed permutation of its sequences in each epoch.
 
 An alternating Feistel network on the bits of n with cycle walking is a bijection of range(n) for
 every n, needs O(1) memory and no start-up, and can be inverted; a materialised shuffle would need
@@ -33,19 +33,19 @@ _MULTIPLIERS: Final = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5
 
 @lru_cache(maxsize=256)
 def round_keys(seed: int, stream: int, *indices: int) -> Keys:
-    """The uint64 round keys [6] of one permutation: blake2b of (seed, stream, indices)."""
+    """Round keys of one permutation, uint64 [6]: blake2b of (seed, stream, indices)."""
     words = struct.pack(f"<{2 + len(indices)}Q", seed, stream, *indices)
     digest = blake2b(words, digest_size=8 * ROUNDS, person=b"epochal-order-v1").digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
 def permute(x: IntArray, n: int, keys: Keys) -> IntArray:
-    """The image of positions `x` (int64, in range(n)) under the permutation of range(n)."""
+    """Image of positions `x` (int64, in range(n)) under the permutation of range(n)."""
     return _walk(x, n, keys, inverse=False)
 
 
 def unpermute(x: IntArray, n: int, keys: Keys) -> IntArray:
-    """The positions whose image under `permute` is `x`."""
+    """Positions whose image under `permute` is `x`."""
     return _walk(x, n, keys, inverse=True)
 
 
@@ -90,7 +90,7 @@ def _mix(half: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 def window_size(kind: str) -> int | None:
-    """Blocks per window of `window(W)`, None for `global` and `sequential`; refuses other names."""
+    """Blocks per window of `window(W)`, None for `global` and `sequential`; else DataError."""
     if kind in ("global", "sequential"):
         return None
     match = re.fullmatch(r"window\((\d+)\)", kind)
@@ -103,7 +103,7 @@ def window_size(kind: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """One epoch of a window order: blocks in keyed order, the short one wherever it falls."""
+    """One epoch of a window order: blocks in keyed order, the short one at any slot."""
 
     blocks: IntArray
     """Block held by each slot."""
@@ -112,7 +112,7 @@ class _Layout:
 
 
 class Order:
-    """The stream of sequence ids: epoch e visits every sequence of range(n) once, in keyed order.
+    """Order of sequence ids: epoch e visits every sequence of range(n) once, in keyed order.
 
     `global` permutes the whole budget; `sequential` does not permute; `window(W)` permutes blocks
     of `block` consecutive sequences (a shard's worth), then the sequences of W consecutive blocks
@@ -120,7 +120,7 @@ class Order:
     """
 
     def __init__(self, kind: str, sequences: int, seed: int, block: int = 1) -> None:
-        """`sequences` is n >= 1, `block` the sequences of a shard (read by `window` only)."""
+        """Order n = `sequences` >= 1; `block` is the number of sequences a shard (for windows)."""
         assert sequences >= 1
         assert block >= 1
         self.kind, self.sequences, self.seed, self.block = kind, sequences, seed, block
@@ -139,7 +139,7 @@ class Order:
         return ids
 
     def find(self, sequence: int, epoch: int) -> int:
-        """The global position at which `epoch` visits `sequence`: the inverse of `at`."""
+        """Global position at which `epoch` visits `sequence`: the inverse of `at`."""
         start, target = epoch * self.sequences, np.array([sequence], np.int64)
         if self.kind == "sequential":
             return start + sequence
@@ -155,6 +155,7 @@ class Order:
         return start + first + int(unpermute(np.array([inner - first]), length, keys)[0])
 
     def _epoch(self, epoch: int, places: IntArray) -> IntArray:
+        """Sequence ids at places of one epoch."""
         if self.kind == "sequential":
             return places
         if self._window is None:
@@ -179,6 +180,7 @@ class Order:
         return first, int(layout.starts[last]) - first
 
     def _layout(self, epoch: int) -> _Layout:
+        """Blocks of an epoch in keyed order, kept until another epoch is asked for."""
         layout = self._layouts.get(epoch)
         if layout is None:
             count = -(-self.sequences // self.block)

@@ -1,8 +1,9 @@
-"""The run's data as a pure function: global sample position -> sequence of the budget.
+"""The stream of a run as a pure function: global sample position -> sequence of the budget.
 
-Position g = epoch * n + place; rank, workers and batch size do not enter, so any cut of the run
-sees the same tokens. Positions beyond the end of the run give rows without a valid token: they
-fill up the last global batch, so that shapes stay static and nothing is dropped or repeated.
+Position g = epoch * n + place; ranks, workers and batch size do not enter, so every division of the
+run into batches sees the same tokens. Positions beyond the end of the run give rows without a valid
+token: they fill up the last global batch, so that shapes stay static and nothing is dropped or
+repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data_pipeline.stream.order import ORDER_VERSION, IntArray, Order
 
 
 class TokenBatch(NamedTuple):
-    """Clean sequences as numpy arrays; the host-side twin of the training code's batch.
+    """Clean sequences as numpy arrays, from which training makes its batches.
 
     Arrays are read-only by contract: `valid` and `segment` may be shared between batches.
     """
@@ -35,14 +36,14 @@ class TokenBatch(NamedTuple):
     valid: NDArray[np.bool_]
     """Positions that are scored, bool [b, s]."""
     all_valid: bool
-    """Whether `valid` is True everywhere."""
+    """True if `valid` is True everywhere."""
     one_segment: bool
-    """Whether `segment` is 0 everywhere."""
+    """True if `segment` is 0 everywhere."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Positions that were looked up and not yet read."""
+    """Positions that were looked up, with the addresses of their rows."""
 
     positions: IntArray
     located: Any
@@ -50,11 +51,11 @@ class Plan:
     valid: IntArray
     """Leading positions of each row that are inside the budget."""
     regular: bool
-    """Whether every row is valid throughout and one segment."""
+    """True if every row is valid throughout and one segment."""
 
 
 class Stream(Protocol):
-    """What a loader reads: one budget (`TokenStream`) or a mixture of several."""
+    """Input of a loader: one budget (`TokenStream`) or a mixture of several."""
 
     seq_length: int
     total_positions: int
@@ -71,7 +72,7 @@ class Stream(Protocol):
 
     @property
     def epochs(self) -> float:
-        """Epochs of the whole run, as they are realised."""
+        """Epochs of the whole run, as realised."""
         ...
 
     def report(self) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ class Stream(Protocol):
         ...
 
     def plan(self, positions: IntArray) -> Plan:
-        """Look up global positions, int64 [k]; nothing is read."""
+        """Look up global positions, int64 [k], without reading."""
         ...
 
     def take(self, plan: Plan, first: int, stop: int) -> TokenBatch:
@@ -96,11 +97,11 @@ class Stream(Protocol):
         ...
 
     def read(self, positions: IntArray) -> TokenBatch:
-        """The sequences at global positions, int64 [b]: plan and take at once."""
+        """Read the sequences at global positions, int64 [b]: plan and take at once."""
         ...
 
     def num_valid(self, start: int, stop: int) -> int:
-        """Valid target positions in [start, stop)."""
+        """Count the valid target positions in [start, stop)."""
         ...
 
     def epoch_of(self, position: int) -> float:
@@ -108,7 +109,7 @@ class Stream(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must agree for a position to mean the same sequence."""
+        """Values that must agree for a position to mean the same sequence."""
         ...
 
 
@@ -125,7 +126,10 @@ class TokenStream:
         documents: DocumentMode = "packed",
         epochs: float,
     ) -> None:
-        """`epochs` may be fractional: the run then ends after round(n * epochs) sequences."""
+        """Repeat `budget` for `epochs`; fractional ones end after round(n * epochs) sequences.
+
+        DataError for settings that are not allowed.
+        """
         if not epochs > 0:
             raise DataError(f"epochs {epochs} must be positive")
         if documents not in ("packed", "masked"):
@@ -147,26 +151,26 @@ class TokenStream:
 
     @property
     def epochs(self) -> float:
-        """E as it is realised: whole sequences over the sequences of the budget."""
+        """Epochs of the whole run, as realised: positions over the sequences of the budget."""
         return self.total_positions / self.budget.sequences
 
     @property
     def unique_tokens(self) -> int:
-        """U."""
+        """Tokens of the budget, U."""
         return self.budget.unique_tokens
 
     @property
     def sequences_per_epoch(self) -> int:
-        """n."""
+        """Sequences of the budget, n."""
         return self.budget.sequences
 
     def report(self) -> list[dict[str, Any]]:
-        """Nothing: one budget has no shares."""
+        """Empty report: one budget has no shares."""
         return []
 
     @property
     def parts(self) -> list[tuple[str, TokenStream]]:
-        """Itself, without a name."""
+        """This stream, without a name."""
         return [("", self)]
 
     def sequences_at(self, positions: IntArray) -> tuple[IntArray, IntArray]:
@@ -174,14 +178,14 @@ class TokenStream:
         return np.zeros_like(positions), self.order.at(positions)
 
     def plan(self, positions: IntArray) -> Plan:
-        """Look up global positions, int64 [k]; nothing is read. Best in blocks of thousands."""
+        """Look up global positions, int64 [k], without reading; best in blocks of thousands."""
         beyond = positions >= self.total_positions
         last = max(0, self.total_positions - 1)  # a short run may never draw from a mixed source
         inside = np.minimum(positions, last) if beyond.any() else positions
         return self.plan_sequences(positions, self.order.at(inside), beyond)
 
     def plan_sequences(self, positions: IntArray, ids: IntArray, beyond: NDArray[np.bool_]) -> Plan:
-        """Look up sequences of the budget by number, for positions that are called `positions`."""
+        """Look up sequences `ids` of the budget for rows whose positions are `positions`."""
         valid = np.full(len(positions), self.seq_length)
         if self.budget.tail_tokens < self.seq_length:
             valid[ids == self.budget.sequences - 1] = self.budget.tail_tokens
@@ -191,16 +195,8 @@ class TokenStream:
 
     def take(self, plan: Plan, first: int, stop: int) -> TokenBatch:
         """Read planned rows [first, stop)."""
-        return self.finish(plan, first, self.fetch(plan, first, stop))
-
-    def fetch(self, plan: Plan, first: int, stop: int) -> NDArray[Any]:
-        """Stored tokens of planned rows: the part of `take` that touches the shards."""
-        return self.pool.rows(plan.located, first, stop)
-
-    def finish(self, plan: Plan, first: int, stored: NDArray[Any]) -> TokenBatch:
-        """The batch of fetched rows."""
-        shape, stop = stored.shape, first + len(stored)
-        tokens, positions = stored.astype(np.int64), plan.positions[first:stop]
+        tokens = self.pool.rows(plan.located, first, stop).astype(np.int64)
+        shape, positions = tokens.shape, plan.positions[first:stop]
         if plan.regular:
             valid, segment = self._everywhere(shape)
             return TokenBatch(tokens, positions, segment, valid, all_valid=True, one_segment=True)
@@ -221,11 +217,14 @@ class TokenStream:
         )
 
     def read(self, positions: IntArray) -> TokenBatch:
-        """The sequences at global positions, int64 [b]; rows beyond the run are invalid."""
+        """Read the sequences at global positions, int64 [b]; rows beyond the run are invalid."""
         return self.take(self.plan(positions), 0, len(positions))
 
     def num_valid(self, start: int, stop: int) -> int:
-        """Valid target positions in [start, stop): O(1) packed, O(stop - start) masked."""
+        """Count the valid target positions in [start, stop).
+
+        Takes O(1) for packed documents, O(stop - start) for masked ones.
+        """
         start, stop = min(start, self.total_positions), min(stop, self.total_positions)
         count = (stop - start) * self.seq_length
         missing = self.seq_length - self.budget.tail_tokens
@@ -240,7 +239,7 @@ class TokenStream:
         return min(position, self.total_positions) / self.budget.sequences
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must agree for a position to mean the same sequence."""
+        """Values that must agree for a position to mean the same sequence."""
         tokenizer = self.pool.manifest.tokenizer
         return {
             "order_version": ORDER_VERSION,
@@ -261,7 +260,7 @@ class TokenStream:
         return shared
 
     def _tail_visits(self, position: int) -> int:
-        """How often the last sequence of the budget was visited before `position`."""
+        """Visits of the last sequence of the budget before `position`."""
         n = self.budget.sequences
         epoch, place = divmod(position, n)
         if place == 0:

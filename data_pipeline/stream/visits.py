@@ -1,4 +1,4 @@
-"""The proof after a run: which positions it consumed, and how often each token was seen.
+"""The proof after a run: positions that it consumed, and visits of every sequence.
 
 The run's log says which positions each step took; the stream says which sequence stands at each
 position. Counting them, one by one, must give E visits for every sequence of the budget and none
@@ -20,7 +20,7 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class SourceVisits:
-    """What a run saw of one pool."""
+    """Visits of one pool by a run."""
 
     name: str
     """Name of the source in a mix; empty for a run on one pool."""
@@ -30,12 +30,12 @@ class SourceVisits:
     min_visits: int
     max_visits: int
     sequences_by_visits: dict[int, int]
-    """How many sequences of the budget were visited how often."""
+    """Number of sequences of the budget for each number of visits."""
 
 
 @dataclass(frozen=True)
 class VisitReport:
-    """What a run saw."""
+    """Visits of all pools by a run, and the problems of its log."""
 
     positions: int
     """Sequences consumed."""
@@ -49,7 +49,7 @@ class VisitReport:
 
 
 def visit_report(stream: Stream, rows: Iterable[Mapping[str, float]]) -> VisitReport:
-    """Count the visits of a run whose log `rows` carry `position_start` and `position_stop`."""
+    """Count the visits of a run whose log `rows` hold `position_start` and `position_stop`."""
     problems: list[str] = []
     reached, tokens = 0, None
     for row in rows:
@@ -65,9 +65,9 @@ def visit_report(stream: Stream, rows: Iterable[Mapping[str, float]]) -> VisitRe
         problems.append(
             f"the run went to position {reached:,}, beyond its end at {stream.total_positions:,}"
         )
-    visits, strangers = count_visits(stream, reached)
-    if strangers:
-        problems.append(f"{strangers:,} positions held sequences outside the budget")
+    visits, outside = count_visits(stream, reached)
+    if outside:
+        problems.append(f"{outside:,} positions held sequences outside the budget")
     sources = []
     for (name, part), counts in zip(stream.parts, visits, strict=True):
         sources.append(_summarise(name, part, counts))
@@ -89,20 +89,24 @@ def visit_report(stream: Stream, rows: Iterable[Mapping[str, float]]) -> VisitRe
 
 
 def count_visits(stream: Stream, stop: int) -> tuple[list[IntArray], int]:
-    """Visits of each budgeted sequence in positions [0, stop), int64 [n] a part; and strangers."""
+    """Count the visits of each sequence in positions [0, stop), int64 [n] a part.
+
+    The second value is the number of visits of sequences outside the budgets.
+    """
     visits = [np.zeros(part.budget.sequences, np.int64) for _, part in stream.parts]
-    strangers = 0
+    outside = 0
     for start in range(0, stop, _BLOCK):
         where, ids = stream.sequences_at(np.arange(start, min(start + _BLOCK, stop)))
         for number, counts in enumerate(visits):
-            own = ids[where == number]
-            inside = own[(own >= 0) & (own < len(counts))]
-            strangers += len(own) - len(inside)
+            drawn = ids[where == number]
+            inside = drawn[(drawn >= 0) & (drawn < len(counts))]
+            outside += len(drawn) - len(inside)
             counts += np.bincount(inside, minlength=len(counts))
-    return visits, strangers
+    return visits, outside
 
 
 def _summarise(name: str, part: TokenStream, counts: IntArray) -> SourceVisits:
+    """Summary of the visits of one pool's sequences."""
     times, numbers = np.unique(counts, return_counts=True)
     seen = counts > 0
     unique = int(seen.sum()) * part.seq_length

@@ -1,9 +1,9 @@
-"""`epochal data`: `prepare` (in `pretrain.cli.prepare`), verify pools, look into them."""
+"""`epochal data`: `prepare` (in `pretrain.cli.prepare`), `verify`, `inspect` and `stats`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -11,6 +11,7 @@ from pretrain.cli.output import Json, print_json
 from pretrain.cli.prepare import given, prepare
 
 if TYPE_CHECKING:
+    from data_pipeline.shards.pool import TokenPool
     from data_pipeline.stream.inspection import StepPositions
     from data_pipeline.stream.stream import Stream
     from pretrain.config.run import Config
@@ -87,59 +88,15 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show decoded sequences of a pool, or what a run sees at a position or a step."""
-    from dataclasses import asdict
-
     _check_place(source, given(context))
-    from data_pipeline.shards.pool import TokenPool
-    from data_pipeline.stream.inspection import (
-        check_tokenizer,
-        describe_position,
-        describe_sequence,
-    )
-    from data_pipeline.tokenizer import load_tokenizer
-
-    taken: StepPositions | None = None
     if source.is_dir():
-        config, stream = _run_stream(source)
-        pools = [part.pool for _, part in stream.parts]
-        model = load_tokenizer(tokenizer or config.data.tokenizer)
-        wanted = list(position or [])
-        if step is not None:
-            taken = _step_positions(source, step, config, stream)
-            wanted += range(taken.start, taken.stop)
-        check_tokenizer(pools[0].manifest, model)
-        shown = [describe_position(stream, model, g) for g in wanted or [0]]
+        view = _view_of_run(source, tokenizer, position or [], step)
     else:
-        pools = [TokenPool(source, verify="lazy")]
-        model = load_tokenizer(tokenizer or source.parent.parent / "tokenizer.model")
-        check_tokenizer(pools[0].manifest, model)
-        shown = [describe_sequence(pools[0], model, n, seq_length) for n in sequence or [0]]
+        view = _view_of_pool(source, tokenizer, sequence or [0], seq_length)
     if as_json:
-        about = [
-            {"manifest_sha256": m.sha256, **m.model_dump(mode="json", exclude={"shards"})}
-            for m in (pool.manifest for pool in pools)
-        ]
-        steps = {} if taken is None else {"step": asdict(taken)}
-        head = about[0] if len(about) == 1 else {"pools": about}
-        print_json({**head, **steps, "shown": shown})
-        return
-    for pool in pools:
-        print(
-            f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
-            f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
-            f"{pool.manifest.bytes_per_token:.3f} bytes/token"
-        )
-    if taken is not None:
-        print(f"step {step:,}: positions {taken.start:,} to {taken.stop:,}; {taken.basis}")
-    for entry in shown:
-        first, last = entry["pool_tokens"]
-        run = "position" in entry
-        at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if run else ""
-        at += f"source {entry['source']}, " if "source" in entry else ""
-        print(
-            f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
-            f"documents begin at {entry['document_starts']}\n{entry['text']}"
-        )
+        print_json(_plain(view))
+    else:
+        _print_view(view)
 
 
 @app.command()
@@ -165,8 +122,83 @@ def stats(
         print(f"{key.replace('_', ' '):22} {shown}")
 
 
+class _View(NamedTuple):
+    """Answer of `inspect`: pools, the sequences to show, and the step that they belong to."""
+
+    pools: list[TokenPool]
+    shown: list[dict[str, Any]]
+    step: StepPositions | None = None
+
+
+def _view_of_run(
+    run: Path, tokenizer: Path | None, positions: list[int], step: int | None
+) -> _View:
+    """Sequences of a run at global positions and in a step; position 0 where none is named."""
+    from data_pipeline.stream.inspection import check_tokenizer, describe_position
+    from data_pipeline.tokenizer import load_tokenizer
+
+    config, stream = _run_stream(run)
+    pools = [part.pool for _, part in stream.parts]
+    model = load_tokenizer(tokenizer or config.data.tokenizer)
+    taken = None if step is None else _step_positions(run, step, config, stream)
+    wanted = [*positions, *(range(taken.start, taken.stop) if taken else ())]
+    check_tokenizer(pools[0].manifest, model)
+    shown = [describe_position(stream, model, position) for position in wanted or [0]]
+    return _View(pools, shown, taken)
+
+
+def _view_of_pool(
+    manifest: Path, tokenizer: Path | None, sequences: list[int], seq_length: int
+) -> _View:
+    """Sequences of a pool by number."""
+    from data_pipeline.shards.pool import TokenPool
+    from data_pipeline.stream.inspection import check_tokenizer, describe_sequence
+    from data_pipeline.tokenizer import load_tokenizer
+
+    pool = TokenPool(manifest, verify="lazy")
+    model = load_tokenizer(tokenizer or manifest.parent.parent / "tokenizer.model")
+    check_tokenizer(pool.manifest, model)
+    shown = [describe_sequence(pool, model, number, seq_length) for number in sequences]
+    return _View([pool], shown)
+
+
+def _plain(view: _View) -> dict[str, Any]:
+    """A view as one JSON object: the manifest of its pool (or `pools`), `step` and `shown`."""
+    from dataclasses import asdict
+
+    about = [
+        {"manifest_sha256": m.sha256, **m.model_dump(mode="json", exclude={"shards"})}
+        for m in (pool.manifest for pool in view.pools)
+    ]
+    head = about[0] if len(about) == 1 else {"pools": about}
+    step = {} if view.step is None else {"step": asdict(view.step)}
+    return {**head, **step, "shown": view.shown}
+
+
+def _print_view(view: _View) -> None:
+    """Print a view for people: pools, step, then the text of every sequence."""
+    for pool in view.pools:
+        print(
+            f"{pool.manifest.split} pool {pool.manifest.sha256[:16]}: {pool.num_tokens:,} tokens, "
+            f"{pool.manifest.documents.count:,} documents, {len(pool.manifest.shards)} shard(s), "
+            f"{pool.manifest.bytes_per_token:.3f} bytes/token"
+        )
+    if view.step is not None:
+        taken = view.step
+        print(f"step {taken.step:,}: positions {taken.start:,} to {taken.stop:,}; {taken.basis}")
+    for entry in view.shown:
+        first, last = entry["pool_tokens"]
+        run = "position" in entry
+        at = f"position {entry['position']:,}, epoch {entry['epoch']}, " if run else ""
+        at += f"source {entry['source']}, " if "source" in entry else ""
+        print(
+            f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
+            f"documents begin at {entry['document_starts']}\n{entry['text']}"
+        )
+
+
 def _check_place(source: Path, given: list[str]) -> None:
-    """DataError where `inspect` got options that belong to the other kind of place."""
+    """Raise DataError for options of `inspect` that belong to the other kind of place."""
     from data_pipeline.errors import DataError
 
     run = source.is_dir()
@@ -195,6 +227,7 @@ def _run_stream(run: Path) -> tuple[Config, Stream]:
 
 
 def _step_positions(run: Path, step: int, config: Config, stream: Stream) -> StepPositions:
+    """Positions of a step, from the log of the run."""
     from data_pipeline.stream.inspection import step_positions
     from pretrain.tracking.jsonl import read_metrics
 
@@ -204,6 +237,7 @@ def _step_positions(run: Path, step: int, config: Config, stream: Stream) -> Ste
 
 
 def _verify_visits(run: Path, as_json: bool) -> None:
+    """Count the visits of a run and print them; DataError if its log does not prove them."""
     from dataclasses import asdict
 
     from data_pipeline.errors import DataError

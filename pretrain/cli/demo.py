@@ -84,8 +84,9 @@ def run_demo(folder: Path, fast: bool) -> int:
 
 def prepare_data(folder: Path) -> PreparedData:
     """The built-in corpus as a pool below `folder`."""
+    from data_pipeline.corpus.source import SourceSettings
     from data_pipeline.prepare.prepare import prepare
-    from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+    from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
     from pretrain.cli.progress import make_progress
 
     settings = PrepareSettings(

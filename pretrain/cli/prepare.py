@@ -1,71 +1,95 @@
-"""`epochal data prepare`: its options, and what it says at the end."""
+"""`epochal data prepare`: its options, and its report at the end."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pretrain.cli.output import Json, print_json
 
+if TYPE_CHECKING:
+    from data_pipeline.prepare.settings import PrepareSettings
+
+# The task: where text comes from and where the result goes.
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Text, JSON lines or Parquet files, folders of them, `hf:NAME`, or `builtin` (the "
+        "text of the Python installation, the default)."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for tokenizer and pools; default: data/pool, data/builtin for `builtin`."
+    ),
+]
+SettingsFile = Annotated[
+    Path | None, typer.Option(help="YAML file with all settings, instead of the options.")
+]
+Workers = Annotated[int | None, typer.Option(help="Processes; default one per core.")]
+
+# The tokenizer.
+VocabSize = Annotated[int, typer.Option(help="Ids of the tokenizer to train.")]
+Model = Annotated[str, typer.Option(help="`unigram` or `bpe`.")]
+TokenizerFile = Annotated[
+    Path | None, typer.Option(help="Existing tokenizer file, instead of training one.")
+]
+
+# The pools.
+ValidationFraction = Annotated[float, typer.Option(help="Share of documents kept for validation.")]
+NearDuplicates = Annotated[
+    float | None,
+    typer.Option(help="Drop documents this similar (Jaccard, e.g. 0.8); default: keep them."),
+]
+Seed = Annotated[int, typer.Option(help="Key of the document order.")]
+
+# Every source.
+TextField = Annotated[str, typer.Option(help="Field that holds the text.")]
+IdField = Annotated[str, typer.Option(help="Field that holds a document's id.")]
+ChunkCharacters = Annotated[
+    int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
+]
+SkipBad = Annotated[int, typer.Option(help="Malformed records to tolerate.")]
+
 
 def prepare(
     context: typer.Context,
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Text, JSON lines or Parquet files, folders of them, `hf:NAME`, or `builtin` (the "
-            "text of the Python installation, the default)."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for tokenizer and pools; default: data/pool, data/builtin for `builtin`."
-        ),
-    ] = None,
-    settings: Annotated[
-        Path | None, typer.Option(help="YAML file with all settings, instead of the options.")
-    ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Ids of the tokenizer to train.")] = 32000,
-    model_type: Annotated[str, typer.Option(help="`unigram` or `bpe`.")] = "unigram",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Existing tokenizer file, instead of training one.")
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for validation.")
-    ] = 0.01,
-    near_duplicates: Annotated[
-        float | None,
-        typer.Option(help="Drop documents this similar (Jaccard, e.g. 0.8); default: keep them."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Key of the document order.")] = 17,
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    id_field: Annotated[str, typer.Option(help="Field that holds a document's id.")] = "id",
-    chunk_characters: Annotated[
-        int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
-    ] = 0,
-    skip_bad: Annotated[int, typer.Option(help="Malformed records to tolerate.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
+    sources: Sources = None,
+    out: Out = None,
+    settings: SettingsFile = None,
+    vocab_size: VocabSize = 32000,
+    model_type: Model = "unigram",
+    tokenizer: TokenizerFile = None,
+    validation_fraction: ValidationFraction = 0.01,
+    near_duplicates: NearDuplicates = None,
+    seed: Seed = 17,
+    text_field: TextField = "text",
+    id_field: IdField = "id",
+    chunk_characters: ChunkCharacters = 0,
+    skip_bad: SkipBad = 0,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Turn text into a tokenizer and two pools of tokens, training and validation.
 
     A start after an interruption finishes the job; a finished folder is left alone.
     """
-    from data_pipeline.prepare.prepare import prepare as run
-    from pretrain.cli.progress import make_progress
     from pretrain.config.prepare_file import default_out, read_settings, settings_of
 
-    source = {
+    if settings is not None:
+        _prepare(read_settings(settings, out, workers, given(context)), as_json)
+        return
+    fields = {
         "text_field": text_field,
         "id_field": id_field,
         "chunk_characters": chunk_characters,
     }
     values: dict[str, Any] = {
         "out": out or default_out(sources),
-        "sources": [{"path": path, **source} for path in sources or ["builtin"]],
+        "sources": [{"path": path, **fields} for path in sources or ["builtin"]],
         "tokenizer": {"path": tokenizer, "model_type": model_type, "vocab_size": vocab_size},
         "validation_fraction": validation_fraction,
         "near_duplicates": near_duplicates,
@@ -73,24 +97,7 @@ def prepare(
         "skip_bad": skip_bad,
         "workers": workers,
     }
-    if settings is None:
-        chosen = settings_of(values)
-    else:
-        chosen = read_settings(settings, out, workers, given(context))
-    with make_progress(quiet=as_json) as progress:
-        result = run(chosen, progress)
-    if as_json:
-        paths = {"train": str(result.train), "validation": str(result.validation)}
-        shown = {**paths, "already_done": result.already_done, "report": result.report}
-        print_json(shown)
-        return
-    _print_report(result.report)
-    print(
-        f"nothing to do: {chosen.out} is already prepared"
-        if result.already_done
-        else f"ready: data.train={result.train} data.validation={result.validation} "
-        f"data.tokenizer={result.tokenizer}"
-    )
+    _prepare(settings_of(values), as_json)
 
 
 def given(context: typer.Context) -> list[str]:
@@ -102,7 +109,28 @@ def given(context: typer.Context) -> list[str]:
     ]
 
 
+def _prepare(settings: PrepareSettings, as_json: bool) -> None:
+    """Run a preparation and print its report."""
+    from data_pipeline.prepare.prepare import prepare as run
+    from pretrain.cli.progress import make_progress
+
+    with make_progress(quiet=as_json) as progress:
+        result = run(settings, progress)
+    if as_json:
+        paths = {"train": str(result.train), "validation": str(result.validation)}
+        print_json({**paths, "already_done": result.already_done, "report": result.report})
+        return
+    _print_report(result.report)
+    print(
+        f"nothing to do: {settings.out} is already prepared"
+        if result.already_done
+        else f"ready: data.train={result.train} data.validation={result.validation} "
+        f"data.tokenizer={result.tokenizer}"
+    )
+
+
 def _print_report(report: dict[str, Any]) -> None:
+    """Print one line for each source and each pool."""
     for source in report["sources"]:
         dropped = ", ".join(f"{n:,} {why}" for why, n in source["dropped"].items() if n)
         print(

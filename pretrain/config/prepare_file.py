@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from pretrain.config.messages import describe_all
 from pretrain.config.yaml_file import read_mapping
 

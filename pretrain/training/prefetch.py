@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from data_pipeline.stream.loader import GlobalBatch, TokenBatch
+from data_pipeline.stream.loader import GlobalBatch
+from data_pipeline.stream.stream import TokenBatch
 from pretrain.batch import TrainBatch
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from data_pipeline.stream.cursor import Cursor
-from data_pipeline.stream.loader import BudgetLoader, TokenBatch
+from data_pipeline.stream.loader import BudgetLoader
 from data_pipeline.stream.mixture import MixtureStream
-from data_pipeline.stream.stream import TokenStream
+from data_pipeline.stream.stream import TokenBatch, TokenStream
 from data_pipeline.tokenizer import load_tokenizer
 from parallel.checkpoint import (
     BackgroundSaver,

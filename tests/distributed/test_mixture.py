@@ -11,8 +11,9 @@ import runs
 from comparison import assert_same_curve
 from harness import run_ranks
 
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 
 
 @pytest.fixture(scope="module")

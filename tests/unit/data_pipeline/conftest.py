@@ -1,4 +1,4 @@
-"""Small pools with known tokens, written through the product's own writer."""
+"""Natural texts with a tokenizer, and small pools with known tokens, by the product's writer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.corpus.builtin import builtin_documents
 from data_pipeline.shards.files import write_atomically
 from data_pipeline.shards.manifest import (
     DocumentIndex,
@@ -21,6 +22,7 @@ from data_pipeline.shards.manifest import (
     TokenizerRecord,
 )
 from data_pipeline.shards.shards import ShardLayout, write_shard
+from data_pipeline.tokenizer import train_sentencepiece
 
 PAD, MASK, DOC, VOCAB = 0, 4, 5, 60000
 
@@ -83,3 +85,16 @@ def make_pool(tmp_path: Path) -> PoolMaker:
         return build_pool(tmp_path / name, tokens, **layout), tokens
 
     return make
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """120 distinct short documents of natural text."""
+    return [text[:1500] for _, (_, text) in zip(range(120), builtin_documents(), strict=False)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
+    path.write_bytes(train_sentencepiece(texts, vocab_size=700, model_type="bpe"))
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,13 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_pipeline.corpus.builtin import builtin_documents
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError, DataError
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
-from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
-
-
-@pytest.fixture(scope="module")
-def texts() -> list[str]:
-    """120 distinct short documents of natural text."""
-    return [text[:1500] for _, (_, text) in zip(range(120), builtin_documents(), strict=False)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
-    path.write_bytes(train_sentencepiece(texts, vocab_size=700, model_type="bpe"))
-    return path
+from data_pipeline.tokenizer import load_tokenizer
 
 
 def write_lines(path: Path, texts: list[str]) -> Path:
@@ -182,6 +168,7 @@ def test_a_finished_folder_is_left_alone_and_a_changed_one_refused(
 def test_readers_agree_whatever_the_container(
     tmp_path: Path, texts: list[str], tokenizer_file: Path
 ) -> None:
+    texts = texts[:40]
     lines = "".join(json.dumps({"body": t}) + "\n" for t in texts).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
@@ -261,10 +248,3 @@ def test_unusable_sources_are_refused(tmp_path: Path, tokenizer_file: Path) -> N
         chosen = settings_for(tmp_path / f"out-{name}", tmp_path / name, tokenizer=tokenizer_file)
         with pytest.raises(CorpusError, match=reason):
             prepare(chosen)
-
-
-def test_builtin_corpus_is_several_megabytes_and_stable() -> None:
-    first = list(builtin_documents())
-    assert first[:120] == list(islice(builtin_documents(), 120))
-    assert sum(len(text) for _, text in first) > 2_000_000
-    assert len({name for name, _ in first}) == len(first)

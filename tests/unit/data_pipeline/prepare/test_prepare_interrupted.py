@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from data_pipeline.corpus.builtin import builtin_documents
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import pack
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards import shards
 
 
@@ -97,10 +98,15 @@ def test_killed_with_worker_processes_leaves_none_behind(
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    for delay in (1.0, 1.6):
+    for delay in (0.0, 0.5):  # workers that have just started, workers at work
         process = subprocess.Popen([sys.executable, script, settings.model_dump_json()])
+        children: set[int] = set()
+        while len(children) < 2:
+            assert process.poll() is None, "the preparation ended without workers"
+            time.sleep(0.01)
+            children |= children_of(process.pid)
         time.sleep(delay)
-        children = children_of(process.pid)
+        children |= children_of(process.pid)
         process.kill()
         process.wait()
         deadline = time.monotonic() + 60
@@ -111,9 +117,9 @@ def test_killed_with_worker_processes_leaves_none_behind(
     assert files(settings.out) == undisturbed
 
 
-def children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> set[int]:
     text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-    return [int(pid) for pid in text.split()]
+    return {int(pid) for pid in text.split()}
 
 
 def is_zombie(pid: int) -> bool:

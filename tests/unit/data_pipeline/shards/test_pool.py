@@ -1,4 +1,4 @@
-"""Shards are plain tar; any cut of the pool reads back what was written; damage is refused."""
+"""Shards are plain tar; any slice of the pool is what was written; damage is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import ShardError
-from data_pipeline.prepare.progress import Silent
+from data_pipeline.progress import Silent
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.shards.shards import HEADER_BYTES
@@ -20,18 +20,22 @@ from data_pipeline.shards.verify import pool_problems
 PoolMaker = Callable[..., tuple[Path, np.ndarray]]
 
 
-def test_tokens_and_gather_agree_with_what_was_written(make_pool: PoolMaker) -> None:
+def rows(pool: TokenPool, ids: np.ndarray, length: int) -> np.ndarray:
+    return pool.rows(pool.locate(ids, length), 0, len(ids))
+
+
+def test_tokens_and_rows_agree_with_what_was_written(make_pool: PoolMaker) -> None:
     manifest, tokens = make_pool(5000)
     pool = TokenPool(manifest)
     rng = np.random.default_rng(2)
     for start, stop in np.sort(rng.integers(0, 5001, (200, 2)), axis=1):
         assert np.array_equal(pool.tokens(int(start), int(stop)), tokens[start:stop])
     for length in (1, 7, 64, 100, 512, 513, 2000, 6000):
-        rows = -(-5000 // length)
-        padded = np.zeros(rows * length, "<u2")
+        count = -(-5000 // length)
+        padded = np.zeros(count * length, "<u2")
         padded[:5000] = tokens
-        ids = rng.permutation(rows)
-        assert np.array_equal(pool.gather(ids, length), padded.reshape(rows, length)[ids])
+        ids = rng.permutation(count)
+        assert np.array_equal(rows(pool, ids, length), padded.reshape(count, length)[ids])
 
 
 def test_shards_are_plain_tar_for_tar_tarfile_and_webdataset(make_pool: PoolMaker) -> None:
@@ -127,9 +131,9 @@ def test_lazy_check_refuses_a_damaged_member_when_it_is_read(make_pool: PoolMake
     damage(manifest.parent / "train-000001.tar", "payload bit")
     pool = TokenPool(manifest, verify="lazy")
     good, bad = np.arange(0, 32), np.array([32])
-    assert np.array_equal(pool.gather(good, 64).ravel(), tokens[:2048])
+    assert np.array_equal(rows(pool, good, 64).ravel(), tokens[:2048])
     with pytest.raises(ShardError, match=r"train-000001\.tar: member 000000004"):
-        pool.gather(bad, 64)
+        rows(pool, bad, 64)
     with pytest.raises(ShardError, match=r"member 000000004"):
         TokenPool(manifest, verify="lazy").tokens(2000, 2100)
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.errors import CursorError, DataError
+from data_pipeline.errors import DataError
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.stream.budget import Budget
-from data_pipeline.stream.loader import BudgetLoader, Cursor, TokenStream
-from data_pipeline.stream.stream import Plan, TokenBatch
+from data_pipeline.stream.cursor import Cursor
+from data_pipeline.stream.loader import BudgetLoader
+from data_pipeline.stream.stream import Plan, TokenBatch, TokenStream
 
 PoolMaker = Callable[..., tuple[Path, np.ndarray]]
 
@@ -109,7 +110,7 @@ def test_lengthening_a_run_continues_without_gap_or_repeat(make_pool: PoolMaker)
 
 
 @pytest.mark.parametrize(("dp_size", "micro"), [(1, 1), (1, 24), (2, 3), (4, 2), (8, 3)])
-def test_micro_batches_only_cut_the_rows(make_pool: PoolMaker, dp_size: int, micro: int) -> None:
+def test_micro_batches_only_divide_the_rows(make_pool: PoolMaker, dp_size: int, micro: int) -> None:
     stream = make_stream(make_pool()[0])
     parts = rows_of_step(stream, 3, dp_size, micro)
     assert [len(p.tokens) for p in parts] == [micro] * (24 // micro)
@@ -128,8 +129,8 @@ def test_finished_run_gives_no_batch(make_pool: PoolMaker) -> None:
     assert len(make_loader(stream, start_position=10**9)) == 0
 
 
-def reading_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "read-ahead"]
+def prefetching_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
 def test_thread_ends_when_the_consumer_breaks_raises_or_finishes(make_pool: PoolMaker) -> None:
@@ -137,7 +138,7 @@ def test_thread_ends_when_the_consumer_breaks_raises_or_finishes(make_pool: Pool
     for _ in make_loader(stream):
         break
     gc.collect()
-    assert not reading_threads()
+    assert not prefetching_threads()
 
     def consume_and_fail() -> None:
         with make_loader(stream) as loader:
@@ -146,14 +147,14 @@ def test_thread_ends_when_the_consumer_breaks_raises_or_finishes(make_pool: Pool
 
     with pytest.raises(RuntimeError, match="consumer"):
         consume_and_fail()
-    assert not reading_threads()
+    assert not prefetching_threads()
     list(make_loader(stream))
-    assert not reading_threads()
+    assert not prefetching_threads()
     loader = make_loader(stream)
     iterator = iter(loader)
     next(iterator)
     loader.close()
-    assert not reading_threads()
+    assert not prefetching_threads()
     assert list(iterator) == []
 
 
@@ -171,10 +172,10 @@ def test_error_in_the_thread_reaches_the_consumer_in_order(make_pool: PoolMaker)
     with pytest.raises(OSError, match="on fire"):
         seen.extend(batch.start for batch in make_loader(stream))
     assert seen == list(range(0, 240, 24))
-    assert not reading_threads()
+    assert not prefetching_threads()
 
 
-def test_read_ahead_stays_within_its_depth(make_pool: PoolMaker) -> None:
+def test_prefetching_stays_within_its_depth(make_pool: PoolMaker) -> None:
     stream = make_stream(make_pool(60_000)[0], unique=60_000)
     reads: list[int] = []
     good = stream.take
@@ -188,28 +189,3 @@ def test_indivisible_batches_are_refused(make_pool: PoolMaker) -> None:
     stream = make_stream(make_pool()[0])
     with pytest.raises(DataError, match="24 is not divisible by micro_batch_size 5 x 1"):
         make_loader(stream, micro_batch_size=5)
-
-
-def test_cursor_is_plain_json_and_round_trips(make_pool: PoolMaker) -> None:
-    cursor = Cursor.at(make_stream(make_pool()[0]), 96)
-    assert Cursor.from_dict(cursor.to_dict()) == cursor
-    assert all(type(value) in (int, str) for value in cursor.to_dict().values())
-    with pytest.raises(CursorError, match=r"missing \['seed'\]"):
-        Cursor.from_dict({k: v for k, v in cursor.to_dict().items() if k != "seed"})
-
-
-def test_cursor_refuses_another_stream_naming_both_sides(make_pool: PoolMaker) -> None:
-    manifest, _ = make_pool()
-    cursor = Cursor.at(make_stream(manifest), 96)
-    cursor.check(make_stream(manifest, epochs=9.5))
-    with pytest.raises(CursorError) as caught:
-        cursor.check(make_stream(manifest, unique=4000, seed=6, documents="masked"))
-    message = str(caught.value)
-    assert "seed: saved 5, now 6" in message
-    assert "budget: saved 4321, now 4000" in message
-    assert "documents: saved packed, now masked" in message
-    assert "manifest" not in message
-    assert caught.value.exit_code == 4
-    other, _ = make_pool(seed=1, name="other")
-    with pytest.raises(CursorError, match="manifest: saved"):
-        cursor.check(make_stream(other))

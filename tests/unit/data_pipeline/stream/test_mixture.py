@@ -12,7 +12,8 @@ import pytest
 from data_pipeline.errors import BudgetError, CursorError, DataError
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.stream.budget import Budget
-from data_pipeline.stream.loader import BudgetLoader, Cursor
+from data_pipeline.stream.cursor import Cursor
+from data_pipeline.stream.loader import BudgetLoader
 from data_pipeline.stream.mixture import BLOCK, MixtureSource, MixtureStream, quantise
 from data_pipeline.stream.stream import TokenStream
 
@@ -49,7 +50,8 @@ def visits_of(mixture: MixtureStream) -> list[np.ndarray]:
     counts = [np.zeros(unique, np.int64) for unique in BUDGETS]
     for number, entry in enumerate(mixture.sources):
         n = entry.stream.budget.sequences
-        entry_rows = entry.stream.pool.gather(np.arange(n), 64)
+        pool = entry.stream.pool
+        entry_rows = pool.rows(pool.locate(np.arange(n), 64), 0, n)
         for sequence in range(n):
             length = min(64, BUDGETS[number] - sequence * 64)
             known[entry_rows[sequence, :length].astype(np.int64).tobytes()] = (number, sequence)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
-from data_pipeline.shards.shards import HEADER_BYTES, MEMBER_BYTES, shard_bytes
+from data_pipeline.shards.shards import END_BYTES, HEADER_BYTES, MEMBER_BYTES
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.loader import BudgetLoader
 from data_pipeline.stream.stream import TokenStream
@@ -31,13 +31,15 @@ def make_large_pool(make_pool: Any, tmp_path: Path) -> Any:
         shards, shard_tokens = [], MEMBER_TOKENS * PER_SHARD
         for index in range(-(-tokens // shard_tokens)):
             held = min(shard_tokens, tokens - index * shard_tokens)
+            members = -(-held // MEMBER_TOKENS)
+            padded = -(-2 * held // HEADER_BYTES) * HEADER_BYTES
             record = template.shards[0].model_copy(
                 update={
                     "name": f"train-{index:06d}.tar",
-                    "bytes": shard_bytes(2 * held, MEMBER_BYTES),
+                    "bytes": members * HEADER_BYTES + padded + END_BYTES,
                     "tokens": held,
                     "first": index * shard_tokens,
-                    "member_xxh3": ("0" * 16,) * -(-held // MEMBER_TOKENS),
+                    "member_xxh3": ("0" * 16,) * members,
                 }
             )
             with open(folder / record.name, "wb") as file:
@@ -90,4 +92,5 @@ def test_addresses_at_the_far_end_of_a_large_pool(make_large_pool: Any) -> None:
         file.seek(offset)
         file.write(np.arange(2048, dtype="<u2").tobytes())
     pool = TokenPool(path, verify="size")
-    assert np.array_equal(pool.gather(np.array([sequence]), 2048)[0], np.arange(2048))
+    row = pool.rows(pool.locate(np.array([sequence]), 2048), 0, 1)[0]
+    assert np.array_equal(row, np.arange(2048))

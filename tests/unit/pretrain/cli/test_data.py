@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_a_settings_file_gives_the_bytes_that_the_options_give(
     assert not (tmp_path / "unused").exists()
     pools = json.loads((pool / "report.json").read_text())["pools"]
     assert made["report"]["pools"] == pools
+
+
+def test_options_of_prepare_default_to_its_settings() -> None:
+    from data_pipeline.corpus.source import SourceSettings
+    from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
+    from pretrain.cli.prepare import prepare
+
+    options = {name: p.default for name, p in signature(prepare).parameters.items()}
+    settings = PrepareSettings(out=Path())
+    groups = (settings, TokenizerSettings(), SourceSettings(path="builtin"))
+    known = {name: value for group in groups for name, value in group}
+    shared = (options.keys() & known.keys()) - {"out", "sources", "tokenizer"}
+    assert len(shared) == 10
+    assert {name: options[name] for name in shared} == {name: known[name] for name in shared}
 
 
 def test_pools_are_prepared_where_training_looks_for_them() -> None:

@@ -12,8 +12,8 @@ import torch
 from data_pipeline.errors import DataError
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.stream.budget import Budget
-from data_pipeline.stream.loader import BudgetLoader, GlobalBatch, TokenBatch
-from data_pipeline.stream.stream import TokenStream
+from data_pipeline.stream.loader import BudgetLoader, GlobalBatch
+from data_pipeline.stream.stream import TokenBatch, TokenStream
 from data_pipeline.tokenizer import load_tokenizer
 from pretrain.batch import AttentionRule, TrainBatch
 from pretrain.config.objectives import objectives

@@ -1,4 +1,4 @@
-"""How long jobs report: a small protocol, so that the command line may draw bars or print lines."""
+"""Progress of long jobs: a small protocol, for bars on a terminal or lines in a log."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the stages of a job; every call is cheap and may be ignored."""
+    """Receiver of a job's stages; every call is cheap and may be ignored."""
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
-        """A stage of `total` units begins (None: unknown)."""
+        """Begin a stage of `total` units (None: unknown)."""
         ...
 
     def advance(self, amount: int, **rates: float) -> None:
-        """`amount` further units are done; `rates` are counters worth showing, e.g. tokens."""
+        """Count `amount` further units; `rates` are counters worth showing, e.g. tokens."""
         ...
 
     def note(self, text: str) -> None:
-        """One line worth keeping."""
+        """Keep one line of text."""
         ...
 
 
 class Silent:
-    """Reports nothing."""
+    """Progress that reports nothing."""
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
         """Ignore."""

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.corpus.builtin import builtin_documents
+from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import DataError, ShardError
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepare.settings import PrepareSettings, SourceSettings, TokenizerSettings
+from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 from data_pipeline.shards.cache import Cache
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
@@ -85,7 +86,7 @@ def test_one_shard(disk: Disk) -> None:
 
 def test_a_preparation_continues_whenever_there_is_more_room(disk: Disk, tmp_path: Path) -> None:
     """It stops in every stage, also between shards, and ends with an undisturbed one's bytes."""
-    documents = [t[:2000] for _, (_, t) in zip(range(200), builtin_documents(), strict=False)]
+    documents = [t[:2000] for _, (_, t) in zip(range(100), builtin_documents(), strict=False)]
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
 
@@ -114,7 +115,7 @@ def test_a_preparation_continues_whenever_there_is_more_room(disk: Disk, tmp_pat
             there = visible(out)
             assert there.items() <= expected.items()
             shards.add(sum(name.endswith(".tar") for name in there))
-        size += 96
+        size += 80
         disk.grow(size)
     assert visible(out) == expected
     assert len(shards - {0}) > 1
@@ -136,7 +137,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
     handler = partial(Handler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{http.server_address[1]}", asked
         http.shutdown()
 

@@ -1,8 +1,8 @@
-"""A Hugging Face `tokenizer.json` behind the common interface.
+"""Hugging Face `tokenizer.json` files behind the common interface.
 
-Pad, mask and separator are taken from its added tokens where they exist and appended behind its
-vocabulary where they do not; text never encodes to them, because encoding runs without any special
-token being recognised.
+Pad, mask and separator are taken from the file's added tokens where they exist and appended behind
+its vocabulary where they do not. Text never encodes to them, because encoding recognises no special
+token.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from hashlib import sha256
 from typing import Any
 
 from data_pipeline.errors import TokenizerError
-from data_pipeline.tokenizer import DOC, MASK, Tokenizer
+from data_pipeline.tokenizer.base import DOC, MASK, PAD, Tokenizer
 
 _NAMES = {
-    "pad": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>"),
+    "pad": (PAD, "[PAD]", "<|padding|>", "<|pad|>"),
     "mask": (MASK, "[MASK]", "<|mask|>", "<|mdm_mask|>"),
     "doc": (DOC, "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
 }
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Encodes with the `tokenizers` library; every added special token is only reachable by id."""
+    """Tokenizer of the `tokenizers` library; added special tokens are reachable only by id."""
 
     kind = "huggingface"
 
     def __init__(self, content: bytes, origin: str) -> None:
-        """Load `tokenizer.json`; `TokenizerError` if it is damaged or the library is missing."""
+        """Load `tokenizer.json`; TokenizerError if it is damaged or the library is missing."""
         try:
             import tokenizers
         except ImportError:
@@ -65,7 +65,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._decoder.decode(kept, skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
-        """The vocabulary entry of one id, for people to read."""
+        """Vocabulary entry of one id, for people to read."""
         return self._decoder.id_to_token(token_id) or f"<appended {token_id}>"
 
     def _piece_bytes(self, token_id: int) -> int:
@@ -78,6 +78,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return len(self._decoder.decode([token_id], skip_special_tokens=False).encode())
 
     def _find(self, kind: str) -> int:
+        """Id of the first known name of a special token, else a new one."""
         for name in _NAMES[kind]:
             if name in self._added:
                 return int(self._added[name])
@@ -86,6 +87,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _byte_alphabet() -> set[str]:
-    """The 256 characters by which byte-level vocabularies write bytes."""
+    """Characters by which byte-level vocabularies write the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return {chr(b) for b in printable} | {chr(256 + i) for i in range(256 - len(printable))}

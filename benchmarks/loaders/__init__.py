@@ -1,0 +1,1 @@
+"""Parts of `data_loading.py`: formats, readers, report."""

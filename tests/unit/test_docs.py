@@ -20,7 +20,7 @@ DOCUMENTS = [
 ]
 FOLDERS = "pretrain|parallel|data_pipeline|configs|tests|cluster|docs|benchmarks"
 PATH = re.compile(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*")
-MODULE = re.compile(r"(?<![\w./-])(?:pretrain|data_pipeline|cluster)(?:\.\w+)+")
+MODULE = re.compile(r"(?<![\w./-])(?:pretrain|data_pipeline|cluster)(?:\.(?!md\b)\w+)+")
 """Not `parallel.`, which is also a section of the configuration."""
 FILE = re.compile(r"(?<![\w./-])[\w/-]+\.py\b")
 TEST = re.compile(r"`([\w/-]+\.py)::(\w+)")

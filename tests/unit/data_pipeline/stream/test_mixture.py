@@ -44,7 +44,7 @@ def make_mixture(make_pool: PoolMaker) -> Callable[..., MixtureStream]:
 
 
 def visits_of(mixture: MixtureStream) -> list[np.ndarray]:
-    """How often each token of each source is scored, by matching rows to the sources' rows."""
+    """Number of times each token of each source is scored, by matching rows with the sources'."""
     batch = mixture.read(np.arange(mixture.total_positions))
     known: dict[bytes, tuple[int, int]] = {}
     counts = [np.zeros(unique, np.int64) for unique in BUDGETS]

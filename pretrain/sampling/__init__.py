@@ -1,1 +1,5 @@
 """Samplers: one file a family; every result carries its settings, seed and network evaluations."""
+
+from parallel.imports import import_megatron
+
+import_megatron()  # before a module imports it whole, which takes twice the time

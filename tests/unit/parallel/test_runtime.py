@@ -60,6 +60,19 @@ def test_a_batch_script_outside_srun_is_one_rank() -> None:
     assert read_environment({**SLURM, "SLURM_PROCID": "0"}).world_size == 1
 
 
+def test_one_rank_of_a_launcher_needs_no_rendezvous() -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert read_environment(alone) == Environment(0, 1, 0, None, None)
+    asked = {**alone, "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert read_environment(asked) == Environment(0, 1, 0, "a", 1)
+
+
+def test_a_socket_that_listens_already_is_handed_on() -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}
+    found = read_environment({**place, "MASTER_LISTEN_FD": "7"})
+    assert found == Environment(0, 2, 0, "127.0.0.1", 5, listen_fd=7)
+
+
 def test_a_half_set_environment_is_refused() -> None:
     with pytest.raises(LayoutError, match="WORLD_SIZE, MASTER_ADDR is not"):
         read_environment({"RANK": "0", "MASTER_PORT": "1"})

@@ -19,7 +19,6 @@ from pathlib import Path
 from parallel.checkpoint import BackgroundSaver, save_checkpoint
 from parallel.engine.base import Engine, EngineConfig
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config
 from parallel.layout.stages import Stage
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
@@ -40,7 +39,7 @@ def build() -> Engine:
     init_distributed(device="cpu")
     topology = Topology.build()
     stage = Stage(True, True, range(MODEL.num_layers))
-    model = Transformer(MODEL, SPACE, parallel_config(topology), stage)
+    model = Transformer(MODEL, SPACE, topology, stage)
     config = EngineConfig(0, "float32", micro_batch_size=1, num_microbatches=1, ema_decay=0.999)
     engine = build_engine(model, parameter_groups(model, OptimizerConfig()), config, topology)
     engine.optimizer_step = 1

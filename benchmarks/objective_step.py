@@ -130,7 +130,6 @@ def build(
     name: str, arguments: argparse.Namespace, space: TokenSpace, device: torch.device
 ) -> tuple[Any, Any]:
     """Module and objective of an option of configs/objective."""
-    from parallel.layers import parallel_config
     from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
     from pretrain.model.initialize import initialize
@@ -150,11 +149,11 @@ def build(
     objective = config.objective.model_copy(update={"time_window": arguments.batch})
     family = build_objective(objective, space, static_rows=device.type == "cuda")
     topology = Topology.build()
-    model = Transformer(shape, space, parallel_config(topology)).to(device)
+    model = Transformer(shape, space, topology).to(device)
     initialize(model, seed=0)
     module = ObjectiveModule(model, family)
     if family.teacher:
-        module.teacher = Teacher(Transformer(shape, space, parallel_config(topology)).to(device))
+        module.teacher = Teacher(Transformer(shape, space, topology).to(device))
         module.teacher.renew(model)
     return module, family
 

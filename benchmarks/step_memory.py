@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
@@ -87,7 +86,7 @@ def build(
         "num_attention_heads": options.hidden // 64,
     }
     config = ModelConfig(**shape, **model)  # type: ignore[arg-type]
-    network = Transformer(config, space, parallel_config(topology), recompute=Recompute(mode))
+    network = Transformer(config, space, topology, recompute=Recompute(mode))
     initialize(network, seed=0)
     settings = objectives.make(name="autoregressive", time_window=options.batch)
     objective = build_objective(settings, space)

@@ -36,7 +36,6 @@ import torch
 
 from parallel.engine.base import EngineConfig
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed, keep_freed_memory
 from pretrain.batch import CleanBatch
@@ -135,7 +134,7 @@ def our_module(shape: Shape) -> tuple[ObjectiveModule, dict[str, Any]]:
         name: build_objective(objectives.make(name=name, time_window=shape.batch), SPACE)
         for name in ("autoregressive", "masked")
     }
-    model = Transformer(shape.model, SPACE, parallel_config(Topology.build()))
+    model = Transformer(shape.model, SPACE, Topology.build())
     initialize(model, seed=0)
     return ObjectiveModule(model, families["autoregressive"]), families
 

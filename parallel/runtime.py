@@ -194,7 +194,6 @@ def warm_up() -> None:
     quiet()
     _prepare_deepspeed(cuda=False, local_rank=0)
     os.environ.pop("LOCAL_RANK")
-    import megatron.core.parallel_state
     import megatron.core.tensor_parallel  # noqa: F401
 
 

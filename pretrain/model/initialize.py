@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -41,7 +40,7 @@ def initialize(model: Transformer, seed: int) -> None:
     Matrices are normal with `init_std`; projections back into the residual stream are divided by
     sqrt(2 num_layers) (GPT-2); modulations and biases are zero, norm weights one.
     """
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    rank = model.topology.tp_rank
     std = model.config.init_std
     residual_std = std / math.sqrt(2 * model.config.num_layers)
     for path, module in model.named_modules():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallel.engine.base import Engine, EngineConfig
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config, partition_dim
+from parallel.layers import partition_dim
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
@@ -155,7 +155,7 @@ class Trainer:
         layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)
         stage = self.topology.stage(layers, last_cost=head)
         recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
-        model = Transformer(model_config, SPACE, parallel_config(self.topology), stage, recompute)
+        model = Transformer(model_config, SPACE, self.topology, stage, recompute)
         initialize(model, SEED)
         if cut.compiled:
             model.compile_layers()

@@ -21,7 +21,6 @@ from layouts import (
 )
 from torch import Tensor
 
-from parallel.layers import parallel_config
 from parallel.layout.rules import Layout
 from parallel.layout.topology import Topology
 from parallel.planner import offload
@@ -155,7 +154,7 @@ def add_teacher(module: ObjectiveModule, topology: Topology) -> list[Tensor]:
     if not module.objective.teacher:
         return []
     model = module.model
-    module.teacher = Teacher(Transformer(model.config, model.space, parallel_config(topology)))
+    module.teacher = Teacher(Transformer(model.config, model.space, topology))
     module.teacher.renew(model)
     return list(module.teacher.parameters.values())
 

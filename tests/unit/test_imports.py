@@ -64,6 +64,17 @@ def test_objectives_do_not_know_the_topology() -> None:
     assert not breaches, "\n".join(breaches)
 
 
+def test_ranks_and_groups_come_from_the_topology() -> None:
+    """megatron-core's global state is read where groups are made and ended, and nowhere else."""
+    readers = {
+        str(file.relative_to(ROOT))
+        for package in ALLOWED
+        for file in (ROOT / package).rglob("*.py")
+        if "parallel_state" in file.read_text()
+    }
+    assert readers == {"parallel/layout/topology.py", "parallel/runtime.py"}
+
+
 def test_the_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "parallel" / "sub").mkdir(parents=True)

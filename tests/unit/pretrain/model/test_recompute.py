@@ -21,7 +21,6 @@ SHAPES = {
 
 
 def build(topology, mode="none", layers=None, **changes):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
@@ -29,7 +28,7 @@ def build(topology, mode="none", layers=None, **changes):
     model = Transformer(
         ModelConfig(**{**shape, **changes}),
         SPACE,
-        parallel_config(topology),
+        topology,
         recompute=Recompute(mode, layers),
     )
     initialize(model, seed=3)

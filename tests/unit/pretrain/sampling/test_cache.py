@@ -26,14 +26,13 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def model(topology):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     config = ModelConfig(
         num_layers=3, hidden_size=32, num_attention_heads=4, num_query_groups=2, init_std=0.4
     )
-    model = Transformer(config, SPACE, parallel_config(topology)).eval()
+    model = Transformer(config, SPACE, topology).eval()
     initialize(model, seed=3)
     return model
 

@@ -23,12 +23,11 @@ SHAPES = [
 
 
 def build(topology, shape):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     config = ModelConfig(**{"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, **shape})
-    model = Transformer(config, SPACE, parallel_config(topology))
+    model = Transformer(config, SPACE, topology)
     initialize(model, seed=0)
     return config, model
 

@@ -1,0 +1,71 @@
+"""One layer of the transformer: attention and MLP around the residual stream."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from parallel.layout.topology import Topology
+from pretrain.config.run import ModelConfig
+from pretrain.model.attention import AttentionPlan
+from pretrain.model.conditioning import Modulation, modulate
+from pretrain.model.dropout import DropoutKey, dropout
+from pretrain.model.layers import MLP, Attention, RMSNorm
+from pretrain.model.recompute import Keep
+
+
+class TransformerLayer(nn.Module):
+    """Attention and MLP, each behind a norm and (if conditioned) a modulation."""
+
+    def __init__(self, config: ModelConfig, topology: Topology, keep: Keep) -> None:
+        super().__init__()
+        self.keep = keep
+        size, eps, partial = config.hidden_size, config.norm_eps, topology.sequence_parallel
+        self.attention_norm = RMSNorm(size, eps, topology, partial)
+        self.attention = Attention(config, topology, keep)
+        self.mlp_norm = RMSNorm(size, eps, topology, partial)
+        self.mlp = MLP(config, topology, keep)
+        self.dropout = config.dropout
+        self.modulation = Modulation(6, size, topology) if config.time_conditioning else None
+
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        phases: tuple[Tensor, Tensor],
+        condition: Tensor | None,
+        key: DropoutKey | None = None,
+    ) -> Tensor:
+        """[s, b, h] -> [s, b, h]; condition [b, c] or None; without a key nothing is dropped."""
+        drop = functools.partial(dropout, p=self.dropout, key=key)
+        if self.modulation is None:
+            y = self._normed(x, self.attention_norm, (), self.attention, plan, phases, key)
+            x = x + drop(y, place="attention")
+            return x + drop(self._normed(x, self.mlp_norm, (), self.mlp), place="mlp")
+        assert condition is not None, "a time-conditioned model needs a noise level"
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        y = self._normed(
+            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases, key
+        )
+        x = x + gate1 * drop(y, place="attention")
+        y = self._normed(x, self.mlp_norm, (shift2, scale2), self.mlp)
+        return x + gate2 * drop(y, place="mlp")
+
+    def _normed(
+        self, x: Tensor, norm: RMSNorm, modulation: tuple[Tensor, ...], part: nn.Module, *rest: Any
+    ) -> Tensor:
+        """`part` of normed and modulated x, of which only x need be kept."""
+
+        def prepare(x: Tensor, *modulation: Tensor) -> Tensor:
+            h = norm(x)
+            if modulation:
+                with self.keep.instead_of(h, norm, x):
+                    h = modulate(h, *modulation)
+            return h
+
+        h = prepare(x, *modulation)
+        with self.keep.instead_of(h, prepare, x, *modulation):
+            out: Tensor = part(h, *rest)
+        return out

@@ -20,6 +20,7 @@ from parallel.layers import parallel_config, sum_gradient
 from parallel.layout.topology import Topology
 from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan, attend
+from pretrain.model.cache import LayerCache
 from pretrain.model.dropout import DropoutKey, seeded
 from pretrain.model.kernels import rms_norm, rotate, squared_relu, swiglu
 from pretrain.model.recompute import Keep
@@ -126,11 +127,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        plan: AttentionPlan,
+        plan: AttentionPlan | None,
         phases: tuple[Tensor, Tensor],
         key: DropoutKey | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; without a key nothing is dropped."""
+        """[s, b, h] -> [s, b, h]; without a key nothing is dropped.
+
+        Either a `plan` of the whole batch says who reads whom, or a `cache` does.
+        """
         qkv = _project(self.qkv, x)
         s, b = qkv.shape[:2]
         qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
@@ -144,15 +149,23 @@ class Attention(nn.Module):
             self.keep.instead_of(qk, self._positioned, phases, *parts),
             self.keep.instead_of(q, self._queries, phases, *parts),
         ):
-            y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key)
+            y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key, cache)
         joined = _join_heads(y)
         with self.keep.instead_of(joined, _join_heads, y):
             out = _project(self.out, joined)
         return out
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, key: DropoutKey | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: AttentionPlan | None,
+        key: DropoutKey | None,
+        cache: LayerCache | None,
     ) -> Tensor:
+        if cache is not None:
+            return cache.attend(q, k, v)
         if key is None or self.dropout == 0.0:
             return self.attend(q, k, v, plan)
         with seeded(q.device, key.of(f"attention weights/{key.heads}")):

@@ -20,7 +20,8 @@ from parallel.layout.stages import Stage, whole_model
 from parallel.layout.topology import Topology
 from pretrain.batch import AttentionRule
 from pretrain.config.run import ModelConfig
-from pretrain.model.attention import Call, plan_attention
+from pretrain.model.attention import AttentionPlan, Call, plan_attention
+from pretrain.model.cache import Cache
 from pretrain.model.conditioning import NoiseEmbedding
 from pretrain.model.dropout import DropoutKey, dropout
 from pretrain.model.embedding import TokenEmbedding
@@ -74,18 +75,21 @@ class Transformer(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        rule: AttentionRule,
+        rule: AttentionRule | None,
         noise_level: Tensor | None = None,
         carried: tuple[Tensor, ...] = (),
         mix: Tensor | None = None,
         dropout_seed: int | None = None,
+        cache: Cache | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
 
         With mix [b, s, k] ids are [b, s, k] and each input is a weighted sum of embeddings.
         A training pass with dropout needs the `dropout_seed` of its micro-batch; in evaluation
-        nothing is dropped. `carried` is what enters the first layer here; without it the first
-        stage embeds ids.
+        nothing is dropped. `carried` enters the first layer here; without it the first stage embeds
+        ids. With a `cache` ids are the new tokens of longer sequences, at any `positions`; the
+        cache says what they read, and `rule` is None.
+
         Between stages of a pipeline travels what is not last: `carried`, in a conditioned model the
         condition [b, c], and the hidden states [s, b, h]. These come last, because DeepSpeed runs a
         backward pass for each and keeps the graph until the last one; a compiled layer's is never
@@ -100,21 +104,33 @@ class Transformer(nn.Module):
         condition = rest[0] if rest else None
         local = local_positions(positions, 1, self.topology)
         phases = rotary_phases(local, self.config.head_size, self.config.rope_base)
-        call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
-        plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
+        plan = None if cache is not None else self._plan(rule, x, ids)
         for i in self.stage.layers:
             layer: Callable[..., Tensor] = self.layers[i]
             if self._mode(i) == "full" and torch.is_grad_enabled():
                 layer = functools.partial(
                     checkpoint, layer, use_reentrant=False, preserve_rng_state=False
                 )
-            x = layer(x, plan, phases, condition, None if key is None else replace(key, layer=i))
+            x = layer(
+                x,
+                plan,
+                phases,
+                condition,
+                None if key is None else replace(key, layer=i),
+                None if cache is None else cache.layer(i),
+            )
         if not self.stage.last:
             return (*rest, x)
         hidden: Tensor = self.head.hidden(x, condition)
         if self.topology.sequence_parallel:
             return gather_sequence(hidden, self.topology)
         return gather_positions(hidden, self.topology)
+
+    def _plan(self, rule: AttentionRule | None, x: Tensor, ids: Tensor) -> AttentionPlan:
+        """The kernel of this batch's rule, for hidden states like x and ids [b, s, ...]."""
+        assert rule is not None, "without a cache a rule says who reads whom"
+        call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
+        return plan_attention(rule, self.config.attention, call, *ids.shape[:2])
 
     def compile_layers(self) -> None:
         """Let torch compile each layer when it is first called; modules and names stay."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from parallel.layout.topology import Topology
 from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan
+from pretrain.model.cache import LayerCache
 from pretrain.model.conditioning import Modulation, modulate
 from pretrain.model.dropout import DropoutKey, dropout
 from pretrain.model.layers import MLP, Attention, RMSNorm
@@ -33,21 +34,22 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        plan: AttentionPlan,
+        plan: AttentionPlan | None,
         phases: tuple[Tensor, Tensor],
         condition: Tensor | None,
         key: DropoutKey | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """[s, b, h] -> [s, b, h]; condition [b, c] or None; without a key nothing is dropped."""
         drop = functools.partial(dropout, p=self.dropout, key=key)
         if self.modulation is None:
-            y = self._normed(x, self.attention_norm, (), self.attention, plan, phases, key)
+            y = self._normed(x, self.attention_norm, (), self.attention, plan, phases, key, cache)
             x = x + drop(y, place="attention")
             return x + drop(self._normed(x, self.mlp_norm, (), self.mlp), place="mlp")
         assert condition is not None, "a time-conditioned model needs a noise level"
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         y = self._normed(
-            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases, key
+            x, self.attention_norm, (shift1, scale1), self.attention, plan, phases, key, cache
         )
         x = x + gate1 * drop(y, place="attention")
         y = self._normed(x, self.mlp_norm, (shift2, scale2), self.mlp)

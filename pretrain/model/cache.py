@@ -22,6 +22,14 @@ class LayerCache(Protocol):
         """
         ...
 
+    def neighbours(self, place: str, x: Tensor, offsets: range) -> Tensor:
+        """Inputs of a short convolution at all offsets from the new tokens, [k, n, a, h].
+
+        The new inputs x [n, a, h] are kept first, under the name `place`; 0 stands where a token
+        may not read its neighbour.
+        """
+        ...
+
 
 class Cache(Protocol):
     """Memory of all layers during one pass, which also knows who reads whom."""

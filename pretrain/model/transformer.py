@@ -23,6 +23,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan, Call, plan_attention
 from pretrain.model.cache import Cache
 from pretrain.model.conditioning import NoiseEmbedding
+from pretrain.model.convolution import kernel_offsets, readable_neighbours
 from pretrain.model.dropout import DropoutKey, dropout
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.head import Head, Score
@@ -47,8 +48,11 @@ class Transformer(nn.Module):
         topology: Topology,
         stage: Stage | None = None,
         recompute: Recompute | None = None,
+        causal: bool = False,
     ) -> None:
+        """`causal` says that short convolutions look back only, as attention always will."""
         super().__init__()
+        self.causal = causal
         self.config, self.space, self.topology = config, space, topology
         self.recompute = Recompute() if recompute is None else recompute
         self.stage = whole_model(config.num_layers) if stage is None else stage
@@ -63,7 +67,7 @@ class Transformer(nn.Module):
         if self.stage.first and config.time_conditioning:
             self.noise_embedding = NoiseEmbedding()
         self.layers = nn.ModuleList(
-            TransformerLayer(config, topology, Keep(self._mode(i) == "selective"))
+            TransformerLayer(config, topology, Keep(self._mode(i) == "selective"), causal)
             if i in self.stage.layers
             else nn.Identity()
             for i in range(config.num_layers)
@@ -127,10 +131,14 @@ class Transformer(nn.Module):
         return gather_positions(hidden, self.topology)
 
     def _plan(self, rule: AttentionRule | None, x: Tensor, ids: Tensor) -> AttentionPlan:
-        """The kernel of this batch's rule, for hidden states like x and ids [b, s, ...]."""
+        """All that layers must know of this batch's rule, for hidden states like x."""
         assert rule is not None, "without a cache a rule says who reads whom"
         call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
-        return plan_attention(rule, self.config.attention, call, *ids.shape[:2])
+        plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
+        if self.config.short_convolution == 0:
+            return plan
+        offsets = kernel_offsets(self.config.short_convolution, self.causal)
+        return replace(plan, neighbours=readable_neighbours(rule, offsets, x))
 
     def compile_layers(self) -> None:
         """Let torch compile each layer when it is first called; modules and names stay."""

@@ -2,8 +2,8 @@
 
 Exact for families that read in an order (autoregressive, block, esoteric): what a token reads is
 then fixed once everything before it is. A cached pass gives the same hidden states as a pass over
-the whole sequence, up to rounding. Masked, uniform and interpolating models read in both directions
-and have nothing that stays.
+the whole sequence, up to rounding, also with short convolutions, whose inputs are kept too. Masked,
+uniform and interpolating models read in both directions and have nothing that stays.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Recompute:
 
 
 class Cached:
-    """Keeps keys and values of every layer, by row and place."""
+    """Keeps keys, values and inputs of convolutions of every layer, by row and place."""
 
     def __init__(self, model: Transformer, rows: int, length: int) -> None:
         self.model, self.length = model, length
@@ -122,6 +122,16 @@ class _LayerPass:
             enable_gqa=q.shape[2] != k.shape[2],
         )
         return out.permute(2, 0, 1, 3)
+
+    def neighbours(self, place: str, x: Tensor, offsets: range) -> Tensor:
+        """See `pretrain.model.cache.LayerCache`."""
+        buffer, new = self._keep(place, x), self.new
+        reach = torch.arange(offsets.start, offsets.stop, device=x.device)
+        wanted = new.places[..., None] + reach  # [a, n, k]
+        there = wanted.clamp(0, self.new.mask.shape[2] - 1)
+        readable = new.mask.gather(2, there) & (wanted == there)
+        values = buffer[new.rows[:, None, None], there]  # [a, n, k, h]
+        return torch.where(readable[..., None], values, 0.0).permute(2, 1, 0, 3)
 
     def _keep(self, name: str, x: Tensor) -> Tensor:
         """Write x [n, a, ...] into its buffer [rows, s, ...]; returns the whole buffer."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from layouts import (
+    CONVOLVED_TASKS,
     GLOBAL_BATCH,
     LENGTH,
     MODEL,
@@ -45,6 +46,7 @@ DISTILLED = "distillation"
 TASKS_HERE = {
     **TASKS,
     **WHOLE_TASKS,
+    **CONVOLVED_TASKS,
     DISTILLED: Task({"name": DISTILLED, "round_sequences": 80}, {"time_conditioning": True}),
 }
 

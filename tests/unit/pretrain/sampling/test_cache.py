@@ -24,17 +24,38 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(topology):
+def built(topology, **changes):
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     config = ModelConfig(
-        num_layers=3, hidden_size=32, num_attention_heads=4, num_query_groups=2, init_std=0.4
+        num_layers=3,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_query_groups=2,
+        init_std=0.4,
+        **changes,
     )
-    model = Transformer(config, SPACE, topology).eval()
+    model = Transformer(config, SPACE, topology, causal=changes.get("short_convolution") == 4)
     initialize(model, seed=3)
-    return model
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(topology):
+    return built(topology)
+
+
+@pytest.fixture(scope="module")
+def symmetric(topology):
+    """With short convolutions on both sides of a token."""
+    return built(topology, short_convolution=5)
+
+
+@pytest.fixture(scope="module")
+def causal(topology):
+    """With short convolutions that look back."""
+    return built(topology, short_convolution=4)
 
 
 class Both(Cached):
@@ -72,6 +93,17 @@ def test_every_answer_of_the_cache_is_that_of_the_whole_sequence(model, monkeypa
     assert opened[0].asked > 0
     if fields.get("block_size") != LENGTH:  # one block has nothing to keep before it is finished
         assert opened[0].computed < opened[0].asked * ROWS * LENGTH / 2
+
+
+@pytest.mark.parametrize(("draw", "fields"), [CASES[0], CASES[4]], ids=str)
+def test_neighbours_come_from_the_cache(symmetric, monkeypatch, draw, fields):
+    test_every_answer_of_the_cache_is_that_of_the_whole_sequence(
+        symmetric, monkeypatch, draw, fields
+    )
+
+
+def test_autoregressive_neighbours_come_from_the_cache(causal, monkeypatch):
+    test_autoregressive_computes_each_token_once(causal, monkeypatch)
 
 
 def test_autoregressive_computes_each_token_once(model, monkeypatch):

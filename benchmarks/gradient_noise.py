@@ -26,7 +26,6 @@ from data_pipeline.shards.pool import TokenPool
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.stream import TokenStream
 from data_pipeline.tokenizer import load_tokenizer
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch
@@ -94,7 +93,7 @@ def measure(
         time_conditioning=objective["name"] == "uniform",
     )
     space = token_space(load_tokenizer(pool / "tokenizer.model"), shape)
-    model = Transformer(shape, space, parallel_config(topology))
+    model = Transformer(shape, space, topology)
     initialize(model, seed=0)
     config = objectives.make(**objective, time_window=BATCH)  # type: ignore[arg-type]
     module = ObjectiveModule(model, build_objective(config, space))

@@ -117,7 +117,6 @@ def build(
     name: str, arguments: argparse.Namespace, space: TokenSpace, device: torch.device
 ) -> tuple[Any, Any]:
     """Module and objective of an option of configs/objective."""
-    from parallel.layers import parallel_config
     from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
     from pretrain.build import build_model
@@ -137,8 +136,7 @@ def build(
     topology = Topology.build()
     module = build_model(config, topology, family).to(device)
     if family.teacher:
-        network = Transformer(config.model, space, parallel_config(topology)).to(device)
-        module.teacher = Teacher(network)
+        module.teacher = Teacher(Transformer(config.model, space, topology).to(device))
         module.teacher.renew(module.model)
     return module, family
 

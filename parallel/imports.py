@@ -39,7 +39,6 @@ def import_megatron() -> None:
     if "megatron.core" in sys.modules:
         return
     with _compiling_nothing():
-        import megatron.core.parallel_state
         import megatron.core.tensor_parallel  # noqa: F401
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from parallel.layout.topology import Topology
 
 
-def parallel_config(topology: Topology, *, device: torch.device | None = None) -> Any:
+def parallel_config(topology: Topology) -> Any:
     """megatron's ModelParallelConfig for this layout: float32 parameters, no fused extensions.
 
-    Weights are drawn by the model after construction, as a function of their names; megatron's own
-    initialisation is off.
+    Weights are made on the CPU and drawn by the model after construction, as a function of their
+    names; megatron's own initialisation is off.
     """
     from megatron.core.model_parallel_config import ModelParallelConfig
 
@@ -28,30 +28,36 @@ def parallel_config(topology: Topology, *, device: torch.device | None = None) -
         tensor_model_parallel_size=topology.tensor_parallel_size,
         context_parallel_size=topology.context_parallel_size,
         sequence_parallel=topology.sequence_parallel,
-        use_cpu_initialization=device is None or device.type == "cpu",
+        use_cpu_initialization=True,
         perform_initialization=False,
         gradient_accumulation_fusion=False,
         params_dtype=torch.float32,
     )
 
 
-def sum_gradient(weight: Tensor) -> Tensor:
+def sum_gradient(weight: Tensor, topology: Topology) -> Tensor:
     """`weight` unchanged; its gradient is summed over the tensor-parallel ranks.
 
     For a replicated weight of which every tensor-parallel rank sees only a part of the work: query
-    and key norms (own heads only), anything applied to a sequence shard.
+    and key norms (a rank has its heads only), anything applied to a sequence shard.
     """
-    from megatron.core import parallel_state
-
-    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+    if topology.tensor_parallel_size == 1:
         return weight
     from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 
-    summed: Tensor = copy_to_tensor_model_parallel_region(weight)
+    summed: Tensor = copy_to_tensor_model_parallel_region(weight, group=topology.tp_group)
     return summed
 
 
-def gather_sequence(x: Tensor) -> Tensor:
+def scatter_sequence(x: Tensor, topology: Topology) -> Tensor:
+    """This rank's shard [s/tp, ...] of all positions [s, ...]; gradients are gathered."""
+    from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+
+    shard: Tensor = scatter_to_sequence_parallel_region(x, group=topology.tp_group)
+    return shard
+
+
+def gather_sequence(x: Tensor, topology: Topology) -> Tensor:
     """All positions [s, ...] from sequence shards [s/tp, ...]; each rank gets its gradient back.
 
     For what follows when its gradient is already whole on every tensor-parallel rank, as that of a
@@ -59,7 +65,9 @@ def gather_sequence(x: Tensor) -> Tensor:
     """
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-    whole: Tensor = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False)
+    whole: Tensor = gather_from_sequence_parallel_region(
+        x, tensor_parallel_output_grad=False, group=topology.tp_group
+    )
     return whole
 
 

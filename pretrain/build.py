@@ -6,7 +6,6 @@ from typing import Any
 
 from parallel.engine.base import Engine, EngineConfig
 from parallel.errors import LayoutError
-from parallel.layers import parallel_config
 from parallel.layout.topology import Topology
 from pretrain.config.run import Config
 from pretrain.model.initialize import initialize
@@ -25,7 +24,9 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
     )
     stage = topology.stage(layers, last_cost=head)
     recompute = Recompute(config.train.recompute, config.train.recompute_layers)
-    model = Transformer(config.model, objective.space, parallel_config(topology), stage, recompute)
+    model = Transformer(
+        config.model, objective.space, topology, stage, recompute, _looks_back(objective)
+    )
     initialize(model, config.run.seed)
     train = config.train
     return ObjectiveModule(model, objective, config.run.seed, train.loss_chunk, train.compile_loss)
@@ -34,10 +35,20 @@ def build_model(config: Config, topology: Topology, objective: Objective) -> Obj
 def add_teacher(config: Config, engine: Engine, module: ObjectiveModule, device: Any) -> None:
     """Give the objective the frozen copy of the model that it learns from, if it does."""
     if module.objective.teacher:
-        space, parallel = module.objective.space, parallel_config(engine.topology)
-        module.teacher = Teacher(Transformer(config.model, space, parallel).to(device))
+        model = Transformer(
+            config.model,
+            module.objective.space,
+            engine.topology,
+            causal=_looks_back(module.objective),
+        )
+        module.teacher = Teacher(model.to(device))
         module.teacher.renew(module.model)
         engine.teacher = module.teacher.parameters
+
+
+def _looks_back(objective: Objective) -> bool:
+    """True where short convolutions read the tokens before, as attention does."""
+    return objective.config.convolution == "causal"
 
 
 def engine_config(config: Config, topology: Topology) -> EngineConfig:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from parallel.context import own_share, sum_over_context
+from parallel.context import local_targets, sum_over_context
 from pretrain.batch import TrainBatch
 from pretrain.model.chunked import each, total
 from pretrain.model.teacher import Teacher
@@ -82,8 +82,9 @@ class ObjectiveModule(nn.Module):
         rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         if batch.rows is not None:
             rows = rows.index_select(0, batch.rows)
-        targets, weight = own_share(batch.targets), own_share(batch.weight)
-        extra = {name: own_share(values) for name, values in batch.extra.items()}
+        local = partial(local_targets, topology=self.model.topology)
+        targets, weight = local(batch.targets), local(batch.weight)
+        extra = {name: local(values) for name, values in batch.extra.items()}
         term = self.objective.token_bound if exact else self.objective.token_loss
         taught = None if exact or self.teacher is None else self.teacher.read(batch)
 
@@ -96,8 +97,9 @@ class ObjectiveModule(nn.Module):
             return (loss.double() if exact else loss) * weight[part]
 
         score = partial(each if exact else total, terms=terms, chunk=self.loss_chunk)
-        scored = self.model.score(own_share(rows), score)
+        scored = self.model.score(local(rows), score)
         if not exact:
             return scored
         bound = torch.zeros(batch.ids.shape[0], dtype=torch.float64, device=scored.device)
-        return sum_over_context(bound.index_add(0, own_share(batch.sequence), scored))
+        bound = bound.index_add(0, local(batch.sequence), scored)
+        return sum_over_context(bound, self.model.topology)

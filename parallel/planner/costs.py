@@ -137,6 +137,8 @@ class ModelCost:
     """Forward passes without gradient beside that of a step."""
     one_stage: bool
     """Whether pipeline and context parallelism are refused."""
+    whole_sequences: bool
+    """True where every rank must hold whole sequences: no context or sequence parallelism."""
     teacher: bool
     """Whether every rank holds its weights a second time, frozen; ZeRO 3 is refused then."""
     vocabulary_elements: int

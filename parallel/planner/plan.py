@@ -191,7 +191,7 @@ def _candidates(
                     tensor_parallel_size=tp,
                     pipeline_parallel_size=pp,
                     context_parallel_size=cp,
-                    sequence_parallel=tp > 1 and cp == 1,
+                    sequence_parallel=tp > 1 and cp == 1 and not model.whole_sequences,
                     zero_stage=zero,
                     precision=space.precision,
                     sizes=model.cut_sizes,
@@ -230,7 +230,8 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
     gpus = space.num_gpus
     for tp in divisors(gpus, machine.gpus_per_node):
         for pp in divisors(gpus // tp, 1 if model.one_stage else model.num_layers):
-            largest = 1 if model.one_stage or pp > 1 else machine.gpus_per_node // tp
+            one = model.one_stage or model.whole_sequences or pp > 1
+            largest = 1 if one else machine.gpus_per_node // tp
             for cp in divisors(gpus // tp // pp, largest):
                 yield tp, pp, cp
 

@@ -24,6 +24,7 @@ def check_combinations(config: Config) -> None:
     _check_batch(config)
     _check_precision(config)
     _check_attention(config)
+    _check_convolution(config)
     _check_recompute(config)
     _check_compile(config)
     config.objective.check(config)
@@ -114,6 +115,32 @@ def _check_attention(config: Config) -> None:
             f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "
             "model.num_attention_heads); take fewer heads, or set model.attention to auto"
         )
+
+
+def _check_convolution(config: Config) -> None:
+    kernel, objective, p = config.model.short_convolution, config.objective, config.parallel
+    if kernel == 0:
+        return
+    named = f"model.short_convolution {kernel}"
+    if objective.convolution == "refused":
+        raise ValueError(
+            f"{named} cannot be used with objective {objective.name}, whose tokens have their "
+            "neighbours in another part of the sequence; set model.short_convolution to 0"
+        )
+    if objective.convolution == "symmetric" and kernel % 2 == 0:
+        raise ValueError(
+            f"{named} has no centre, but objective {objective.name} reads both sides of a token; "
+            f"take an odd number, e.g. {kernel + 1}"
+        )
+    for name, given, allowed in (
+        ("context_parallel_size", p.context_parallel_size, 1),
+        ("sequence_parallel", p.sequence_parallel, False),
+    ):
+        if given != allowed:
+            raise ValueError(
+                f"{named} needs parallel.{name} {str(allowed).lower()}, not {str(given).lower()}: "
+                "neighbours of a token would be on another rank"
+            )
 
 
 def _check_recompute(config: Config) -> None:

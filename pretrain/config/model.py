@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.config.types import PositiveInt, Section
+
+
+def _or_zero(value: Any) -> Any:
+    return 0 if value is None else value
 
 
 class ModelConfig(Section):
@@ -31,6 +35,10 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2
     num_layers)."""
+    short_convolution: Annotated[int, Field(ge=0), BeforeValidator(_or_zero)] = 0
+    """Tokens that a depthwise convolution over neighbours reads, in front of attention and of the
+    MLP; 0 or null none. Autoregressive models read the tokens before (published: 4), others both
+    sides (5)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an element of the embeddings and of what attention and MLP add to the
     residual stream, while training."""
@@ -44,6 +52,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _shape_divides(self) -> ModelConfig:
+        if self.short_convolution == 1:
+            raise ValueError(
+                "short_convolution 1 reads no neighbour; allowed: 0 (none), or 2 and more "
+                "(published: 4 for autoregressive, 5 for the others)"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import PlainValidator, SerializeAsAny
 
@@ -29,6 +29,9 @@ class ObjectiveConfig(Component):
     """Settings that every family has."""
 
     layouts: ClassVar[Layouts] = Layouts()
+    convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "symmetric"
+    """Neighbours that `model.short_convolution` reads: the tokens before, as many on both sides, or
+    none, where the text's neighbours of a token stand elsewhere in the batch."""
     teacher: ClassVar[bool] = False
     """True where a frozen second copy of the model is held."""
     scores_in_chunks: ClassVar[bool] = True

@@ -37,6 +37,7 @@ class AutoregressiveConfig(ObjectiveConfig):
 
     name: Literal["autoregressive"] = "autoregressive"
     implementation: ClassVar[str] = "pretrain.objectives.autoregressive:Autoregressive"
+    convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "causal"
 
     orders: PositiveInt = 1
     """Number of fixed token orders, drawn by sequence; the first is the text's."""
@@ -48,8 +49,14 @@ class AutoregressiveConfig(ObjectiveConfig):
     """Share of positions that `hide` concerns."""
 
     def check(self, config: Config) -> None:
-        """Refuse reordered sequences of separate documents."""
+        """Refuse reordered sequences where neighbours in the text matter."""
         super().check(config)
+        if self.orders > 1 and config.model.short_convolution > 0:
+            raise ValueError(
+                f"model.short_convolution {config.model.short_convolution} reads a token's "
+                f"neighbours in the text, which objective.orders {self.orders} puts elsewhere; set "
+                "one of them to 0 or 1"
+            )
         if self.orders > 1 and config.data.documents == "masked":
             raise ValueError(
                 f"objective.orders {self.orders} reorders whole sequences and needs "
@@ -157,6 +164,7 @@ class BlockConfig(ObjectiveConfig):
 
     name: Literal["block"] = "block"
     implementation: ClassVar[str] = "pretrain.objectives.block:Block"
+    convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "refused"
 
     loss: Loss = "elbo"
     block_size: PositiveInt = 16
@@ -183,6 +191,7 @@ class EsotericConfig(ObjectiveConfig):
 
     name: Literal["esoteric"] = "esoteric"
     implementation: ClassVar[str] = "pretrain.objectives.esoteric:Esoteric"
+    convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "refused"
 
     loss: Loss = "elbo"
     alpha0: Fraction = 1.0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.layers import sum_gradient
+from parallel.layout.topology import Topology
 
 CONDITION_SIZE = 128
 _FREQUENCIES = 256
@@ -37,20 +38,20 @@ class NoiseEmbedding(nn.Module):
 class Modulation(nn.Module):
     """`count` vectors of `size` from the conditioning vector: shifts, scales, gates.
 
-    `partial` as in `RMSNorm`: a rank that modulates a slice of the sequence knows only that slice's
-    part of the gradient.
+    With sequence parallelism a rank modulates a slice of the sequence and knows only that slice's
+    part of the gradient, which is therefore summed, as in `RMSNorm`.
     """
 
-    def __init__(self, count: int, size: int, partial: bool) -> None:
+    def __init__(self, count: int, size: int, topology: Topology) -> None:
         super().__init__()
-        self.count, self.partial = count, partial
+        self.count, self.topology = count, topology
         self.linear = nn.Linear(CONDITION_SIZE, count * size)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         """[b, CONDITION_SIZE] -> count tensors [1, b, size]."""
         vectors = self.linear(condition)
-        if self.partial:
-            vectors = sum_gradient(vectors)
+        if self.topology.sequence_parallel:
+            vectors = sum_gradient(vectors, self.topology)
         return vectors[None].chunk(self.count, dim=-1)
 
 

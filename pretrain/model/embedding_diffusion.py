@@ -18,15 +18,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from torch import Tensor, nn
 
-from parallel.layers import mark_tensor_parallel
+from parallel.layers import mark_tensor_parallel, parallel_config, scatter_sequence
 from pretrain.batch import AttentionRule, TrainBatch
 from pretrain.model.chunked import each
 from pretrain.model.embedding import TokenEmbedding
 from pretrain.model.initialize import keyed_normal
-from pretrain.model.layers import _no_init
+from pretrain.model.layers import no_init
 from pretrain.model.size import LEVEL_FREQUENCIES
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
@@ -61,13 +60,16 @@ class EmbeddingDiffusion(nn.Module):
         hidden = model.config.hidden_size
         self.size = size
         self.embedding = UnitEmbedding(
-            model.space.padded_vocab_size, size, init_method=_no_init, config=model.parallel
+            model.space.padded_vocab_size,
+            size,
+            init_method=no_init,
+            config=parallel_config(model.topology),
         )
         self.schedule = LearnedSchedule(end_points)
         self.enter = nn.Linear(size, hidden, bias=False)
         self.remember = nn.Linear(size, hidden, bias=False)
         self.tell = nn.Linear(2 * LEVEL_FREQUENCIES, hidden)
-        self._initialize(seed)
+        self._initialize(seed, model.topology.tp_rank)
 
     @property
     def lr_scales(self) -> dict[str, float]:
@@ -139,8 +141,8 @@ class EmbeddingDiffusion(nn.Module):
         dtype = self.enter.weight.dtype
         x = self.enter((z * scale).to(dtype)) + self.remember((memory * self.size**0.5).to(dtype))
         x = (x + self.tell(_sinusoids(gamma).to(dtype))[:, None]).transpose(0, 1).contiguous()
-        if model.sequence_parallel:
-            x = scatter_to_sequence_parallel_region(x)
+        if model.topology.sequence_parallel:
+            x = scatter_sequence(x, model.topology)
         carried = (x,)
         if model.config.time_conditioning:
             noise_level = -level.alpha.log().flatten().float()
@@ -170,15 +172,14 @@ class EmbeddingDiffusion(nn.Module):
         return memory
 
     @torch.no_grad()
-    def _initialize(self, seed: int) -> None:
+    def _initialize(self, seed: int, tp_rank: int) -> None:
         """Keyed by (seed, name, element); what remembers and what tells the level start at zero."""
-        from megatron.core import parallel_state
 
         def draw(name: str, rows: range, width: int) -> Tensor:
             return keyed_normal(seed, f"own.{name}", rows, slice(None), width)
 
         weight = self.embedding.weight
-        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
+        first = tp_rank * len(weight)
         mine = range(first, first + len(weight))
         std = self.size**-0.5
         weight.copy_(std * draw("embedding.weight", mine, self.size))
@@ -216,6 +217,7 @@ def mean_embedding(
             targets[part],
             learning[part],
             chunk.first,
+            chunk.group,
         )
         return torch.cat((log_p[:, None], mean), dim=1)
 

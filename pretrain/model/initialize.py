@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -18,6 +17,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 
 from parallel.layers import mark_tensor_parallel
+from pretrain.model.convolution import ShortConvolution
 from pretrain.model.transformer import Transformer
 from pretrain.noise.key import NoiseKey
 
@@ -39,9 +39,10 @@ def initialize(model: Transformer, seed: int) -> None:
     """Fill every parameter of `model` and mark the sharded ones for megatron-core and DeepSpeed.
 
     Matrices are normal with `init_std`; projections back into the residual stream are divided by
-    sqrt(2 num_layers) (GPT-2); modulations and biases are zero, norm weights one.
+    sqrt(2 num_layers) (GPT-2). Short convolutions of k weights have deviation 1 / sqrt(3 k), as
+    torch gives them. Modulations and biases are zero, norm weights one.
     """
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    rank = model.topology.tp_rank
     std = model.config.init_std
     residual_std = std / math.sqrt(2 * model.config.num_layers)
     for path, module in model.named_modules():
@@ -60,6 +61,10 @@ def initialize(model: Transformer, seed: int) -> None:
             draw = keyed_normal(seed, name, range(count), columns, module.input_size)
             weight.copy_(residual_std * draw)
             mark_tensor_parallel(weight, 1)
+        elif isinstance(module, ShortConvolution):
+            kernel, channels = weight.shape
+            draw = keyed_normal(seed, name, range(kernel), slice(None), channels)
+            weight.copy_(draw / math.sqrt(3 * kernel))
         elif isinstance(module, nn.Linear):
             zero = path.endswith("modulation.linear")  # adaLN starts as the identity
             draw = keyed_normal(seed, name, range(weight.shape[0]), slice(None), weight.shape[1])

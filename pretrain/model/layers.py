@@ -12,38 +12,44 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
 from parallel.context import spread_attention
-from parallel.layers import sum_gradient
+from parallel.layers import parallel_config, sum_gradient
+from parallel.layout.topology import Topology
 from pretrain.config.run import ModelConfig
 from pretrain.model.attention import AttentionPlan, attend
+from pretrain.model.cache import LayerCache
 from pretrain.model.dropout import DropoutKey, seeded
 from pretrain.model.kernels import rms_norm, rotate, squared_relu, swiglu
 from pretrain.model.recompute import Keep
 
 
-def _no_init(weight: Tensor) -> Tensor:
+def no_init(weight: Tensor) -> Tensor:
     """Weights are filled in by `pretrain.model.initialize`, by name, in every layout alike."""
     return weight
 
 
-def column_linear(parallel: ModelParallelConfig, inputs: int, outputs: int) -> ColumnParallelLinear:
+def column_linear(topology: Topology, inputs: int, outputs: int) -> ColumnParallelLinear:
     """Linear layer whose outputs are sharded; no bias."""
     return ColumnParallelLinear(
-        inputs, outputs, config=parallel, init_method=_no_init, bias=False, gather_output=False
+        inputs,
+        outputs,
+        config=parallel_config(topology),
+        init_method=no_init,
+        bias=False,
+        gather_output=False,
     )
 
 
-def row_linear(parallel: ModelParallelConfig, inputs: int, outputs: int) -> RowParallelLinear:
+def row_linear(topology: Topology, inputs: int, outputs: int) -> RowParallelLinear:
     """Linear layer whose inputs are sharded; no bias."""
     return RowParallelLinear(
         inputs,
         outputs,
-        config=parallel,
-        init_method=_no_init,
+        config=parallel_config(topology),
+        init_method=no_init,
         bias=False,
         input_is_parallel=True,
         skip_bias_add=False,
@@ -71,15 +77,15 @@ class RMSNorm(nn.Module):
     the replicas drift apart without any error.
     """
 
-    def __init__(self, size: int, eps: float, partial: bool) -> None:
+    def __init__(self, size: int, eps: float, topology: Topology, partial: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
-        self.partial = partial
+        self.topology, self.partial = topology, partial
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        weight = sum_gradient(self.weight) if self.partial else self.weight
+        weight = sum_gradient(self.weight, self.topology) if self.partial else self.weight
         return rms_norm(x, weight, self.eps)
 
 
@@ -97,21 +103,23 @@ def rotary_phases(positions: Tensor, head_size: int, base: float) -> tuple[Tenso
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, keep: Keep) -> None:
+    def __init__(self, config: ModelConfig, topology: Topology, keep: Keep) -> None:
         super().__init__()
         self.keep = keep
-        tp = parallel.tensor_model_parallel_size
+        tp = topology.tensor_parallel_size
         self.head_size = config.head_size
         self.dropout = config.attention_dropout
-        self.attend = spread_attention(attend)
+        self.attend = spread_attention(attend, topology)
         self.groups = config.query_groups // tp
         self.heads_per_group = config.num_attention_heads // config.query_groups
         rows = config.query_groups * (self.heads_per_group + 2) * self.head_size
-        self.qkv = column_linear(parallel, config.hidden_size, rows)
+        self.qkv = column_linear(topology, config.hidden_size, rows)
         width = config.num_attention_heads * self.head_size
-        self.out = row_linear(parallel, width, config.hidden_size)
+        self.out = row_linear(topology, width, config.hidden_size)
         norms = [
-            RMSNorm(self.head_size, config.norm_eps, partial=True) if config.qk_norm else None
+            RMSNorm(self.head_size, config.norm_eps, topology, partial=True)
+            if config.qk_norm
+            else None
             for _ in range(2)
         ]
         self.q_norm, self.k_norm = norms
@@ -119,11 +127,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        plan: AttentionPlan,
+        plan: AttentionPlan | None,
         phases: tuple[Tensor, Tensor],
         key: DropoutKey | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; without a key nothing is dropped."""
+        """[s, b, h] -> [s, b, h]; without a key nothing is dropped.
+
+        Either a `plan` of the whole batch says who reads whom, or a `cache` does.
+        """
         qkv = _project(self.qkv, x)
         s, b = qkv.shape[:2]
         qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
@@ -137,15 +149,23 @@ class Attention(nn.Module):
             self.keep.instead_of(qk, self._positioned, phases, *parts),
             self.keep.instead_of(q, self._queries, phases, *parts),
         ):
-            y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key)
+            y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key, cache)
         joined = _join_heads(y)
         with self.keep.instead_of(joined, _join_heads, y):
             out = _project(self.out, joined)
         return out
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, key: DropoutKey | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: AttentionPlan | None,
+        key: DropoutKey | None,
+        cache: LayerCache | None,
     ) -> Tensor:
+        if cache is not None:
+            return cache.attend(q, k, v)
         if key is None or self.dropout == 0.0:
             return self.attend(q, k, v, plan)
         with seeded(q.device, key.of(f"attention weights/{key.heads}")):
@@ -173,14 +193,14 @@ def _join_heads(y: Tensor) -> Tensor:
 class MLP(nn.Module):
     """Feed-forward part: SwiGLU, squared ReLU or GELU."""
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig, keep: Keep) -> None:
+    def __init__(self, config: ModelConfig, topology: Topology, keep: Keep) -> None:
         super().__init__()
         self.keep = keep
         self.gated = config.activation == "swiglu"
         self.activation = _ACTIVATIONS[config.activation]
         width = (2 if self.gated else 1) * config.ffn_size
-        self.up = column_linear(parallel, config.hidden_size, width)
-        self.down = row_linear(parallel, config.ffn_size, config.hidden_size)
+        self.up = column_linear(topology, config.hidden_size, width)
+        self.down = row_linear(topology, config.ffn_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, h] -> [s, b, h]."""

@@ -19,12 +19,17 @@ def matrix_parameters(model: ModelConfig) -> int:
     return model.num_layers * (qkv + out + mlp)
 
 
+def convolution_parameters(model: ModelConfig) -> int:
+    """Weights of the layers' short convolutions, each a multiply-add for every token."""
+    return model.num_layers * 2 * model.short_convolution * model.hidden_size
+
+
 def parameter_count(model: ModelConfig, padded_vocab_size: int) -> int:
     """Every parameter of the transformer, as built."""
     h = model.hidden_size
     norms = model.num_layers * (2 * h + (2 * model.head_size if model.qk_norm else 0)) + h
     embeddings = padded_vocab_size * h * (1 if model.tie_embeddings else 2)
-    total = matrix_parameters(model) + norms + embeddings
+    total = matrix_parameters(model) + convolution_parameters(model) + norms + embeddings
     if model.time_conditioning:
         c = CONDITION
         total += (FREQUENCIES + 1) * c + (c + 1) * c
@@ -36,5 +41,5 @@ def stage_costs(
     model: ModelConfig, padded_vocab_size: int, head_share: float
 ) -> tuple[list[float], float]:
     """Multiply-adds per token of each layer, and those of the head, to balance a pipeline by."""
-    layer = matrix_parameters(model) / model.num_layers
+    layer = (matrix_parameters(model) + convolution_parameters(model)) / model.num_layers
     return [layer] * model.num_layers, model.hidden_size * padded_vocab_size * head_share

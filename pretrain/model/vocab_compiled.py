@@ -27,7 +27,7 @@ class CompiledChunk(VocabChunk):
     """The outputs of `chunk`, its training losses compiled; one tensor-parallel rank only."""
 
     def __init__(self, chunk: VocabChunk) -> None:
-        super().__init__(chunk.outputs)
+        super().__init__(chunk.outputs, chunk.topology)
         assert self.tp_size == 1, "the configuration should have refused tensor parallelism"
 
     def cross_entropy(self, ids: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         extra_passes=objective.extra_passes,
         teacher=objective.teacher,
         one_stage=objective.extra_passes > 0 or objective.auxiliary is not None,
+        whole_sequences=m.short_convolution > 0,
         stage_costs=(tuple(layer), head),
         cut_sizes={
             "model.num_attention_heads": m.num_attention_heads,
@@ -137,6 +138,9 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
     weights += [Weight(f * h, True)]
     if m.qk_norm:
         weights += [Weight(d, False, _KEPT)] * 2
+    k = m.short_convolution
+    if k > 0:
+        weights += [Weight(k * h, False, _DECAYED)] * 2
     if m.time_conditioning:
         weights += _linear(CONDITION, 6 * h)
     saved, kept = _layer_saved(m, length, objective)
@@ -148,8 +152,14 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
         matrix_flops=2.0 * (h * qkv + width * h + h * up + f * h),
         attention_flops=4.0 * width * visible,
         # Norms, residual sums and activations between matrices, each read and written once.
-        elementwise=10 * h + 4 * qkv + 2 * up + f + (12 * h if m.time_conditioning else 0),
-        kernels=30 + (8 if m.qk_norm else 0) + (14 if m.time_conditioning else 0),
+        # Each weight of a convolution reads input and sum and writes the sum.
+        elementwise=10 * h
+        + 4 * qkv
+        + 2 * up
+        + f
+        + (12 * h if m.time_conditioning else 0)
+        + 6 * k * h,
+        kernels=30 + (8 if m.qk_norm else 0) + (14 if m.time_conditioning else 0) + 2 * k,
     )
 
 
@@ -179,6 +189,8 @@ def _layer_saved(
         again.append(Saved(width, "tensor", under="alone"))  # queries, copied out of their groups
     if m.qk_norm:
         again.append(Saved(heads + groups, "tensor", 4))
+    if m.short_convolution > 0:
+        again.append(Saved(2 * h, "sequence"))  # normed, before the convolutions
     if m.activation == "swiglu":
         again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows, separated
     if objective.dense_mask:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -33,12 +31,12 @@ def sample_autoregressive(
     b, given = prompt.shape
     start = torch.full((b, 1), model.space.doc_id, dtype=torch.int64, device=prompt.device)
     ids = torch.cat((start, prompt), dim=1)
-    with Cached(model, b, length) if cache else nullcontext() as kept:
-        for place in range(given, length):
-            hidden = _plain(model, ids) if kept is None else _new(kept, ids, place == given)
-            logits = sharpen(model.vocabulary(hidden).logits, temperature, top_p)
-            uniform = noise.fine_uniform("sample", logits.shape[-1], draw=place)
-            ids = torch.cat((ids, gumbel_argmax(logits, uniform)[:, None]), dim=1)
+    kept = Cached(model, b, length) if cache else None
+    for place in range(given, length):
+        hidden = _plain(model, ids) if kept is None else _new(kept, ids, place == given)
+        logits = sharpen(model.vocabulary(hidden).logits, temperature, top_p)
+        uniform = noise.fine_uniform("sample", logits.shape[-1], draw=place)
+        ids = torch.cat((ids, gumbel_argmax(logits, uniform)[:, None]), dim=1)
     return ids[:, 1:], length - given
 
 

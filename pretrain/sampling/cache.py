@@ -2,15 +2,14 @@
 
 Exact for families that read in an order (autoregressive, block, esoteric): what a token reads is
 then fixed once everything before it is. A cached pass gives the same hidden states as a pass over
-the whole sequence, up to rounding. Masked, uniform and interpolating models read in both directions
-and have nothing that stays.
+the whole sequence, up to rounding, also with short convolutions, whose inputs are kept too. Masked,
+uniform and interpolating models read in both directions and have nothing that stays.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,9 @@ from torch import Tensor
 
 from pretrain.batch import AttentionRule
 from pretrain.model.transformer import Transformer
+
+Buffers = dict[str, Tensor]
+"""Kept tensors of one layer by name, each [rows, s, ...]."""
 
 
 class Reader(Protocol):
@@ -47,34 +49,13 @@ class Recompute:
 
 
 class Cached:
-    """Keeps keys and values of every layer, by row and place; a context manager.
-
-    While it is open, core attention of the model's layers reads from the cache: training or
-    evaluating the same model has to wait until it is closed.
-    """
+    """Keeps keys, values and inputs of convolutions of every layer, by row and place."""
 
     def __init__(self, model: Transformer, rows: int, length: int) -> None:
         self.model, self.length = model, length
         self.final = torch.zeros(rows, length, dtype=torch.bool)
         """Places whose keys and values can no longer change."""
-        self._kept: list[list[Tensor]] = [[] for _ in model.layers]
-        self._rows = self._places = self._mask = torch.empty(0)
-        self._attentions: list[Any] = [layer.attention for layer in model.layers]
-        self._usual = [attention.attend for attention in self._attentions]
-
-    def __enter__(self) -> Cached:
-        for number, attention in enumerate(self._attentions):
-            attention.attend = _LayerAttention(self, number)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for attention, usual in zip(self._attentions, self._usual, strict=True):
-            attention.attend = usual
+        self._kept: list[Buffers] = [{} for _ in model.layers]
 
     def hidden(self, ids: Tensor, rule: AttentionRule, wanted: Tensor) -> Tensor:
         """See `Reader`; computes `wanted` and whatever they read that is not kept yet."""
@@ -87,8 +68,8 @@ class Cached:
         mask = reads[active[:, None], places]
         out = self.at(ids[active].gather(1, places), active, places, mask)
         visible = ids != self.model.space.mask_id
-        settled = ~(reads & ~visible[:, None, :]).any(dim=2)
-        self.final |= computed & settled
+        final = ~(reads & ~visible[:, None, :]).any(dim=2)
+        self.final |= computed & final
         asked = wanted[active].gather(1, places) & real
         return out.transpose(0, 1)[asked]
 
@@ -97,44 +78,74 @@ class Cached:
 
         `mask` bool [a, n, s]: what each of them reads, of what is kept and of one another.
         """
-        self._rows, self._places, self._mask = rows, places, mask[:, None]
-        hidden: Tensor = self.model(ids, places, AttentionRule("causal"))
+        cache = _Pass(self._kept, len(self.final), rows, places, mask)
+        hidden: Tensor = self.model(ids, places, None, cache=cache)
         return hidden
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q [n, a, heads, d] over the kept keys and values and the new k, v."""
-        kept = self._kept[layer]
-        if not kept:
-            shape = (len(self.final), self.length, *k.shape[2:])
-            kept += [k.new_zeros(shape), v.new_zeros(shape)]
-        for buffer, new in zip(kept, (k, v), strict=True):
-            buffer[self._rows[:, None], self._places] = new.transpose(0, 1)
-        keys, values = (buffer[self._rows].transpose(1, 2) for buffer in kept)
+
+@dataclass(frozen=True)
+class _Pass:
+    """New tokens of one pass: their places, what they read, and all that is kept."""
+
+    kept: list[Buffers]
+    num_rows: int
+    rows: Tensor
+    """Rows of the buffers that are computed, int64 [a]."""
+    places: Tensor
+    """Places of the new tokens in each of them, int64 [a, n]."""
+    mask: Tensor
+    """Places that each of them reads, bool [a, n, s]."""
+
+    def layer(self, number: int) -> _LayerPass:
+        """See `pretrain.model.cache.Cache`."""
+        return _LayerPass(self, self.kept[number])
+
+
+@dataclass(frozen=True)
+class _LayerPass:
+    """The same for one layer."""
+
+    new: _Pass
+    kept: Buffers
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `pretrain.model.cache.LayerCache`."""
+        rows = self.new.rows
+        keys, values = (
+            self._keep(name, x)[rows].transpose(1, 2) for name, x in (("k", k), ("v", v))
+        )
         out = F.scaled_dot_product_attention(
             q.permute(1, 2, 0, 3),
             keys,
             values,
-            attn_mask=self._mask,
+            attn_mask=self.new.mask[:, None],
             enable_gqa=q.shape[2] != k.shape[2],
         )
         return out.permute(2, 0, 1, 3)
 
+    def neighbours(self, place: str, x: Tensor, offsets: range) -> Tensor:
+        """See `pretrain.model.cache.LayerCache`."""
+        buffer, new = self._keep(place, x), self.new
+        reach = torch.arange(offsets.start, offsets.stop, device=x.device)
+        wanted = new.places[..., None] + reach  # [a, n, k]
+        there = wanted.clamp(0, self.new.mask.shape[2] - 1)
+        readable = new.mask.gather(2, there) & (wanted == there)
+        values = buffer[new.rows[:, None, None], there]  # [a, n, k, h]
+        return torch.where(readable[..., None], values, 0.0).permute(2, 1, 0, 3)
 
-class _LayerAttention:
-    """Stands in for the core attention of one layer."""
+    def _keep(self, name: str, x: Tensor) -> Tensor:
+        """Write x [n, a, ...] into its buffer [rows, s, ...]; returns the whole buffer."""
+        if name not in self.kept:
+            shape = (self.new.num_rows, self.new.mask.shape[2], *x.shape[2:])
+            self.kept[name] = x.new_zeros(shape)
+        buffer = self.kept[name]
+        buffer[self.new.rows[:, None], self.new.places] = x.transpose(0, 1)
+        return buffer
 
-    def __init__(self, cache: Cached, layer: int) -> None:
-        self.cache, self.layer = cache, layer
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-        return self.cache.attend(self.layer, q, k, v)
-
-
-def reader(
-    model: Transformer, rows: int, length: int, cache: bool
-) -> AbstractContextManager[Reader]:
-    """What a sampler of `rows` sequences asks, with or without a cache."""
-    return Cached(model, rows, length) if cache else nullcontext(Recompute(model))
+def reader(model: Transformer, rows: int, length: int, cache: bool) -> Reader:
+    """The reader that a sampler of `rows` sequences asks, with or without a cache."""
+    return Cached(model, rows, length) if cache else Recompute(model)
 
 
 def _packed(chosen: Tensor) -> tuple[Tensor, Tensor]:

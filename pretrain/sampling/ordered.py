@@ -40,13 +40,13 @@ def sample_block(
     block = (place // block_size).expand_as(ids)
     rule = AttentionRule.from_columns(torch.zeros_like(block), block, block, block)
     evaluations = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    with reader(model, len(ids), length, cache) as read:
-        for number in range(-(-length // block_size)):
-            for step in range(steps):
-                # Reveal with probability 1 / (T t), t = (T - step) / T: exactly 1 in the last step.
-                u = noise.uniform("reveal", length, draw=step)
-                reveal = (u * (steps - step) < 1.0) & (block == number)
-                _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
+    read = reader(model, len(ids), length, cache)
+    for number in range(-(-length // block_size)):
+        for step in range(steps):
+            # Reveal with probability 1 / (T t), t = (T - step) / T: exactly 1 in the last step.
+            u = noise.uniform("reveal", length, draw=step)
+            reveal = (u * (steps - step) < 1.0) & (block == number)
+            _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
     return ids, evaluations
 
 
@@ -78,7 +78,9 @@ def sample_esoteric(
     inside = place.double() / length
     when = torch.where(place < given, inside - 1.0, torch.inf)
 
-    def reveal_now(read: Reader, reveal: Tensor, moment: float, within: Tensor) -> None:
+    read = reader(model, b, length, cache)
+
+    def reveal_now(reveal: Tensor, moment: float, within: Tensor) -> None:
         """Draw `reveal` [b, length], which come after everything visible and before the rest."""
         hidden = ids == model.space.mask_id
         when[reveal & hidden] = moment + within[reveal & hidden]
@@ -87,18 +89,17 @@ def sample_esoteric(
         rule = AttentionRule.from_columns(torch.zeros_like(rank), rank, rank, rank)
         _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
 
-    with reader(model, b, length, cache) as read:
-        for step in range(steps):
-            before = 1.0 - alpha0 * step / steps  # 1 - alpha_t
-            chance = alpha0 / steps / before
-            reveal = noise.uniform("reveal", length, draw=step) < chance
-            if alpha0 == 1 and step == steps - 1:
-                reveal = torch.ones_like(reveal)
-            reveal_now(read, reveal, float(step), shuffle)
-        while bool((ids == model.space.mask_id).any()):
-            hidden = ids == model.space.mask_id
-            first = hidden & (hidden.cumsum(dim=1) == 1)
-            reveal_now(read, first, float(steps), inside)
+    for step in range(steps):
+        before = 1.0 - alpha0 * step / steps  # 1 - alpha_t
+        chance = alpha0 / steps / before
+        reveal = noise.uniform("reveal", length, draw=step) < chance
+        if alpha0 == 1 and step == steps - 1:
+            reveal = torch.ones_like(reveal)
+        reveal_now(reveal, float(step), shuffle)
+    while bool((ids == model.space.mask_id).any()):
+        hidden = ids == model.space.mask_id
+        first = hidden & (hidden.cumsum(dim=1) == 1)
+        reveal_now(first, float(steps), inside)
     return ids, evaluations
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of the transformer, counted from its matrices.
+"""Floating-point operations of the transformer, counted from its matrices and convolutions.
 
 A multiply-add counts two. Attention products are counted (half for causal, whose upper triangle no
 kernel needs), elementwise work is not; backward costs twice forward.
@@ -7,7 +7,7 @@ kernel needs), elementwise work is not; backward costs twice forward.
 from __future__ import annotations
 
 from pretrain.config.run import ModelConfig
-from pretrain.model.size import matrix_parameters
+from pretrain.model.size import convolution_parameters, matrix_parameters
 
 
 def forward_flops_per_token(
@@ -23,7 +23,8 @@ def forward_flops_per_token(
 
     Where several positions stand for a token, attention still counts what one of them may read.
     """
-    layers = 2.0 * matrix_parameters(model) * positions_per_token
+    weights = matrix_parameters(model) + convolution_parameters(model)
+    layers = 2.0 * weights * positions_per_token
     readable = (seq_length + 1) / 2 if causal else seq_length
     attention = 4.0 * model.num_layers * model.num_attention_heads * model.head_size * readable
     head = 2.0 * model.hidden_size * padded_vocab_size * head_share

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallel.engine.base import Engine, EngineConfig
 from parallel.engine.build import build_engine
-from parallel.layers import parallel_config, partition_dim
+from parallel.layers import partition_dim
 from parallel.layout.topology import Topology
 from parallel.runtime import init_distributed
 from pretrain.batch import CleanBatch, TrainBatch
@@ -114,6 +114,13 @@ WHOLE_TASKS = {
     "gaussian": Task({"name": "gaussian", "reconstruction_share": 0.25}),
 }
 """Objectives that need the whole model on every rank: neither pipeline nor context parallelism."""
+CONVOLVED_TASKS = {
+    "convolved autoregressive": Task({"name": "autoregressive"}, {"short_convolution": 4}),
+    "convolved masked": Task(
+        {"name": "masked"}, {"short_convolution": 5, "time_conditioning": True}
+    ),
+}
+"""Models with short convolutions: neither context nor sequence parallelism."""
 
 
 def clean_rows(step: int, rows: Tensor) -> CleanBatch:
@@ -156,7 +163,8 @@ class Trainer:
         layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)
         stage = self.topology.stage(layers, last_cost=head)
         recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
-        model = Transformer(model_config, SPACE, parallel_config(self.topology), stage, recompute)
+        causal = config.convolution == "causal"
+        model = Transformer(model_config, SPACE, self.topology, stage, recompute, causal)
         initialize(model, SEED)
         if cut.compiled:
             model.compile_layers()
@@ -238,7 +246,7 @@ def _shake_modulations(module: torch.nn.Module) -> None:
 
 def train_task(cut: dict[str, Any], task: str) -> dict[str, Any]:
     """A whole short run in a layout: curve, evaluation, start and end."""
-    trainer = Trainer(Cut(**cut), {**TASKS, **WHOLE_TASKS}[task])
+    trainer = Trainer(Cut(**cut), {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS}[task])
     start = trainer.weights()
     curve = trainer.train(0, STEPS)
     return {

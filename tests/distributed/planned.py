@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from foreign import SPECS
 from layouts import (
+    CONVOLVED_TASKS,
     GLOBAL_BATCH,
     LENGTH,
     MODEL,
@@ -22,7 +23,6 @@ from layouts import (
 )
 from torch import Tensor
 
-from parallel.layers import parallel_config
 from parallel.layout.rules import Layout
 from parallel.layout.topology import Topology
 from parallel.planner import offload
@@ -47,6 +47,7 @@ DISTILLED = "distillation"
 TASKS_HERE = {
     **TASKS,
     **WHOLE_TASKS,
+    **CONVOLVED_TASKS,
     DISTILLED: Task({"name": DISTILLED, "round_sequences": 80}, {"time_conditioning": True}),
 }
 
@@ -162,7 +163,7 @@ def add_teacher(module: ObjectiveModule, topology: Topology) -> list[Tensor]:
     if not module.objective.teacher:
         return []
     model = module.model
-    module.teacher = Teacher(Transformer(model.config, model.space, parallel_config(topology)))
+    module.teacher = Teacher(Transformer(model.config, model.space, topology))
     module.teacher.renew(model)
     return list(module.teacher.parameters.values())
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from parallel.layers import mark_parallel_layers, parallel_config, partition_dim
+from parallel.layers import mark_parallel_layers, partition_dim
 from parallel.layout.rules import Layout
 from parallel.layout.topology import Topology
 from pretrain.config.run import ModelConfig
@@ -53,7 +53,7 @@ def shapes_of(topology: Topology, model: ModelConfig, space: TokenSpace) -> Shap
     layers, head = stage_costs(model, space.padded_vocab_size, 1.0)
     stage = topology.stage(layers, last_cost=head)
     with torch.device("meta"):
-        module = Transformer(model, space, parallel_config(topology), stage)
+        module = Transformer(model, space, topology, stage)
     mark_parallel_layers(module)
     return {name: (tuple(p.shape), partition_dim(p)) for name, p in module.named_parameters()}
 

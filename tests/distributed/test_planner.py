@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import TASKS, WHOLE_TASKS, Cut
+from layouts import CONVOLVED_TASKS, TASKS, WHOLE_TASKS, Cut
 from planned import (
     DISTILLED,
     Case,
@@ -38,14 +38,21 @@ WHOLE_CUTS = [
     Cut(tp=2, dp=2, zero=3),
     Cut(dp=4, zero=2, precision="bfloat16"),
 ]
+CONVOLVED = [Cut(), Cut(dp=2, zero=3), Cut(tp=2, zero=1, precision="bfloat16")]
 CUTS = list(dict.fromkeys([Cut(), Cut(zero=3), *TWO_RANKS, *FURTHER, *BFLOAT16]))
 
 
 def held_cases(ranks: int) -> list[tuple[Cut, str, bool, str]]:
     """Every layout on so many ranks, objectives in turn, every third with averaged weights; then
-    the objectives that bring weights of their own or a frozen copy of the model."""
+    the objectives that bring weights or a frozen copy of the model, and short convolutions."""
     whole = [cut for cut in WHOLE_CUTS if cut.ranks == ranks]
     cases = [(cut, name, True, "adamw") for cut in whole for name in WHOLE_TASKS]
+    cases += [
+        (cut, name, False, "adamw")
+        for cut in CONVOLVED
+        for name in CONVOLVED_TASKS
+        if cut.ranks == ranks
+    ]
     cases += [(cut, DISTILLED, False, "adamw") for cut in whole if cut.zero < 3]
     for number, cut in enumerate(CUTS):
         tasks = [
@@ -117,6 +124,8 @@ ONE_RANK = [
     Case("uniform", CONDITIONED, settings={"curriculum_sequences": 1000}),
     Case(settings={"orders": 3, "hide": "queries"}),
     Case("esoteric", settings={"alpha0": 0.5}),
+    Case(model={"short_convolution": 4}),
+    Case("masked", {"short_convolution": 5, "qk_norm": True}),
     Case("masked", settings={"random_length": 0.5}),
 ]
 TWO_RANK_CASES = [
@@ -129,6 +138,8 @@ TWO_RANK_CASES = [
     Case("masked", {"qk_norm": True}, Cut(cp=2, zero=1)),
     Case(cut=Cut(pp=2, zero=1)),
     Case("masked", {"activation": "gelu"}, Cut(pp=2, zero=1)),
+    Case("masked", {"short_convolution": 5}, Cut(tp=2)),
+    Case(model={"short_convolution": 4}, cut=Cut(pp=2, zero=1)),
     Case("gaussian", cut=Cut(tp=2)),
     Case("gaussian", cut=Cut(tp=2, sp=True)),
     Case("distillation", CONDITIONED, Cut(tp=2, sp=True), settings=ROUNDS),

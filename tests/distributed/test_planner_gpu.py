@@ -24,7 +24,7 @@ def test_peak_memory_of_a_step_is_as_planned(objective: str, recompute: str) -> 
     """Within 15 %; all 28 layers where the GPU has 75 GiB, else 8 of them."""
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
-    from parallel.layers import mark_parallel_layers, parallel_config
+    from parallel.layers import mark_parallel_layers
     from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed, shutdown
     from pretrain.batch import CleanBatch
@@ -52,9 +52,7 @@ def test_peak_memory_of_a_step_is_as_planned(objective: str, recompute: str) -> 
         space = TokenSpace(VOCABULARY, VOCABULARY, 0, 1, 2, (0, 1, 3))
         family = build_objective(config.objective, space, static_rows=True)
         # Weights of the right scale; drawing them by name takes minutes on the host.
-        model = Transformer(
-            config.model, space, parallel_config(topology), None, Recompute(recompute)
-        )
+        model = Transformer(config.model, space, topology, None, Recompute(recompute))
         mark_parallel_layers(model)
         module = ObjectiveModule(model, family).to(runtime.device)
         for parameter in module.parameters():

@@ -23,9 +23,9 @@ def train_with_and_without(fix: str, cut: dict[str, Any], task: str) -> list[Cur
 
     intact = Trainer(Cut(**cut), TASKS[task]).train(0, STEPS)
     if fix == "sum of the norms' partial gradients":
-        layers.sum_gradient = lambda weight: weight
+        layers.sum_gradient = lambda weight, topology: weight
     if fix == "sum of the modulations' partial gradients":
-        conditioning.sum_gradient = lambda vectors: vectors
+        conditioning.sum_gradient = lambda vectors, topology: vectors
     trainer = Trainer(Cut(**cut), TASKS[task])
     if fix == "marks of sliced parameters":
         for parameter in trainer.engine.parameters.values():

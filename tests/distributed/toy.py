@@ -54,27 +54,27 @@ def global_batch(step: int) -> dict[str, Tensor]:
 class RMSNorm(nn.Module):
     """Replicated weight; `partial` where a rank applies it to a part of the work only."""
 
-    def __init__(self, width: int, partial: bool) -> None:
+    def __init__(self, width: int, topology: Topology, partial: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.partial = partial
+        self.topology, self.partial = topology, partial
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = sum_gradient(self.weight) if self.partial else self.weight
+        weight = sum_gradient(self.weight, self.topology) if self.partial else self.weight
         return F.rms_norm(x, x.shape[-1:], weight, 1e-5)
 
 
 class Block(nn.Module):
-    def __init__(self, config: Any, tensor_parallel_size: int) -> None:
+    def __init__(self, config: Any, topology: Topology) -> None:
         super().__init__()
         from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 
-        self.heads = HEADS // tensor_parallel_size
-        self.norm = RMSNorm(WIDTH, partial=config.sequence_parallel)
+        self.heads = HEADS // topology.tensor_parallel_size
+        self.norm = RMSNorm(WIDTH, topology, partial=config.sequence_parallel)
         common = {"config": config, "init_method": None, "skip_bias_add": False}
         # A bias of the keys would have a gradient of zero, of which Adam sees the rounding only.
         self.qkv = ColumnParallelLinear(WIDTH, 3 * WIDTH, gather_output=False, bias=False, **common)
-        self.query_norm = RMSNorm(WIDTH // HEADS, partial=True)
+        self.query_norm = RMSNorm(WIDTH // HEADS, topology, partial=True)
         self.out = RowParallelLinear(WIDTH, WIDTH, input_is_parallel=True, bias=True, **common)
 
     def forward(self, x: Tensor) -> Tensor:  # [s, b, h]
@@ -95,8 +95,8 @@ class ToyModel(nn.Module):
         config = parallel_config(topology)
         self.embedding = VocabParallelEmbedding(VOCABULARY, WIDTH, init_method=None, config=config)
         tp = topology.tensor_parallel_size
-        self.blocks = nn.ModuleList(Block(config, tp) for _ in range(LAYERS))
-        self.norm = RMSNorm(WIDTH, partial=config.sequence_parallel)
+        self.blocks = nn.ModuleList(Block(config, topology) for _ in range(LAYERS))
+        self.norm = RMSNorm(WIDTH, topology, partial=config.sequence_parallel)
         self.head = ColumnParallelLinear(
             WIDTH, VOCABULARY, config=config, init_method=None, bias=True, gather_output=False
         )

@@ -69,6 +69,17 @@ def test_objectives_do_not_know_the_topology() -> None:
     assert not breaches, "\n".join(breaches)
 
 
+def test_ranks_and_groups_come_from_the_topology() -> None:
+    """megatron-core's global state is read where groups are made and ended, and nowhere else."""
+    readers = {
+        str(file.relative_to(ROOT))
+        for package in ALLOWED
+        for file in (ROOT / package).rglob("*.py")
+        if "parallel_state" in file.read_text()
+    }
+    assert readers == {"parallel/layout/topology.py", "parallel/runtime.py"}
+
+
 def modules(rooms: tuple[str, ...] = ROOMS) -> dict[str, Path]:
     """Every module of the rooms by its dotted name, packages by the name of their folder."""
     found = {}

@@ -46,6 +46,8 @@ class AttentionPlan:
     kernel: Kernel
     mask: Any = None
     """Dense bool [b, 1, s, s] for `sdpa`, a BlockMask for `flex`; None where the kernel knows."""
+    neighbours: Tensor | None = None
+    """Neighbours that short convolutions read (`pretrain.model.convolution`); None: all."""
 
 
 def plan_attention(

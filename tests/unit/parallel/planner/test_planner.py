@@ -69,6 +69,7 @@ def model(**changes: object) -> ModelCost:
         key_value_heads=16,
         extra_passes=0.0,
         one_stage=False,
+        whole_sequences=False,
         teacher=False,
         vocabulary_elements=64 * HIDDEN,
     )

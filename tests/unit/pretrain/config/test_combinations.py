@@ -35,6 +35,7 @@ BF16, FLOAT32 = "train.precision=bfloat16", "train.precision=float32"
 TAUGHT = ["objective=distillation", "objective.round_sequences=480"]
 OVERLAP = "parallel.overlap_comm=true"
 COMPILE = "train.compile=true"
+KERNEL = "model.short_convolution={}".format
 COMPILE_LOSS = "train.compile_loss=true"
 FLASH, FLEX = "model.attention=flash", "model.attention=flex"
 
@@ -94,6 +95,16 @@ KERNELS_REFUSED = [
     ([FLEX, "model.num_attention_heads=32"], "at least 16, not 8"),
     ([FLEX, "model.attention_dropout=0.1"], "cannot drop attention weights.*is 0.1; set it to 0"),
     (["model.dropout=1.0"], "model.dropout: given 1.0, allowed: less than 1"),
+    ([KERNEL(1), "objective=masked"], "reads no neighbour; allowed: 0 .none., or 2 and more"),
+    ([KERNEL(-1)], "greater than or equal to 0"),
+    ([KERNEL(4), "objective=masked"], "4 has no centre.*masked reads both sides.*e.g. 5"),
+    ([KERNEL(4), "objective=gaussian"], "no centre"),
+    ([KERNEL(5), "objective=block"], "cannot be used with objective block, .*set .* to 0"),
+    ([KERNEL(4), "objective=esoteric"], "cannot be used with objective esoteric"),
+    ([KERNEL(4), "objective=autoregressive_orders"], "neighbours in the text, which .*orders"),
+    ([KERNEL(5), "objective=masked", CP(2)], "needs parallel.context_parallel_size 1, not 2"),
+    ([KERNEL(4), "objective=autoregressive", TP(2), SP("true")],
+     "needs parallel.sequence_parallel false, not true"),
     (["train.recompute=some"], "'none', 'selective' or 'full'"),
     (["train.recompute_layers=2"], "set that to selective or full"),
     (["train.recompute=full", "train.recompute_layers=5"], "5 is more than model.num_layers 4"),
@@ -120,6 +131,10 @@ LEGAL = [
     ([CP(2), TP(4), ZERO(2)], 8), ([DP(3), ZERO(3)], 3), ([CP(2), "objective=block"], 2),
     ([CP(2), "objective=esoteric"], 2), ([*TAUGHT, TP(2), ZERO(2)], 4),
     ([CP(2), "objective=autoregressive_orders"], 2),
+    ([KERNEL(5), "objective=autoregressive", TP(2), PP(2), ZERO(1)], 4),
+    ([KERNEL(5), "objective=duo", ZERO(3)], 2), ([KERNEL(4), "objective=autoregressive"], 1),
+    ([KERNEL("null"), "objective=block", CP(2)], 2),
+    ([KERNEL(3), "objective=masked", "data.documents=masked", "train.recompute=full"], 1),
     ([COMPILE, TP(2), PP(2), ZERO(1)], 4), ([ZERO(3), "model.dropout=0.1"], 2),
     ([CP(2), "data.documents=masked", "objective=autoregressive", "objective.hide=queries"], 2),
 ]  # fmt: skip

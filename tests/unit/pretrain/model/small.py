@@ -37,7 +37,6 @@ def clean_batch():
 
 
 def build(topology, objective, dtype=torch.float32, loss_chunk=None, **changes):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
@@ -51,7 +50,8 @@ def build(topology, objective, dtype=torch.float32, loss_chunk=None, **changes):
         "ffn_hidden_size": 32,
     }
     config = ModelConfig(**{**shape, **changes})
-    model = Transformer(config, SPACE, parallel_config(topology)).to(dtype)
-    initialize(model, seed=3)
     family = build_objective(objectives.make(time_window=BATCH, **objective), SPACE)
+    causal = family.config.convolution == "causal"
+    model = Transformer(config, SPACE, topology, causal=causal).to(dtype)
+    initialize(model, seed=3)
     return ObjectiveModule(model, family, loss_chunk=loss_chunk)

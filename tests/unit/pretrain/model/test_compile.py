@@ -18,6 +18,8 @@ CASES = [
     pytest.param("plain", "causal", "full", marks=pytest.mark.slow),
     pytest.param("grouped", "bidirectional", "none", marks=pytest.mark.slow),
     pytest.param("squared_relu", "bidirectional", "none", marks=pytest.mark.slow),
+    pytest.param("convolved", "columns", "selective", marks=pytest.mark.slow),
+    pytest.param("convolved", "causal", "none", marks=pytest.mark.slow),
     ("conditioned", "bidirectional", "none"),
 ]
 

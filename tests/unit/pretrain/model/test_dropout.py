@@ -80,7 +80,7 @@ def module_with(topology, family, mode="none", loss_chunk=None, **changes):
     from pretrain.module import ObjectiveModule
 
     old = module.model
-    model = Transformer(old.config, old.space, old.parallel, recompute=Recompute(mode))
+    model = Transformer(old.config, old.space, old.topology, recompute=Recompute(mode))
     initialize(model, seed=3)
     return ObjectiveModule(model, module.objective, loss_chunk=loss_chunk)
 

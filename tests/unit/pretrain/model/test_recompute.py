@@ -17,11 +17,11 @@ SHAPES = {
     "grouped": {"num_query_groups": 2, "qk_norm": True, "tie_embeddings": False},
     "conditioned": {"time_conditioning": True, "activation": "gelu"},
     "squared_relu": {"activation": "squared_relu"},
+    "convolved": {"short_convolution": 5, "time_conditioning": True},
 }
 
 
 def build(topology, mode="none", layers=None, **changes):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
@@ -29,7 +29,7 @@ def build(topology, mode="none", layers=None, **changes):
     model = Transformer(
         ModelConfig(**{**shape, **changes}),
         SPACE,
-        parallel_config(topology),
+        topology,
         recompute=Recompute(mode, layers),
     )
     initialize(model, seed=3)
@@ -99,8 +99,10 @@ def test_as_many_bytes_are_kept_as_promised(topology, shape):
     # Input, qkv, attention, sum, inside of the MLP; conditioned also both branches before the gate.
     assert selective <= 1.1 * ((3 + 2 * modulated) * h + qkv + gates * f)
     assert selective >= 3 * h + qkv + gates * f
-    # On top of it both norms, rotated queries and keys, and the activation.
-    assert everything >= selective + 2 * h + f + qkv - config.query_groups * config.head_size
+    # On top of it both norms, rotated queries and keys, the activation, and what is convolved.
+    convolved = 2 * h if config.short_convolution else 0
+    again = 2 * h + f + qkv - config.query_groups * config.head_size + convolved
+    assert everything >= selective + again
 
 
 def test_some_layers_only(topology):

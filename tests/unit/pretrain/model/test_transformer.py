@@ -16,12 +16,11 @@ SPACE = TokenSpace(50, 128, 0, 4, 5, (0, 1, 2, 3, 4))
 
 
 def build(topology, **changes):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     shape = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "init_std": 0.2}
-    model = Transformer(ModelConfig(**{**shape, **changes}), SPACE, parallel_config(topology))
+    model = Transformer(ModelConfig(**{**shape, **changes}), SPACE, topology)
     initialize(model, seed=3)
     return model
 

@@ -39,6 +39,10 @@ def nothing_compiles(monkeypatch):
     monkeypatch.setattr(vocab_compiled, "_compiled", refuse)
 
 
+def compiled_chunk(logits, topology):
+    return CompiledChunk(VocabChunk(logits, topology))
+
+
 def outputs(n, dtype, seed=0):
     """Logits whose excluded columns hold -inf, ids that can be predicted, and further numbers."""
     g = torch.Generator().manual_seed(seed)
@@ -135,9 +139,9 @@ def test_compiled_losses_train_as_plain_ones_do(topology, family, dtype):
 def test_compiled_divergences_are_plain_ones(topology, reverse):
     logits, other = outputs(9, torch.float32)[0], outputs(9, torch.float32, seed=1)[0]
     found = []
-    for kind in (VocabChunk, lambda x: CompiledChunk(VocabChunk(x))):
+    for kind in (VocabChunk, compiled_chunk):
         mine = logits.clone().requires_grad_()
-        kl = kind(mine).divergence_from(VocabChunk(other), reverse)
+        kl = kind(mine, topology).divergence_from(VocabChunk(other, topology), reverse)
         kl.sum().backward()
         found.append((kl.detach(), mine.grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
@@ -156,11 +160,11 @@ def test_in_half_precision_nothing_wider_than_the_logits_is_kept(topology):
             return x
 
         with saved_tensors_hooks(keep, lambda x: x):
-            loss = kind(logits).cross_entropy(ids[:, 0])
+            loss = kind(logits, topology).cross_entropy(ids[:, 0])
         loss.sum().backward()
         return sum(saved.values())
 
-    assert kept(lambda x: CompiledChunk(VocabChunk(x))) == 32 * V * 2
+    assert kept(compiled_chunk) == 32 * V * 2
     assert kept(VocabChunk) == 32 * V * 4
 
 
@@ -170,7 +174,7 @@ def test_any_number_of_rows_takes_two_graphs(topology, monkeypatch):
     for n in (5, 9, 12, 31, 64, 100, 101):
         logits, ids, _, weight = outputs(n, torch.float32)
         logits.requires_grad_()
-        (CompiledChunk(VocabChunk(logits)).cross_entropy(ids[:, 0]) * weight).sum().backward()
+        (compiled_chunk(logits, topology).cross_entropy(ids[:, 0]) * weight).sum().backward()
     assert counters["stats"]["unique_graphs"] == 2
 
 
@@ -190,11 +194,11 @@ def test_bounds_are_never_compiled(topology, family, nothing_compiles):
 def test_no_rows_have_no_losses_and_a_gradient(topology, nothing_compiles):
     logits, ids, rho, _ = (x[:0] for x in outputs(3, torch.bfloat16))
     logits.requires_grad_()
-    chunk = CompiledChunk(VocabChunk(logits))
+    chunk = compiled_chunk(logits, topology)
     losses = [
         chunk.cross_entropy(ids[:, 0]),
         *chunk.log1p_terms(ids, rho),
-        chunk.divergence_from(VocabChunk(logits.detach()), reverse=True),
+        chunk.divergence_from(VocabChunk(logits.detach(), topology), reverse=True),
     ]
     assert [len(loss) for loss in losses] == [0, 0, 0, 0]
     sum(loss.sum() for loss in losses).backward()

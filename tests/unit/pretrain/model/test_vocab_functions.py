@@ -29,7 +29,7 @@ def test_log_probability_equals_autograd_whatever_the_slice(topology, monkeypatc
     upstream = torch.randn(ROWS, 3, generator=generator, dtype=torch.float64)
     ours, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     before = ours.detach().clone()
-    log_p = vocab_functions.LogProbability.apply(ours, ids, 0)
+    log_p = vocab_functions.LogProbability.apply(ours, ids, 0, topology.tp_group)
     expected = plain.log_softmax(dim=-1).gather(1, ids)
     torch.testing.assert_close(log_p, expected, rtol=1e-12, atol=1e-12)
     (log_p * upstream).sum().backward(retain_graph=True)
@@ -61,13 +61,12 @@ class Outputs(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["autoregressive", "masked"])
 def test_a_step_makes_no_needless_tensor_over_the_vocabulary(topology, name):
     """Logits, their exponentials; the gradient takes the place of the latter."""
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
 
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2)
-    model = Transformer(config, SPACE, parallel_config(topology))
+    model = Transformer(config, SPACE, topology)
     initialize(model, seed=0)
     objective = build_objective(objectives.make(name=name, time_window=8), SPACE)
     tokens = torch.randint(5, VOCABULARY, (8, 64))

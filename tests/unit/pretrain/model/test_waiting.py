@@ -22,6 +22,7 @@ FURTHER = {
     },
     "gaussian": {"name": "gaussian", "reconstruction_share": 0.4},
 }
+CONVOLVED = {"autoregressive": 4, "masked": 5, "gaussian": 5}
 CASES = [(f, chunk) for f in (*FAMILIES, "orders", "curriculum") for chunk in (0, 7)]
 META = torch.device("meta")
 COPIES = {torch.ops.aten._to_copy, torch.ops.aten.copy_}
@@ -56,6 +57,18 @@ def test_passes_run_where_there_are_no_values(topology, family, chunk):
     module.to(META)
     with Copies() as copies:
         (module(batch) * 0.5).backward()
+    assert not copies.found
+    assert all(p.grad is not None and p.grad.device == META for p in module.parameters())
+
+
+@pytest.mark.parametrize(("family", "kernel"), CONVOLVED.items())
+def test_convolutions_need_no_values(topology, family, kernel):
+    """One of the rows ends early, so that they have a mask."""
+    module = build(topology, {**FAMILIES, **FURTHER}[family], short_convolution=kernel)
+    batch = batch_of(module).to(META)
+    module.to(META)
+    with Copies() as copies:
+        module(batch).backward()
     assert not copies.found
     assert all(p.grad is not None and p.grad.device == META for p in module.parameters())
 

@@ -43,14 +43,11 @@ def clean_batch(x, position=None, valid=None) -> CleanBatch:
 class Answers(nn.Module):
     """In the place of the transformer: `answer(z [b, s, d], level) -> log p [b, s, k]`."""
 
-    sequence_parallel = False
-
     def __init__(self, topology, k, size, answer):
-        from parallel.layers import parallel_config
 
         super().__init__()
         self.config = SimpleNamespace(hidden_size=size, time_conditioning=False)
-        self.space, self.parallel = space(k), parallel_config(topology)
+        self.space, self.topology = space(k), topology
         self.k, self.answer = k, answer
         self.gamma = torch.empty(0)
 
@@ -68,7 +65,7 @@ class Answers(nn.Module):
         scale = (level.alpha.square() / rows.shape[1] + level.sigma.square()).sqrt()
         logits = torch.full((*self.shape, FIRST + self.k + 1), -torch.inf, dtype=torch.float64)
         logits[..., FIRST : FIRST + self.k] = self.answer(rows.view(*self.shape, -1) * scale, level)
-        return VocabChunk(logits.flatten(0, 1))
+        return VocabChunk(logits.flatten(0, 1), self.topology)
 
 
 def language(topology, embeddings, answer, **fields):
@@ -92,7 +89,6 @@ def language(topology, embeddings, answer, **fields):
 
 
 def real_module(topology, **fields):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
@@ -101,7 +97,7 @@ def real_module(topology, **fields):
         num_layers=1, hidden_size=16, num_attention_heads=2, vocab_multiple=8, init_std=0.3
     )
     inner = TokenSpace(7, 8, 0, 1, FIRST, (0, 1))
-    model = Transformer(shape, inner, parallel_config(topology))
+    model = Transformer(shape, inner, topology)
     initialize(model, seed=1)
     config = objectives.make(name="gaussian", time_window=8, **fields)
     module = ObjectiveModule(model, build_objective(config, inner), seed=1)

@@ -99,7 +99,6 @@ def test_masked_bound_of_a_network_is_its_mean_over_all_orders(topology):
     """Three any-order passes a sequence, averaged over all orders, equal the bound of the same
     network within its error: also where its conditionals contradict one another. A mixture over
     orders can only be the better code."""
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
@@ -108,7 +107,7 @@ def test_masked_bound_of_a_network_is_its_mean_over_all_orders(topology):
     config = ModelConfig(
         num_layers=2, hidden_size=16, num_attention_heads=2, vocab_multiple=16, init_std=0.6
     )
-    model = Transformer(config, space, parallel_config(topology))
+    model = Transformer(config, space, topology)
     initialize(model, seed=1)
     x, n = torch.tensor([6, 8, 7]), 20_000
     family = build_objective(objectives.make(name="masked", time_window=64), space)

@@ -119,14 +119,13 @@ SPACE = TokenSpace(50, 128, 0, 4, 5, (0, 1, 2, 3, 4))
 
 
 def build(topology):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     shape = ModelConfig(
         num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.2, time_conditioning=True
     )
-    model = Transformer(shape, SPACE, parallel_config(topology))
+    model = Transformer(shape, SPACE, topology)
     initialize(model, seed=3)
     return model
 

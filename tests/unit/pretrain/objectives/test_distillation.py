@@ -130,13 +130,14 @@ def test_divergence_and_its_gradient_equal_autograd(topology, reverse):
     previous, vocab_functions._SLICE_ON_CPU = vocab_functions._SLICE_ON_CPU, 5 * v
     try:
         mine = logits[0].clone().requires_grad_()
-        got = VocabChunk(mine).divergence_from(VocabChunk(taught), reverse)
+        got = VocabChunk(mine, topology).divergence_from(VocabChunk(taught, topology), reverse)
         (got * up).sum().backward()
     finally:
         vocab_functions._SLICE_ON_CPU = previous
     torch.testing.assert_close(got, expected.detach(), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(mine.grad, exact.grad, rtol=1e-10, atol=1e-12)
-    same = VocabChunk(mine.detach()).divergence_from(VocabChunk(mine.detach()), reverse)
+    chunk = VocabChunk(mine.detach(), topology)
+    same = chunk.divergence_from(chunk, reverse)
     assert (same == 0).all()
 
 
@@ -193,7 +194,7 @@ def test_the_exact_student_is_the_minimum_of_the_loss(topology):
     def gradient(table):
         logits = torch.from_numpy(np.log(table)).requires_grad_()
         rows = logits.repeat(9, 1, 1)  # [z_s, z_t] flat
-        chunks = (VocabChunk(x.reshape(-1, K)) for x in (rows, answers))
+        chunks = (VocabChunk(x.reshape(-1, K), topology) for x in (rows, answers))
         loss = family(K).teacher_loss(*chunks).view(-1, 2)
         (loss * weight).sum().backward()
         return float(logits.grad.abs().max())
@@ -225,7 +226,6 @@ def test_exact_distillation_makes_few_steps_as_good_as_many_were():
 def test_equal_inputs_to_student_and_teacher_cost_nothing(topology):
     """delta = 0 at the start of a round; after the student has moved it costs something, and the
     teacher has neither moved nor got a gradient."""
-    from parallel.layers import parallel_config
     from pretrain.config.run import ModelConfig
     from pretrain.model.initialize import initialize
     from pretrain.model.teacher import Teacher
@@ -236,7 +236,7 @@ def test_equal_inputs_to_student_and_teacher_cost_nothing(topology):
     shape = ModelConfig(
         num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.3, time_conditioning=True
     )
-    models = [Transformer(shape, distil.space, parallel_config(topology)) for _ in range(2)]
+    models = [Transformer(shape, distil.space, topology) for _ in range(2)]
     initialize(models[0], seed=1)
     module = ObjectiveModule(models[0], distil)
     module.teacher = Teacher(models[1])

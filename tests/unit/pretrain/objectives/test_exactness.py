@@ -79,7 +79,6 @@ def test_a_model_that_knows_nothing_has_bound_ln_k(name, fields):
 def test_autoregressive_scores_all_positions_and_equals_brute_force(topology):
     """Likelihoods of the real network over all V^L sequences are a distribution, and each equals
     the product of next-token probabilities read off prefix by prefix."""
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
@@ -89,7 +88,7 @@ def test_autoregressive_scores_all_positions_and_equals_brute_force(topology):
     config = ModelConfig(
         num_layers=2, hidden_size=16, num_attention_heads=2, vocab_multiple=16, init_std=0.5
     )
-    model = Transformer(config, space, parallel_config(topology))
+    model = Transformer(config, space, topology)
     initialize(model, seed=1)
     module = ObjectiveModule(model, objective("autoregressive"))
     clean = toy.clean_batch(toy.SEQUENCES, range(27))
@@ -112,7 +111,6 @@ def test_autoregressive_scores_all_positions_and_equals_brute_force(topology):
 @pytest.mark.parametrize("name", ["masked", "autoregressive"])
 @pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
 def test_invalid_positions_are_never_noised_read_or_counted(topology, name, method):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
@@ -120,7 +118,7 @@ def test_invalid_positions_are_never_noised_read_or_counted(topology, name, meth
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.5)
     space = TokenSpace(9, 128, 0, 4, 5, (0, 1, 2, 3, 4))
     family = build_objective(objectives.make(name=name, time_window=8), space)
-    model = Transformer(config, space, parallel_config(topology))
+    model = Transformer(config, space, topology)
     initialize(model, seed=1)
     module = ObjectiveModule(model, family)
     valid = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
@@ -153,14 +151,13 @@ SPARSE = [
 @pytest.mark.parametrize(("name", "fields"), SPARSE, ids=str)
 def test_head_at_chosen_rows_equals_dense_head(topology, name, fields):
     """Evaluating the head where something is scored is the same loss and gradient as everywhere."""
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
     from pretrain.module import ObjectiveModule
 
     space = TokenSpace(9, 128, 0, 4, 5, (0, 1, 2, 3, 4))
     config = ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, init_std=0.5)
-    model = Transformer(config, space, parallel_config(topology))
+    model = Transformer(config, space, topology)
     initialize(model, seed=1)
     module = ObjectiveModule(model, objective(name, **fields))
     clean = toy.clean_batch(toy.SEQUENCES, range(27))

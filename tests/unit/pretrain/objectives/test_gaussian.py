@@ -171,7 +171,9 @@ def test_the_output_prior_is_bayes_rule_for_the_tokens_own_point(topology):
     p = (known + likelihood).softmax(-1)
     ids = torch.tensor([0, 3, 6])
     model = SimpleNamespace(
-        score=lambda rows, score: score(lambda r, w: VocabChunk(r), rows, torch.empty(7, 1))
+        score=lambda rows, score: score(
+            lambda r, w: VocabChunk(r, topology), rows, torch.empty(7, 1)
+        )
     )
     every = torch.ones(3, dtype=torch.bool)
     log_p, mean = mean_embedding(model, known, level.sharpness * z, e, ids, every)
@@ -195,7 +197,7 @@ def test_probability_and_mean_have_the_gradients_of_autograd(topology, monkeypat
     for ours in (True, False):
         leaves = [x.clone().requires_grad_() for x in (logits, query, table)]
         if ours:
-            log_p, mean = VocabularyMean.apply(*leaves, targets, learns, 0)
+            log_p, mean = VocabularyMean.apply(*leaves, targets, learns, 0, topology.tp_group)
         else:
             each = torch.where(learns[:, None, None], leaves[2], leaves[2].detach())  # [8, 9, 4]
             f = leaves[0] + (leaves[1][:, None] * each).sum(-1)

@@ -148,7 +148,7 @@ def test_hand_derived_gradient_equals_autograd(topology, name):
     logits[:, :2] = -torch.inf
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     weight = batch.weight.double()
-    (divergence(VocabChunk(a), batch.targets, batch.extra) * weight).sum().backward()
+    (divergence(VocabChunk(a, topology), batch.targets, batch.extra) * weight).sum().backward()
 
     p = b.softmax(dim=-1)
     alpha, r = batch.extra["alpha"][:, None], batch.extra["uniform"][:, None]
@@ -189,7 +189,7 @@ def test_log1p_terms_equal_the_plain_sum_and_its_gradient(topology, dtype):
     previous, vocab_functions._SLICE_ON_CPU = vocab_functions._SLICE_ON_CPU, 5 * v
     try:
         mine = logits.clone().to(dtype).requires_grad_()
-        got_log_p, got = VocabChunk(mine).log1p_terms(ids, rho)
+        got_log_p, got = VocabChunk(mine, topology).log1p_terms(ids, rho)
         u = up.to(dtype)
         (got * u[0] + got_log_p[:, 0] * u[1] + got_log_p[:, 1] * u[2]).sum().backward()
     finally:
@@ -204,7 +204,7 @@ def test_log1p_terms_equal_the_plain_sum_and_its_gradient(topology, dtype):
     # Cross-entropy alone, in slices too.
     entropy = logits.clone().to(dtype).requires_grad_()
     reference = logits.clone().requires_grad_()
-    (VocabChunk(entropy).cross_entropy(ids[:, 0]) * u[0]).sum().backward()
+    (VocabChunk(entropy, topology).cross_entropy(ids[:, 0]) * u[0]).sum().backward()
     (
         torch.nn.functional.cross_entropy(reference, ids[:, 0], reduction="none") * up[0]
     ).sum().backward()

@@ -54,7 +54,6 @@ def test_simple_esoteric_loss_has_weight_one():
 
 @pytest.fixture(scope="module")
 def network(topology):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
@@ -62,7 +61,7 @@ def network(topology):
     config = ModelConfig(
         num_layers=2, hidden_size=16, num_attention_heads=2, vocab_multiple=16, init_std=0.5
     )
-    model = Transformer(config, space, parallel_config(topology))
+    model = Transformer(config, space, topology)
     initialize(model, seed=1)
     return model
 

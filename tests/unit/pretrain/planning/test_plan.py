@@ -47,6 +47,21 @@ class TestCosts:
         padded = changed.padded_vocab_size(VOCABULARY)
         assert costs(settled, VOCABULARY).parameters == parameter_count(changed, padded)
 
+    def test_convolutions_are_counted_and_their_layouts_found(self) -> None:
+        kernels = ("model.short_convolution=0", "model.short_convolution=5")
+        given = [config("objective=masked", "train.micro_batch_size=8", k) for k in kernels]
+        plain, convolved = (plan(each, vocab_size=1000) for each in given)
+        m = given[1].model
+        more = m.num_layers * 2 * 5 * m.hidden_size
+        assert convolved.model.parameters - plain.model.parameters == more
+        assert convolved.model.parameters == parameter_count(m, m.padded_vocab_size(1000))
+        assert convolved.model.flops_per_token - plain.model.flops_per_token == 6 * more
+        assert convolved.given.memory.activations > plain.given.memory.activations
+        assert convolved.given.time.compute > plain.given.time.compute
+        layouts = [found.candidate.layout for found in convolved.found.fitting]
+        assert all(one.context_parallel_size == 1 and not one.sequence_parallel for one in layouts)
+        assert any(one.tensor_parallel_size > 1 for one in layouts)
+
     @pytest.mark.parametrize("objective", objectives.names())
     def test_every_objective_can_be_planned(self, objective: str) -> None:
         planned = plan(config(f"objective={objective}"), vocab_size=1000)

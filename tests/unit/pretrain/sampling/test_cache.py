@@ -24,35 +24,48 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(topology):
-    from parallel.layers import parallel_config
+def built(topology, **changes):
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     config = ModelConfig(
-        num_layers=3, hidden_size=32, num_attention_heads=4, num_query_groups=2, init_std=0.4
+        num_layers=3,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_query_groups=2,
+        init_std=0.4,
+        **changes,
     )
-    model = Transformer(config, SPACE, parallel_config(topology)).eval()
+    model = Transformer(config, SPACE, topology, causal=changes.get("short_convolution") == 4)
     initialize(model, seed=3)
-    return model
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(topology):
+    return built(topology)
+
+
+@pytest.fixture(scope="module")
+def symmetric(topology):
+    """With short convolutions on both sides of a token."""
+    return built(topology, short_convolution=5)
+
+
+@pytest.fixture(scope="module")
+def causal(topology):
+    """With short convolutions that look back."""
+    return built(topology, short_convolution=4)
 
 
 class Both(Cached):
     """Answers from the cache, and checks each answer against a pass over the whole sequence."""
 
-    def __enter__(self):
-        self.computed = self.asked = 0
-        return super().__enter__()
+    computed = asked = 0
 
     def hidden(self, ids, rule, wanted):
         cached = super().hidden(ids, rule, wanted)
-        mine = [layer.attention.attend for layer in self.model.layers]
-        for layer, usual in zip(self.model.layers, self._usual, strict=True):
-            layer.attention.attend = usual
         whole = Recompute(self.model).hidden(ids, rule, wanted)
-        for layer, attend in zip(self.model.layers, mine, strict=True):
-            layer.attention.attend = attend
         torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-5)
         self.asked += 1
         return cached
@@ -82,6 +95,17 @@ def test_every_answer_of_the_cache_is_that_of_the_whole_sequence(model, monkeypa
         assert opened[0].computed < opened[0].asked * ROWS * LENGTH / 2
 
 
+@pytest.mark.parametrize(("draw", "fields"), [CASES[0], CASES[4]], ids=str)
+def test_neighbours_come_from_the_cache(symmetric, monkeypatch, draw, fields):
+    test_every_answer_of_the_cache_is_that_of_the_whole_sequence(
+        symmetric, monkeypatch, draw, fields
+    )
+
+
+def test_autoregressive_neighbours_come_from_the_cache(causal, monkeypatch):
+    test_autoregressive_computes_each_token_once(causal, monkeypatch)
+
+
 def test_autoregressive_computes_each_token_once(model, monkeypatch):
     computed = []
     at = Cached.at
@@ -96,10 +120,19 @@ def test_autoregressive_computes_each_token_once(model, monkeypatch):
     assert computed == [4] + [1] * (LENGTH - 4) and passes == LENGTH - 3
 
 
-def test_a_model_is_itself_again_after_sampling(model):
+def test_a_cache_changes_nothing_but_its_passes(model):
+    """Two caches and passes without one take turns on the same model."""
     ids = torch.randint(6, 20, (2, 9), generator=torch.Generator().manual_seed(2))
-    place, rule = torch.arange(9)[None], AttentionRule("bidirectional")
-    before = model(ids, place, rule)
-    with pytest.raises(RuntimeError, match="stopped"), Cached(model, 2, 9):
-        raise RuntimeError("stopped")
-    assert torch.equal(model(ids, place, rule), before)
+    places, rule = torch.arange(9).expand(2, -1), AttentionRule("bidirectional")
+    whole = model(ids, places[:1], rule)
+    rows = torch.arange(2)
+    caches = [Cached(model, 2, 9), Cached(model, 2, 9)]
+    mask = torch.arange(9) <= places[..., None]
+    reference = model(ids, places[:1], AttentionRule("causal"))
+    for start in range(0, 9, 3):
+        for cache, given in zip(caches, (ids, ids.flip(0)), strict=True):
+            part = slice(start, start + 3)
+            new = cache.at(given[:, part], rows, places[:, part], mask[:, part])
+            assert torch.equal(model(ids, places[:1], rule), whole)
+            wanted = reference if cache is caches[0] else reference.flip(1)
+            torch.testing.assert_close(new, wanted[part], rtol=1e-5, atol=1e-5)

@@ -44,14 +44,11 @@ def test_the_kernel_is_the_gaussian_posterior_and_its_kl_the_bounds_increment():
 class Language(nn.Module):
     """Knows log p(x^l | z of the other token) of PAIRS; z comes in as the network scales it."""
 
-    sequence_parallel = False
-
     def __init__(self, topology):
-        from parallel.layers import parallel_config
 
         super().__init__()
         self.config = SimpleNamespace(hidden_size=2, time_conditioning=False)
-        self.space, self.parallel, self.gamma = SPACE, parallel_config(topology), None
+        self.space, self.topology, self.gamma = SPACE, topology, None
 
     def forward(self, ids, positions, rule, carried, dropout_seed=None):
         assert rule.kind == "bidirectional" and positions.tolist() == [[0, 1]]
@@ -66,7 +63,7 @@ class Language(nn.Module):
         first, second = likelihood[:, 1] @ PAIRS.t(), likelihood[:, 0] @ PAIRS
         logits = torch.full((len(z), 2, FIRST + K + 1), -torch.inf, dtype=torch.float64)
         logits[..., FIRST : FIRST + K] = torch.stack((first, second), dim=1).log()
-        return VocabChunk(logits.flatten(0, 1))
+        return VocabChunk(logits.flatten(0, 1), self.topology)
 
 
 @pytest.fixture(scope="module")

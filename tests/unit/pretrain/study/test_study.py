@@ -19,16 +19,16 @@ SHAPES = [
     {"tie_embeddings": False, "qk_norm": True, "num_query_groups": 2},
     {"time_conditioning": True, "activation": "gelu"},
     {"activation": "squared_relu", "ffn_hidden_size": 192},
+    {"short_convolution": 4},
 ]
 
 
 def build(topology, shape):
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
 
     config = ModelConfig(**{"num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, **shape})
-    model = Transformer(config, SPACE, parallel_config(topology))
+    model = Transformer(config, SPACE, topology)
     initialize(model, seed=0)
     return config, model
 
@@ -50,6 +50,20 @@ def test_forward_flops_are_those_that_torch_counts(topology):
         model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
     ours = forward_flops_per_token(config, 384, 32, causal=False) * 64
     assert ours == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+def test_a_convolution_multiplies_and_adds_once_for_each_weight():
+    plain, convolved = (
+        forward_flops_per_token(
+            ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, short_convolution=k),
+            384,
+            128,
+            causal=True,
+            positions_per_token=2.0,
+        )
+        for k in (0, 4)
+    )
+    assert convolved - plain == 2 * 2 * (3 * 2 * 4 * 64)
 
 
 def test_cheaper_heads_and_causal_attention_are_credited():

@@ -76,7 +76,6 @@ def quality(model, steps, samples=800):
 @pytest.mark.slow
 def test_a_distilled_model_needs_fewer_steps_than_one_trained_on(topology):
     """Four rounds against as many steps of ordinary training from the same weights."""
-    from parallel.layers import parallel_config
     from pretrain.model.initialize import initialize
     from pretrain.model.teacher import Teacher
     from pretrain.model.transformer import Transformer
@@ -86,7 +85,7 @@ def test_a_distilled_model_needs_fewer_steps_than_one_trained_on(topology):
         num_layers=2, hidden_size=64, num_attention_heads=4, init_std=0.05,
         time_conditioning=True, vocab_multiple=32,
     )  # fmt: skip
-    model, copy = (Transformer(shape, SPACE, parallel_config(topology)) for _ in range(2))
+    model, copy = (Transformer(shape, SPACE, topology) for _ in range(2))
     initialize(model, seed=0)
     uniform = objectives.make(name="uniform", time_window=BATCH)
     plain = ObjectiveModule(model, build_objective(uniform, SPACE))

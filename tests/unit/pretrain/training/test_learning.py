@@ -73,7 +73,6 @@ def setup(topology, pool, lesson):
     from data_pipeline.stream.budget import Budget
     from data_pipeline.stream.stream import TokenStream
     from data_pipeline.tokenizer import load_tokenizer
-    from parallel.layers import parallel_config
     from pretrain.data import clean_batch, token_space
     from pretrain.model.initialize import initialize
     from pretrain.model.transformer import Transformer
@@ -84,7 +83,7 @@ def setup(topology, pool, lesson):
         num_layers=2, hidden_size=64, num_attention_heads=4, init_std=0.05, **lesson.model
     )
     space = token_space(load_tokenizer(pool / "tokenizer.model"), shape)
-    model = Transformer(shape, space, parallel_config(topology))
+    model = Transformer(shape, space, topology)
     initialize(model, seed=0)
     sequences, length = lesson.rows
     config = objectives.make(lesson.objective, time_window=sequences, **lesson.fields)

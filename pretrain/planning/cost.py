@@ -80,7 +80,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         teacher=objective.teacher,
         one_stage=objective.extra_passes > 0 or objective.auxiliary is not None,
         stage_costs=(tuple(layer), head),
-        cut_sizes={
+        tensor_parallel_sizes={
             "model.num_attention_heads": m.num_attention_heads,
             "model.ffn_hidden_size": m.ffn_size,
             "model.vocab_multiple": m.vocab_multiple,

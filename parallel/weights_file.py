@@ -1,4 +1,4 @@
-"""What a file of weights says it holds: readable without torch, before any rank starts.
+"""Header of a file of weights: readable without torch, before any rank starts.
 
 Only safetensors are read. Pickles (.pt, .bin, .ckpt) can run code when they are opened.
 """

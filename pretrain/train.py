@@ -42,8 +42,8 @@ def train(session: Session, hooks: Hooks) -> None:
         for batch in batches:
             session.renew_teacher()
             lr = session.learning_rate(batch.stop)
-            # The next step's batches are made while the device works on this one's.
-            result = engine.step(batch.micro_batches, batch.num_valid, lr, batches.prepare)
+            # The next step's batches are prefetched while the device works on this one's.
+            result = engine.step(batch.micro_batches, batch.num_valid, lr, batches.prefetch)
             check_applied(result, state.step)
             state.advance(batch.stop, batch.num_valid, session.flops_per_token)
             hooks.after_step(result, lr)

@@ -1,13 +1,13 @@
-"""Saving while training goes on: the step pays for a copy, a thread for writing and hashing.
+"""Saving in the background: the step pays for a copy, a thread for writing and hashing.
 
 `save` gathers every tensor as a blocking save does, but each rank only keeps its share in host
-memory and returns; a thread of each rank then writes, hashes and syncs it. That thread calls no
+memory and returns; a thread of each rank then writes, hashes and flushes it. That thread calls no
 collective: those of the training thread would have to come in the same order on every rank, and on
-NCCL would block the step. Instead each rank leaves a mark beside its files when they are safe on
-the disk, which all ranks see anyway, and rank 0's thread commits when all marks are there. The
-training threads meet again in `finish`, where the marks no longer matter: what each rank wrote
-travels by a collective, so that a file system that shows marks late, or a rank whose full disk took
-no mark, costs time and nothing else. Killed at any moment, the hidden folder is no checkpoint.
+NCCL would block the step. Instead each rank writes a marker file once its files are safe on the
+disk, which all ranks share anyway, and the thread of rank 0 commits when all markers are there. The
+training threads meet again in `finish`, where the markers no longer matter: entries of the files
+are exchanged by a collective. So a file system that shows markers late, or a disk too full for one,
+costs time and nothing else. Killed at any moment, the hidden folder is no checkpoint.
 """
 
 from __future__ import annotations
@@ -31,67 +31,67 @@ from parallel.checkpoint.plan import SavePlan, key
 from parallel.checkpoint.writer import TensorWriter
 from parallel.engine.base import Engine
 
-LOOK_SECONDS = 0.2
-"""How often rank 0's thread looks for the marks of the others."""
+POLL_SECONDS = 0.2
+"""Interval in which the thread of rank 0 looks for the markers of the others."""
 
 
 class BackgroundSaver:
-    """Writes one checkpoint at a time behind the training loop's back."""
+    """Writer of one checkpoint at a time while training goes on."""
 
     def __init__(self) -> None:
-        self._flight: _Flight | None = None
+        self._pending: _PendingSave | None = None
 
     def save(
         self, engine: Engine, folder: Path, step: int, state: dict[str, Any], keep: int = 0
     ) -> None:
         """Begin what `save_checkpoint` does, and return once this rank's share is copied.
 
-        Collective. Finish the save before first. Raises SaveError on every rank when the folder
-        cannot be made; whatever goes wrong later is raised by `finish`.
+        Collective. `finish` the save before it first. Raises SaveError on every rank when the
+        folder cannot be made; what goes wrong later is raised by `finish`.
         """
-        assert self._flight is None, "finish the checkpoint in flight first"
+        assert self._pending is None, "finish the checkpoint in flight first"
         target = Target(folder, step, keep)
         save.start(target, engine.topology.rank)
         plan = SavePlan(engine)
-        self._flight = _Flight(
+        self._pending = _PendingSave(
             target, plan, copy.deepcopy(state), _snapshot(engine, plan), engine.topology.rank
         )
 
     def committed(self) -> Path | None:
-        """The checkpoint that has come to exist since the last call; known on rank 0 only."""
-        if self._flight is None or not self._flight.committed or self._flight.told:
+        """Checkpoint that has become complete since the last call; known on rank 0 only."""
+        if self._pending is None or not self._pending.committed or self._pending.reported:
             return None
-        self._flight.told = True
-        return self._flight.target.final
+        self._pending.reported = True
+        return self._pending.target.final
 
     def finish(self) -> Path | None:
         """Wait for the checkpoint in flight, if there is one; collective.
 
-        Its path, unless `committed` has told it already. Raises SaveError on every rank when it
-        could not be written.
+        Returns its path, unless `committed` has returned it already. Raises SaveError on every rank
+        when it could not be written.
         """
-        flight, self._flight = self._flight, None
-        if flight is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return None
-        flight.stop()
-        save.agree(flight.error, flight.target, flight.rank)
-        # All shares are on the disk. Rank 0's thread may not have seen that.
+        pending.stop()
+        save.agree(pending.error, pending.target, pending.rank)
+        # All shares are on the disk, but the thread of rank 0 may not have seen that.
         collected: list[dict[str, FileEntry]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(collected, flight.entries)
-        if flight.rank == 0 and not flight.committed:
-            flight.commit(collected)
-        save.agree(flight.error, flight.target, flight.rank)
-        return None if flight.told else flight.target.final
+        dist.all_gather_object(collected, pending.entries)
+        if pending.rank == 0 and not pending.committed:
+            pending.commit(collected)
+        save.agree(pending.error, pending.target, pending.rank)
+        return None if pending.reported else pending.target.final
 
     def close(self, seconds: float = 60.0) -> None:
-        """Give a checkpoint in flight so long, without the other ranks; for a run that failed."""
-        if self._flight is not None:
-            self._flight.thread.join(seconds)
-            self._flight = None
+        """Wait so long for a checkpoint in flight, without the other ranks; for a failed run."""
+        if self._pending is not None:
+            self._pending.thread.join(seconds)
+            self._pending = None
 
 
-class _Flight:
-    """One checkpoint on its way from memory to the disk, on one rank."""
+class _PendingSave:
+    """Checkpoint on its way from memory to the disk, on one rank."""
 
     def __init__(
         self,
@@ -105,9 +105,9 @@ class _Flight:
         self.entries: dict[str, FileEntry] = {}
         self.error: str | None = None
         self.written = threading.Event()
-        """Set once this rank's share is on the disk or has failed."""
+        """Event set once this rank's share is on the disk or has failed."""
         self.committed = False
-        self.told = False
+        self.reported = False
         self._plan, self._state, self._share = plan, state, share
         self._world_size = dist.get_world_size()
         self._stop = threading.Event()
@@ -116,13 +116,13 @@ class _Flight:
         self.thread.start()
 
     def stop(self) -> None:
-        """Wait until this rank's share is written; its thread looks for no more marks."""
+        """Wait until this rank's share is written; its thread looks for no more markers."""
         self.written.wait()
         self._stop.set()
         self.thread.join()
 
     def commit(self, parts: list[dict[str, FileEntry]]) -> None:
-        """Rank 0, when every share is on the disk: make the checkpoint exist."""
+        """Make the checkpoint exist; on rank 0, once every share is on the disk."""
         files = {name: entry for part in parts for name, entry in part.items()}
         manifest = self._plan.manifest(self.target.step, self._state, files)
         self.error = attempt(lambda: self._commit(manifest))
@@ -130,16 +130,16 @@ class _Flight:
 
     def _commit(self, manifest: Any) -> None:
         for rank in range(self._world_size):
-            self._mark(rank).unlink(missing_ok=True)
+            self._marker(rank).unlink(missing_ok=True)
         commit(manifest, self.target)
 
     def _run(self) -> None:
         try:
             self._write()
             if self.error is None and self._world_size > 1:
-                # A disk too full for the mark is no failure: `finish` does without it.
+                # A disk too full for the marker is no failure: `finish` does without it.
                 with suppress(OSError):
-                    self._leave_mark()
+                    self._write_marker()
         except Exception as failure:  # whatever it is, the training thread must hear of it
             self.error = f"{type(failure).__name__}: {failure}"
         finally:
@@ -149,7 +149,7 @@ class _Flight:
             self._commit_when_all_have_written()
 
     def _write(self) -> None:
-        """Write, hash and sync this rank's files, freeing each tensor as it is written."""
+        """Write, hash and flush this rank's files, freeing each tensor as it is written."""
         writer: TensorWriter | None = None
         try:
             for file, tensors in self._share.items():
@@ -164,30 +164,30 @@ class _Flight:
             if writer is not None:
                 writer.abandon()
 
-    def _leave_mark(self) -> None:
-        mark = self._mark(self.rank)
-        partial = mark.with_suffix(".part")
+    def _write_marker(self) -> None:
+        marker = self._marker(self.rank)
+        partial = marker.with_suffix(".part")
         partial.write_text(json.dumps({n: asdict(entry) for n, entry in self.entries.items()}))
-        os.rename(partial, mark)
+        os.rename(partial, marker)
 
-    def _mark(self, rank: int) -> Path:
-        """File that says that this rank's share is safe, and its hashes."""
+    def _marker(self, rank: int) -> Path:
+        """Marker of a rank: its share is on the disk; holds the hashes."""
         return self.target.partial / f"rank-{rank:05d}.json"
 
     def _commit_when_all_have_written(self) -> None:
         parts = {0: self.entries}
         while len(parts) < self._world_size:
             for rank in range(self._world_size):
-                if rank not in parts and self._mark(rank).exists():
-                    made = json.loads(self._mark(rank).read_text())
+                if rank not in parts and self._marker(rank).exists():
+                    made = json.loads(self._marker(rank).read_text())
                     parts[rank] = {name: FileEntry(**entry) for name, entry in made.items()}
-            if len(parts) < self._world_size and self._stop.wait(LOOK_SECONDS):
+            if len(parts) < self._world_size and self._stop.wait(POLL_SECONDS):
                 return
         self.commit([parts[rank] for rank in range(self._world_size)])
 
 
 def _snapshot(engine: Engine, plan: SavePlan) -> dict[str, dict[str, Tensor]]:
-    """Gather every tensor with all ranks; host copies of those that this rank writes, by file."""
+    """Host copies of the tensors that this rank writes, by file; gathers all with all ranks."""
     owned: dict[str, dict[str, Tensor]] = {file: {} for file in plan.share(engine.topology.rank)}
     for name, kind in plan.order:
         tensor = engine.read(name, kind)

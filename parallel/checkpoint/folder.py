@@ -1,4 +1,4 @@
-"""The folders of checkpoints: an unfinished one is hidden, one rename makes it exist.
+"""Folders of checkpoints: an unfinished one is hidden, one rename makes it exist.
 
 Only rank 0 calls these. Errors of the file system come back as text, for the ranks to agree on.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """Where one checkpoint goes, and how many complete ones stay beside it (0: all)."""
+    """Place of one checkpoint, and the number of complete ones that stay in all (0: every one)."""
 
     folder: Path
     step: int
@@ -34,17 +34,17 @@ class Target:
 
     @property
     def final(self) -> Path:
-        """The folder of the complete checkpoint."""
+        """Folder of the complete checkpoint."""
         return self.folder / f"step-{self.step:08d}"
 
     @property
     def partial(self) -> Path:
-        """The folder while it is written."""
+        """Folder while it is written."""
         return self.folder / f".tmp-step-{self.step:08d}"
 
 
 def make_empty(target: Target) -> None:
-    """An empty folder to write into; what a killed save left behind goes first."""
+    """Make an empty folder to write into; remove first what a killed save left behind."""
     target.folder.mkdir(parents=True, exist_ok=True)
     for left in target.folder.glob(".tmp-step-*"):
         shutil.rmtree(left)
@@ -52,7 +52,7 @@ def make_empty(target: Target) -> None:
 
 
 def commit(manifest: Manifest, target: Target) -> None:
-    """Write the manifest and rename; from then on the checkpoint exists. Old ones go."""
+    """Write the manifest and rename; from then on the checkpoint exists. Then remove old ones."""
     partial, final = target.partial, target.final
     write_synced(partial / NAME, manifest.to_json())
     sync_folder(partial)
@@ -70,7 +70,7 @@ def commit(manifest: Manifest, target: Target) -> None:
 
 
 def attempt(action: Callable[[], object]) -> str | None:
-    """Run a file operation; its error as text."""
+    """Run a file operation; return its error as text, or None."""
     try:
         action()
     except OSError as failure:
@@ -79,7 +79,7 @@ def attempt(action: Callable[[], object]) -> str | None:
 
 
 def explain(failure: OSError) -> str:
-    """What the file system said, and about which file."""
+    """Message of the file system, with the file it is about."""
     return f"{failure.strerror or failure} ({failure.filename or 'while writing'})"
 
 

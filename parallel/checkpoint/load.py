@@ -1,4 +1,4 @@
-"""Loading: find the newest complete checkpoint, check its hashes, and give every rank its part.
+"""Loading: find the newest complete checkpoint, check its hashes, and fill every rank's tensors.
 
 Nothing here depends on the layout that wrote the checkpoint. Each rank reads only its
 tensor-parallel slices, straight from the files.
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def latest_checkpoint(folder: Path) -> Path | None:
     """Newest complete checkpoint in `folder`; None when there is none.
 
-    Incomplete and truncated ones are passed over with a warning that says why.
+    Incomplete and truncated ones are passed over with a warning that gives the reason.
     """
     return next(iter(_complete(folder)), None)
 
@@ -82,7 +82,7 @@ def load_weights(path: Path, kind: Literal["weight", "ema"] = "weight") -> dict[
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: Topology) -> None:
-    """Copy whole weights into a module that no engine holds, each rank its own slice.
+    """Copy whole weights into a module that no engine holds, each rank its slice.
 
     Raises CheckpointError when names or shapes differ.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: one JSON file, written last, that names and hashes the rest.
+"""Manifest of a checkpoint: one JSON file, written last, that names and hashes the rest.
 
 A folder without a readable manifest, or whose files have other sizes, is not a checkpoint. Reading
 one is cheap; the hashes are compared where tensors are loaded.
@@ -41,7 +41,7 @@ class Manifest:
     optimizer_step: int
     """Updates that the optimizer has applied; without skipped steps the same as `step`."""
     layout: dict[str, Any]
-    """Degrees it was written under: for people, as loading does not depend on it."""
+    """Degrees under which it was written: for people, as loading does not depend on it."""
     zero_stage: int
     precision: str
     shapes: dict[str, list[int]]
@@ -50,11 +50,11 @@ class Manifest:
     """File that holds each tensor: `PARAMETER` for weights, `KIND/PARAMETER` for other kinds."""
     files: dict[str, FileEntry]
     state: dict[str, Any]
-    """The caller's own state, among it the data cursor."""
+    """State of the caller, among it the data cursor."""
 
     @property
     def has_ema(self) -> bool:
-        """Whether it holds averaged weights."""
+        """True if it holds averaged weights."""
         return AVERAGES in self.files
 
     @property
@@ -73,7 +73,7 @@ def kind_of(key: str) -> Kind:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of checkpoint folder `path`; CheckpointError when it is incomplete."""
+    """Manifest of the checkpoint folder `path`; CheckpointError when it is incomplete."""
     try:
         raw = json.loads((path / NAME).read_text())
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a small file so that it survives a power cut; OSError when the disk refuses."""
+    """Write and flush a small file, to survive a power cut; OSError when the disk refuses."""
     with path.open("w") as file:
         file.write(text)
         file.flush()
@@ -121,7 +121,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make names in a folder survive a power cut."""
+    """Flush the names in a folder, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a checkpoint will hold and which rank writes which tensor; the same on every rank."""
+"""Contents of a checkpoint before it is written, and the rank that writes each tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parallel.engine.base import Engine
 from parallel.engine.optimizer import EMA, TEACHER, WEIGHT, Kind
 
 COPIES: dict[Kind, str] = {EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
-"""Further weights of the whole model, each in a file of its own."""
+"""Further weights of the whole model, each in a separate file."""
 
 
 def key(name: str, kind: Kind) -> str:
@@ -28,7 +28,10 @@ def key(name: str, kind: Kind) -> str:
 
 
 class SavePlan:
-    """Tensors, files and their owners: weights and copies in a file each, other state spread."""
+    """Tensors, files and the ranks that write them; the same on every rank.
+
+    Weights and copies are in a file each, the state of the optimizer is spread over the ranks.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.shapes = engine.shapes
@@ -77,7 +80,7 @@ class SavePlan:
         return files
 
     def manifest(self, step: int, state: dict[str, Any], files: dict[str, FileEntry]) -> Manifest:
-        """What the checkpoint says about itself once its files are written."""
+        """Manifest of the checkpoint once its files are written."""
         return Manifest(
             format=FORMAT,
             step=step,

@@ -22,7 +22,7 @@ from parallel.errors import CheckpointError, SaveError
 
 
 def verify_checkpoint(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose every byte is as written; else CheckpointError."""
+    """Manifest of a checkpoint whose every byte is as written; else CheckpointError."""
     manifest = read_manifest(path)
     verify_files(path, manifest, sorted(manifest.files))
     return manifest
@@ -31,7 +31,7 @@ def verify_checkpoint(path: Path) -> Manifest:
 def reshard_checkpoint(
     path: Path, folder: Path, *, weights_only: bool = False, files: int | None = None
 ) -> Path:
-    """Write the checkpoint at `path` again as `folder/step-XXXXXXXX`; its path.
+    """Write the checkpoint at `path` again as `folder/step-XXXXXXXX`; return its path.
 
     `weights_only` drops the optimizer's state: the copy can be evaluated, sampled, exported and
     started from, but training that goes on from it begins with fresh state. `files` spreads that
@@ -78,7 +78,7 @@ def _spread(manifest: Manifest, weights_only: bool, files: int | None) -> dict[s
 def _copy(
     path: Path, manifest: Manifest, tensors: dict[str, str], partial: Path
 ) -> dict[str, FileEntry]:
-    """Write every tensor into its file; the entries of the files."""
+    """Write every tensor into its file; return the entries of the files."""
     from safetensors import safe_open
 
     entries = {}

@@ -30,7 +30,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-XXXXXXXX` and remove all but the newest `keep` (0 keeps all); collective.
 
-    `state` is the caller's own, JSON only. Raises SaveError on every rank when any rank could not
+    `state` is that of the caller, JSON only. Raises SaveError on every rank when any rank could not
     write; earlier checkpoints are then untouched and the unfinished one is gone. `keep` counts
     complete checkpoints.
     """
@@ -57,7 +57,7 @@ def finish(
 ) -> None:
     """Make the checkpoint exist once every rank has written its share; collective.
 
-    `entries` and `error` are what came of this rank's share. Raises SaveError on every rank.
+    `entries` and `error` are the result of this rank's share. Raises SaveError on every rank.
     """
     agree(error, target, rank)
     collected: list[dict[str, FileEntry]] = [{}] * dist.get_world_size()
@@ -70,7 +70,7 @@ def finish(
 
 
 def agree(error: str | None, target: Target, rank: int) -> None:
-    """Let every rank know whether any failed; then the unfinished folder goes and all raise."""
+    """Exchange errors; if any rank has one, remove the unfinished folder and raise on all ranks."""
     errors: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     failed: Mapping[int, str] = {r: e for r, e in enumerate(errors) if e is not None}

@@ -1,6 +1,6 @@
 """Weights as one safetensors file: written from any checkpoint, read into any layout.
 
-This is the only form in which weights of somebody else enter a run.
+This is the only form in which weights of others enter a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from parallel.errors import CheckpointError, SaveError
 from parallel.weights_file import read_header
 
 LISTED = 5
-"""How many names a message holds."""
+"""Number of names that a message holds."""
 
 
 def export_weights(
@@ -61,10 +61,10 @@ def export_weights(
 
 
 def load_file_weights(engine: Engine, file: Path) -> None:
-    """Start an engine from the weights in a file, each rank its own slices; collective.
+    """Start an engine from the weights in a file, each rank its slices; collective.
 
-    Names and shapes must be those of the model; CheckpointError lists what differs. Averaged
-    weights begin there, optimizer state is none.
+    Names and shapes must be those of the model; CheckpointError lists what differs. Averages begin
+    at these weights, the optimizer without state.
     """
     from safetensors import safe_open
 

@@ -1,7 +1,7 @@
-"""Writes a safetensors file one tensor at a time, hashing as it goes.
+"""Writer of safetensors files: one tensor at a time, hashed on the way.
 
-The library's own writer wants all tensors in memory at once; here a rank holds one. The format is a
-JSON header with offsets, padded to 8 bytes, and then the raw tensors.
+The writer of the library needs all tensors in memory at once; here a rank holds one. The format is
+a JSON header with offsets, padded to 8 bytes, and then the raw tensors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from parallel.checkpoint.manifest import FileEntry
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-"""What the format calls the types that are written here."""
+"""Names that the format gives to the types written here."""
 
 
 class TensorWriter:
-    """One file of tensors of a type; `append` them in the order of `shapes`, then `close`."""
+    """File of tensors of one type; `append` them in the order of `shapes`, then `close`."""
 
     def __init__(
         self,

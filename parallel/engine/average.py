@@ -2,8 +2,8 @@
 
 The average of each tensor that is updated on this rank lies in the optimizer's state of it, so that
 ZeRO shards it, checkpoints reshard it, and an update is one fused pass without communication. It
-costs four bytes a parameter, sharded as the state is. Forward passes see it only inside `shown`,
-which brings one parameter at a time into place and needs no second copy of the model.
+costs four bytes a parameter, sharded as the state is. Forward passes use it only inside
+`in_forward_passes`, which handles one parameter at a time and needs no second copy of the model.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class WeightAverage:
         assert 0.0 < decay < 1.0, f"decay {decay} is no average"
         self._parameters, self._optimizer = parameters, optimizer
         self._decay, self._warmup = decay, warmup
-        self.is_shown = False
-        """Whether forward passes see the average now."""
+        self.in_use = False
+        """True while forward passes use the average."""
 
     def decay_at(self, updates: int) -> float:
-        """d of the `updates`-th update, counted from 1."""
+        """Value of d at the `updates`-th update, counted from 1."""
         if not self._warmup:
             return self._decay
         return min(self._decay, (1 + updates) / (10 + updates))
@@ -52,28 +52,27 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Take in the weights after the `updates`-th applied update; each rank its own part."""
+        """Average in the weights after the `updates`-th applied update, each rank its shard."""
         held, averages = self._pairs()
         torch._foreach_lerp_(averages, held, 1.0 - self.decay_at(updates))
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Forward passes see the average; afterwards the weights again, bit for bit. Collective.
-
-        Neither step nor save inside.
+    def in_forward_passes(self) -> Iterator[None]:
+        """Context in which forward passes use the average; afterwards the weights are as before,
+        bit for bit. Collective. Neither step nor save inside.
         """
-        assert not self.is_shown, "the average is shown already"
-        self._exchange(EMA)
-        self.is_shown = True
+        assert not self.in_use, "the average is in use already"
+        self._set_forward_weights(EMA)
+        self.in_use = True
         try:
             yield
         finally:
-            self._exchange(WEIGHT)
-            self.is_shown = False
+            self._set_forward_weights(WEIGHT)
+            self.in_use = False
 
     @torch.no_grad()
-    def _exchange(self, kind: Kind) -> None:
-        """Bring average or weights into place, one parameter at a time."""
+    def _set_forward_weights(self, kind: Kind) -> None:
+        """Let forward passes use averages or weights, one parameter at a time."""
         for parameter in self._parameters.values():
             if not parameter.requires_grad:
                 continue
@@ -81,13 +80,13 @@ class WeightAverage:
                 part = fragments.read_slice(parameter, kind, self._optimizer)
                 fragments.set_forward_weight(parameter, part)
             else:
-                # The parameter is the only copy of the weight: the average's place keeps it.
+                # The parameter is the only copy of the weight: the two change places.
                 average = self._optimizer.state[parameter][EMA]
                 former = parameter.detach().clone()
                 parameter.copy_(average)
                 average.copy_(former)
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors that are updated on this rank, and their averages."""
+        """Tensors that are updated on this rank, and their averages."""
         held = fragments.updated_tensors(self._parameters.values(), self._optimizer)
         return [h.detach() for h in held], [self._optimizer.state[h][EMA] for h in held]

@@ -1,4 +1,4 @@
-"""The training engine as the train loop sees it: one small interface, two hosts behind it.
+"""Training engine as the train loop sees it: one small interface, two hosts behind it.
 
 Losses are sums of weighted token losses; the engine divides by the number of valid tokens of the
 global batch, so that neither ranks nor micro-batches change a gradient. `SingleStageEngine` hosts
@@ -28,7 +28,7 @@ __all__ = ["Engine", "EngineConfig", "StepResult"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; tensors are equal on all ranks and stay on the device."""
+    """Measurements of a step; tensors are equal on all ranks and stay on the device."""
 
     loss: Tensor
     """0-d float32: sum of the weighted token losses of the global batch / denominator."""
@@ -55,8 +55,8 @@ class Engine(ABC):
     average: WeightAverage | None = None
     """The averaged weights, where the configuration asks for them."""
     teacher: Mapping[str, nn.Parameter] | None = None
-    """A frozen copy of the model, cut as `parameters` is and under the same names, that belongs
-    into checkpoints; set it before anything is saved or loaded."""
+    """Frozen copy of the model that belongs into checkpoints, sharded as `parameters` is and under
+    the same names; set it before anything is saved or loaded."""
 
     def __init__(
         self,
@@ -84,23 +84,23 @@ class Engine(ABC):
         batches: Sequence[Any],
         denominator: int,
         lr: float,
-        meanwhile: Callable[[], object] = lambda: None,
+        prefetch_next: Callable[[], object] = lambda: None,
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches.
 
         `denominator` is the number of valid token positions of the global batch, known before the
-        forward pass; `lr` is multiplied by each group's `lr_scale`. `meanwhile` is called after
+        forward pass; `lr` is multiplied by each group's `lr_scale`. `prefetch_next` is called after
         each forward pass: the device then has work, and nothing has waited for it yet.
         """
         assert len(batches) == self.config.num_microbatches, "one batch per micro-batch"
         self._set_lr(lr)
-        return self._step(batches, denominator, meanwhile)
+        return self._step(batches, denominator, prefetch_next)
 
     @abstractmethod
     def _step(
-        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
+        self, batches: Sequence[Any], denominator: int, prefetch_next: Callable[[], object]
     ) -> StepResult:
-        """`step`, its learning rate set."""
+        """`step` with the learning rate set."""
 
     @abstractmethod
     def evaluate(self, batch: Any) -> Tensor:
@@ -117,7 +117,7 @@ class Engine(ABC):
         fragments.write_slice(parameter, kind, part, self.optimizer)
 
     def _stored(self, name: str, kind: Kind) -> tuple[nn.Parameter, Kind]:
-        """The parameter that a tensor belongs to, and what it is of it."""
+        """Parameter that holds a tensor, and the kind under which it does."""
         if kind != TEACHER:
             return self.parameters[name], kind
         assert self.teacher is not None, "there is no teacher"
@@ -125,14 +125,14 @@ class Engine(ABC):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What there is of every parameter now, beside its weight."""
+        """Kinds of tensors that there are of every parameter now, besides its weight."""
         state = self.config.optimizer.names if self.optimizer_step else ()
         averages = () if self.average is None else (EMA,)
         return (*state, *averages, *(() if self.teacher is None else (TEACHER,)))
 
     def using_ema(self) -> AbstractContextManager[None]:
-        """While inside, forward passes use the averaged weights; without any it does nothing."""
-        return nullcontext() if self.average is None else self.average.shown()
+        """Context in which forward passes use the averaged weights; without any, no change."""
+        return nullcontext() if self.average is None else self.average.in_forward_passes()
 
     @property
     def optimizer_step(self) -> int:
@@ -159,7 +159,7 @@ class Engine(ABC):
             self.optimizer_step = 0
 
     def _count(self, applied: bool) -> bool:
-        """Count an applied update and let the average take it in; hands `applied` through.
+        """Count an applied update and average it in; returns `applied`.
 
         Raises OptimizerError after the first update that leaves another state than is declared.
         """
@@ -178,7 +178,7 @@ class Engine(ABC):
         return fragments.updated_tensors(self.parameters.values(), self.optimizer)
 
     def _set_lr(self, lr: float) -> None:
-        assert self.average is None or not self.average.is_shown, "no step inside using_ema"
+        assert self.average is None or not self.average.in_use, "no step inside using_ema"
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 

@@ -1,4 +1,4 @@
-"""The engine of a layout: DeepSpeed's pipeline where there are stages, one stage elsewhere."""
+"""Engine of a layout: DeepSpeed's pipeline where there are stages, one stage elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build_engine(
     config: EngineConfig,
     topology: Topology,
 ) -> Engine:
-    """The engine that hosts `module` in this layout; moves it to the rank's device.
+    """Engine that hosts `module` in this layout; moves it to the rank's device.
 
     `param_groups` are dicts with `params`, `weight_decay` and optionally `lr_scale`; together they
     hold every trainable parameter once. Raises LayoutError for a ZeRO stage, precision or optimizer

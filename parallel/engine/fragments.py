@@ -25,7 +25,7 @@ from parallel.layout.topology import Topology
 def read_full(
     parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer, topology: Topology
 ) -> Tensor:
-    """The whole tensor, float32, on every rank; a collective over data and tensor ranks."""
+    """Whole tensor, float32, on every rank; a collective over data and tensor ranks."""
     part = read_slice(parameter, kind, optimizer)
     dim = partition_dim(parameter)
     if dim is None or topology.tensor_parallel_size == 1:
@@ -36,7 +36,7 @@ def read_full(
 
 
 def read_slice(parameter: nn.Parameter, kind: Kind, optimizer: torch.optim.Optimizer) -> Tensor:
-    """This tensor-parallel rank's slice, float32, gathered over the data-parallel ranks."""
+    """Slice of this tensor-parallel rank, float32, gathered over the data-parallel ranks."""
     if has_fp32_copy(parameter):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -90,14 +90,14 @@ def set_forward_weight(parameter: nn.Parameter, part: Tensor) -> None:
 
 
 def has_fp32_copy(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO keeps a float32 copy of the weight that forward passes use."""
+    """True if ZeRO keeps a float32 copy of the weight that forward passes use."""
     return _is_sharded(parameter) or _has_fragment(parameter)
 
 
 def updated_tensors(
     parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> list[Tensor]:
-    """The tensors that the optimizer updates on this rank: parameters, or shards of flat ones."""
+    """Tensors that the optimizer updates on this rank: parameters, or shards of flat ones."""
     for parameter in parameters:
         if _is_sharded(parameter):
             host: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def updated_tensors(
 
 
 def counted_updates(tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Updates by the optimizer's own count, the same for all tensors; 0 before the first."""
+    """Updates as the optimizer counts them, the same for all tensors; 0 before the first."""
     counts = {int(optimizer.state.get(tensor, {}).get(COUNTER, 0)) for tensor in tensors}
     assert len(counts) == 1, f"tensors have seen different numbers of updates: {counts}"
     return counts.pop()
@@ -119,7 +119,7 @@ def create_state(
     step: int,
     average: bool = False,
 ) -> None:
-    """Zero state after `step` updates, in a fresh optimizer; step 0 leaves it without any.
+    """Give a fresh optimizer zero state after `step` updates; at step 0 it keeps none.
 
     With `average` there is state in any case, and averages that are the present weights.
     """
@@ -192,10 +192,10 @@ def _write_shard(parameter: Any, kind: Kind, part: Tensor) -> None:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO 3 shards this parameter."""
+    """True if ZeRO 3 shards this parameter."""
     return hasattr(parameter, "ds_id")
 
 
 def _has_fragment(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO 1 or 2 keeps float32 weight and state of this parameter in a flat tensor."""
+    """True if ZeRO 1 or 2 keeps float32 weight and state of this parameter in a flat tensor."""
     return hasattr(parameter, "_hp_mapping")

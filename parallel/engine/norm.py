@@ -13,7 +13,7 @@ from parallel.layout.topology import Topology
 
 
 def global_grad_norm(parameters: Sequence[Tensor], topology: Topology) -> Tensor:
-    """2-norm over all parameters, 0-d float32, equal on all ranks.
+    """Euclidean norm over all parameters, 0-d float32, equal on all ranks.
 
     Slices of tensor-parallel parameters are summed over their ranks, replicated parameters are
     counted once.
@@ -33,10 +33,10 @@ def global_grad_norm(parameters: Sequence[Tensor], topology: Topology) -> Tensor
 
 
 def _sum_of_squares(norms: Sequence[Tensor], nothing: Tensor) -> Tensor:
-    """Of 0-d norms, 0-d float32; a fresh copy of `nothing` for none."""
+    """Sum of the squares of 0-d norms, 0-d float32; a fresh copy of `nothing` for none."""
     return torch.stack([nothing, *norms]).float().square().sum()
 
 
 def clip_divisor(norm: Tensor, largest: float) -> Tensor:
-    """What a gradient of this norm is divided by to come down to `largest`, as in DeepSpeed."""
+    """Divisor that brings a gradient of this norm down to `largest`, as in DeepSpeed."""
     return ((norm + 1e-6) / largest).clamp(min=1.0)

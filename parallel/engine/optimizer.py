@@ -1,8 +1,8 @@
 """Declaration of an optimizer: the state that it keeps and the layouts in which it is legal.
 
-It is written once, beside the optimizer. The engine creates and restores the state by it,
-checkpoints name it, averages lie beside it, the planner counts its bytes. Free of torch, so that
-planning and checking need none.
+It is written once, with the settings of the optimizer. The engine creates and restores the state by
+it, checkpoints name tensors by it, the planner counts bytes by it. Free of torch, so that planning
+and checking need none.
 """
 
 from __future__ import annotations
@@ -62,21 +62,21 @@ class OptimizerSpec:
     """
 
     name: str
-    """Its name in messages."""
+    """Name in messages."""
     state: tuple[StateTensor, ...]
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = field(
         compare=False, repr=False
     )
-    """Makes it from groups with `params`, `weight_decay` and `lr_scale`, and imports what it needs.
-    The engine sets `lr` of every group before each step."""
+    """Function that makes it from groups with `params`, `weight_decay` and `lr_scale`, and imports
+    what it needs. The engine sets `lr` of every group before each step."""
     counter: Literal["tensor", "int"] | None = "tensor"
     """Form of the number of updates that it keeps of every tensor as `state["step"]`: float32 0-d,
-    or a Python number; None where it counts nothing. Checkpoints hold the number once."""
+    or a Python number; None if it counts nothing. Checkpoints hold the number once."""
     elementwise: bool = True
-    """Whether an element's update depends on that element alone. If not, it needs whole tensors:
-    tensor parallelism and ZeRO 1 to 3 would hand it slices."""
+    """True: the update of an element depends on that element alone. False: it needs whole tensors,
+    while tensor parallelism and ZeRO 1 to 3 would hand it slices."""
     offload: bool = True
-    """Whether it can update in host memory."""
+    """True if it can update in host memory."""
 
     @property
     def names(self) -> tuple[Kind, ...]:

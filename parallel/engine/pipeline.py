@@ -1,4 +1,4 @@
-"""The host of layouts with a pipeline: DeepSpeed's PipelineEngine at ZeRO stage 1.
+"""Host of layouts with a pipeline: DeepSpeed's PipelineEngine at ZeRO stage 1.
 
 Each rank's module is one stage of the model, and to DeepSpeed one opaque layer. Its protocol is
 that of any module here with one more argument: `module(batch, carried=tensors)` continues what the
@@ -27,18 +27,18 @@ from parallel.layout.topology import Topology
 
 
 class StageRunner(nn.Module):
-    """A stage as DeepSpeed sees it: what was carried in, what is carried out."""
+    """Stage as DeepSpeed sees it: tensors of the stage before in, tensors for the next one out."""
 
     def __init__(self, stage: nn.Module, topology: Topology) -> None:
         super().__init__()
         self.stage = stage
         self.first, self.last = topology.is_first_stage, topology.is_last_stage
         self.queue: list[Any] = []
-        """Micro-batches of this step that have not come yet; 1F1B keeps their order."""
+        """Micro-batches of this step that are still to run; 1F1B keeps their order."""
         self.scale = 1.0
         """Factor of the loss of a micro-batch."""
-        self.meanwhile: Callable[[], object] = lambda: None
-        """What the host does after each forward pass."""
+        self.prefetch_next: Callable[[], object] = lambda: None
+        """Work of the host after each forward pass."""
 
     def forward(self, carried: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """Run the next micro-batch through the stage."""
@@ -47,7 +47,7 @@ class StageRunner(nn.Module):
             out = self.stage(batch)
         else:
             out = self.stage(batch, carried=carried if isinstance(carried, tuple) else (carried,))
-        self.meanwhile()
+        self.prefetch_next()
         return out * self.scale if self.last else out
 
 
@@ -72,15 +72,15 @@ class PipelineEngine(Engine):
         )
         _check_ranks(self.deepspeed.grid, topology)
         self._owner = self._index_parameters()
-        # DeepSpeed takes input and label of a micro-batch from an iterator; ours come by the queue.
+        # DeepSpeed takes input and label of a micro-batch from an iterator; ours are in the queue.
         self._placeholder = (torch.zeros(1, dtype=torch.int64), torch.zeros(1))
 
     def _step(
-        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
+        self, batches: Sequence[Any], denominator: int, prefetch_next: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
         count = len(batches)
-        self._runner.queue, self._runner.meanwhile = list(batches), meanwhile
+        self._runner.queue, self._runner.prefetch_next = list(batches), prefetch_next
         # DeepSpeed averages over micro-batches and data-parallel ranks; the factor undoes that.
         self._runner.scale = self.topology.data_parallel_size * count / denominator
         loss = self.deepspeed.train_batch(iter([self._placeholder] * count))
@@ -126,7 +126,7 @@ class PipelineEngine(Engine):
         return [self.parameters[name] for name in names]
 
     def _index_parameters(self) -> dict[str, int]:
-        """Make `shapes` that of the whole model; first stage that holds each parameter."""
+        """Complete `shapes` to the whole model; returns the first stage of each parameter."""
         stages: list[dict[str, list[int]]] = [{}] * self.topology.pipeline_parallel_size
         dist.all_gather_object(stages, self.shapes, group=self.topology.pp_group)
         owner: dict[str, int] = {}
@@ -139,7 +139,7 @@ class PipelineEngine(Engine):
 
 
 def _pipeline_module(runner: StageRunner, tied: list[nn.Parameter], topology: Topology) -> Any:
-    """DeepSpeed's PipelineModule with one layer for each stage, of which this rank has its own."""
+    """DeepSpeed's PipelineModule of one layer a stage; this rank holds that of its stage."""
     from deepspeed.pipe import PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
@@ -169,19 +169,19 @@ def _pipeline_module(runner: StageRunner, tied: list[nn.Parameter], topology: To
 
 
 def _tied_group(topology: Topology) -> Any:
-    """Process group of the first and last stage of this rank's pipeline; all ranks take part."""
+    """Process group of the first and last stage of this rank's pipeline; a collective of all."""
     pipelines: list[list[int]] = [[]] * topology.world_size
     dist.all_gather_object(pipelines, dist.get_process_group_ranks(topology.pp_group))
-    own = None
+    found = None
     for ranks in sorted({(ranks[0], ranks[-1]) for ranks in pipelines}):
         group = dist.new_group(list(ranks))
         if topology.rank in ranks:
-            own = group
-    return own
+            found = group
+    return found
 
 
 def _check_ranks(grid: Any, topology: Topology) -> None:
-    """DeepSpeed's grid and megatron's groups must place every rank alike."""
+    """Assert that DeepSpeed's grid and megatron's groups place every rank alike."""
     assert grid.get_data_parallel_rank() == topology.dp_rank
     assert grid.get_slice_parallel_rank() == topology.tp_rank
     assert grid.get_stage_id() == topology.pp_rank

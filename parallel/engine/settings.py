@@ -15,7 +15,7 @@ from parallel.layout.topology import Topology
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What the engine needs to know about a step."""
+    """Settings of a step."""
 
     zero_stage: int
     precision: Literal["float32", "bfloat16"]
@@ -29,13 +29,15 @@ class EngineConfig:
     ema_decay: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
     ema_warmup: bool = True
-    """Whether the decay grows as (1 + n) / (10 + n) over the first updates n."""
+    """True: the decay grows as (1 + n) / (10 + n) over the first updates n."""
     offload: Literal["none", "cpu"] = "none"
-    """Where optimizer state lives, and at stage 3 the weights between their uses."""
+    """`cpu` keeps optimizer state in host memory, at stage 3 also the weights between their uses.
+    """
     reduce_bucket_size: int = 50_000_000
     """Elements per gradient reduction of ZeRO 1 to 3."""
     overlap_comm: bool | None = None
-    """Whether gradients are reduced beside the backward pass; None as `overlaps` decides."""
+    """True reduces gradients during the backward pass, False after it; None as `overlaps` decides.
+    """
     whole_below: int = 100_000
     """ZeRO 3 keeps parameters with fewer elements whole on every rank."""
 
@@ -43,7 +45,7 @@ class EngineConfig:
 def build_optimizer(
     spec: OptimizerSpec, param_groups: Sequence[dict[str, Any]]
 ) -> torch.optim.Optimizer:
-    """The declared optimizer over the groups that hold parameters."""
+    """Make the declared optimizer over the groups that hold parameters."""
     groups = [{"lr_scale": 1.0, "weight_decay": 0.0, **group} for group in param_groups]
     return spec.build([group for group in groups if len(group["params"])])
 
@@ -56,9 +58,9 @@ def stage_of(config: EngineConfig, topology: Topology) -> int:
 def bucket_size(config: EngineConfig, stage: int, largest: int) -> int:
     """Elements of a reduction, where `largest` is the number of those of the largest parameter.
 
-    Stages 1 and 2 reduce a gradient that exceeds a bucket where it lies, and free it at once:
-    beside the backward pass its memory could be written anew before it has been read. So none may
-    exceed it there.
+    Stages 1 and 2 reduce a gradient that exceeds a bucket in place and free it at once. During the
+    backward pass its memory could then be overwritten before the reduction has read it. So no
+    gradient may exceed a bucket there.
     """
     overlapping = stage in (1, 2) and overlaps(stage, config.overlap_comm)
     return max(config.reduce_bucket_size, largest if overlapping else 0)
@@ -88,7 +90,7 @@ def deepspeed_config(config: EngineConfig, topology: Topology, largest: int) -> 
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
-        # Its timer would synchronise the device twice per forward pass.
+        # The timer would synchronise the device twice per forward pass.
         "timers": {"throughput": {"enabled": False}},
         # The partitioned form of its messages cannot carry a second float tensor (the condition).
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},

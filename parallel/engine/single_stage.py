@@ -1,4 +1,4 @@
-"""The host of every layout without a pipeline: DeepSpeed's engine with ZeRO 0-3.
+"""Host of every layout without a pipeline: DeepSpeed's engine with ZeRO 0-3.
 
 ZeRO 1-3 leave gradient norm and clipping to DeepSpeed; at stage 0 in float32 DeepSpeed reports no
 norm and clips wrongly under tensor parallelism, so both are computed here.
@@ -45,7 +45,7 @@ class SingleStageEngine(Engine):
         self._trainable = [p for p in self.parameters.values() if p.requires_grad]
 
     def _step(
-        self, batches: Sequence[Any], denominator: int, meanwhile: Callable[[], object]
+        self, batches: Sequence[Any], denominator: int, prefetch_next: Callable[[], object]
     ) -> StepResult:
         """See `Engine.step`."""
         # DeepSpeed averages gradients over data-parallel ranks; the factor undoes that.
@@ -53,7 +53,7 @@ class SingleStageEngine(Engine):
         losses, norm, finite = [], None, None
         for index, batch in enumerate(batches):
             loss_sum = self.deepspeed(batch)
-            meanwhile()  # not after the backward pass: some ZeRO stages wait for the device in it
+            prefetch_next()  # not after the backward pass: some ZeRO stages wait for the device
             self.deepspeed.backward(loss_sum * scale, scale_wrt_gas=False)
             losses.append(loss_sum.detach().float())
             if self._own_norm and index == len(batches) - 1:

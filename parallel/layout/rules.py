@@ -1,4 +1,4 @@
-"""Which layouts are legal: pure arithmetic, done before any process group or even torch exists.
+"""Rules of legal layouts: pure arithmetic, done before any process group or even torch exists.
 
 A new rule is a branch here and a row in the table of its test.
 """
@@ -59,11 +59,11 @@ def check_layout(
     num_layers: int | None = None,
     seq_length: int | None = None,
 ) -> Layout:
-    """The legal layout for these degrees, or LayoutError saying what is allowed.
+    """Legal layout for these degrees, or LayoutError with what is allowed.
 
     `data_parallel_size` None takes the ranks that the other degrees leave. `sizes` names model
-    dimensions that tensor parallelism cuts (heads, MLP width, padded vocabulary);
-    `num_query_groups` is cut by tensor and context parallelism together.
+    dimensions that tensor parallelism divides (heads, MLP width, padded vocabulary);
+    `num_query_groups` is divided by tensor and context parallelism together.
     """
     tp, pp, cp = tensor_parallel_size, pipeline_parallel_size, context_parallel_size
     for name, size in (
@@ -159,12 +159,12 @@ def effective_stage(layout: Layout, zero_stage: int, precision: str, offload: st
 
 
 def overlaps(zero_stage: int, asked: bool | None) -> bool:
-    """Whether DeepSpeed is told to overlap; by itself at stage 3 only.
+    """True if DeepSpeed is to reduce gradients during the backward pass; by default at stage 3.
 
-    There it also gathers weights ahead, and this is how everybody runs it. Stages 1 and 2 reduced
-    wrong gradients in this mode time and again (buffers reused too early; last mended in 0.19), and
-    wait for the device after every backward pass. So they want to be asked, until somebody has
-    compared both modes on GPUs.
+    There it also prefetches weights, and this is its usual mode. Stages 1 and 2 have repeatedly
+    reduced wrong gradients in this mode (buffers reused too early; last fixed in 0.19), and wait
+    for the device after every backward pass. So the default is off there, until both modes have
+    been compared on GPUs.
     """
     return zero_stage == 3 if asked is None else asked
 
@@ -172,7 +172,7 @@ def overlaps(zero_stage: int, asked: bool | None) -> bool:
 def overlap_obstacle(
     layout: Layout, zero_stage: int, precision: str, offload: str = "none"
 ) -> str | None:
-    """Where DeepSpeed reduces gradients after the backward pass whatever it is told, or None."""
+    """Layout in which DeepSpeed never reduces during the backward pass, in words; else None."""
     if zero_stage == 0:
         return "at zero_stage 0: gradients are reduced once, after the last backward pass"
     if layout.pipeline_parallel_size > 1:
@@ -189,7 +189,7 @@ def _check_sizes(
     num_layers: int | None,
     seq_length: int | None,
 ) -> None:
-    """Whether the model can be cut this way."""
+    """Refuse, by LayoutError, degrees that do not divide the model."""
     tp, pp, cp = (
         layout.tensor_parallel_size,
         layout.pipeline_parallel_size,
@@ -211,14 +211,14 @@ def _check_sizes(
             f"pipeline_parallel_size {pp} is larger than num_layers {num_layers}; "
             "every stage needs a layer"
         )
-    cuts = (cp if cp > 1 else 1) * (tp if layout.sequence_parallel else 1)
-    if seq_length is not None and seq_length % cuts:
+    parts = cp * (tp if layout.sequence_parallel else 1)
+    if seq_length is not None and seq_length % parts:
         raise LayoutError(
-            f"the sequence is cut into {cuts} parts and seq_length {seq_length} is not divisible "
-            f"by it; allowed here: {divisors(seq_length)}"
+            f"the sequence is split into {parts} parts and seq_length {seq_length} is not "
+            f"divisible by it; allowed here: {divisors(seq_length)}"
         )
 
 
 def divisors(n: int) -> str:
-    """The divisors of n that a degree may take, for messages."""
+    """Divisors of n that a degree may take, for messages."""
     return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)

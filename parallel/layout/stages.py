@@ -1,4 +1,4 @@
-"""Which layers a pipeline stage holds: contiguous, the most expensive stage as cheap as can be.
+"""Layers of each pipeline stage: contiguous, the most expensive stage as cheap as possible.
 
 The first stage embeds, the last one also computes head and loss; both costs count.
 """
@@ -14,18 +14,18 @@ from parallel.errors import LayoutError
 
 @dataclass(frozen=True)
 class Stage:
-    """The part of the model that a rank builds and runs."""
+    """Part of the model that a rank builds and runs."""
 
     first: bool
-    """It embeds the tokens."""
+    """True if it embeds the tokens."""
     last: bool
-    """It computes the loss."""
+    """True if it computes the loss."""
     layers: range
-    """Its transformer layers, by number in the whole model."""
+    """Transformer layers, by number in the whole model."""
 
 
 def whole_model(num_layers: int) -> Stage:
-    """The only stage of a layout without a pipeline."""
+    """Only stage of a layout without a pipeline."""
     return Stage(first=True, last=True, layers=range(num_layers))
 
 
@@ -54,17 +54,17 @@ def split_layers(
         )
         return total[stop] - total[start] + extra
 
-    # best[stop]: (cost of the most expensive of the stages so far, cuts), for layers before stop
+    # best[stop]: (cost of the most expensive stage so far, ends of stages), for layers before stop
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for stage in range(num_stages):
         after: dict[int, tuple[float, tuple[int, ...]]] = {}
         for stop in range(stage + 1, n - (num_stages - 1 - stage) + 1):
             choices = [
-                (max(worst, cost(stage, start, stop)), (*cuts, stop))
-                for start, (worst, cuts) in best.items()
+                (max(worst, cost(stage, start, stop)), (*ends, stop))
+                for start, (worst, ends) in best.items()
                 if start < stop
             ]
             after[stop] = min(choices, key=lambda choice: (choice[0], [-c for c in choice[1]]))
         best = after
-    cuts = (0, *best[n][1])
-    return [range(a, b) for a, b in pairwise(cuts)]
+    ends = (0, *best[n][1])
+    return [range(a, b) for a, b in pairwise(ends)]

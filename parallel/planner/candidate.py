@@ -1,4 +1,4 @@
-"""One way to run a step: a layout and what else decides memory and time."""
+"""Candidate of the planner: a layout and the other settings that decide memory and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parallel.planner.costs import Offload, Recompute
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the planner varies."""
+    """Way to run a step."""
 
     layout: Layout
     zero_stage: int
@@ -22,13 +22,13 @@ class Candidate:
     precision: str = "bfloat16"
     recompute: Recompute = "none"
     recompute_layers: int | None = None
-    """Layers of each stage that `recompute` concerns; None all."""
+    """Layers of each stage that `recompute` concerns; None for all."""
     averages: int = 0
     """Float32 averages of the weights that are kept (EMA), sharded as the optimizer."""
     offload: Offload = "none"
-    """Where optimizer state lives, at stage 3 also weights between their uses."""
+    """`cpu`: optimizer state in host memory, at stage 3 also weights between their uses."""
     overlap_comm: bool | None = None
-    """As in `parallel.engine.settings`."""
+    """Reduction during the backward pass, as in `parallel.engine.settings`."""
     reduce_bucket_size: int = 50_000_000
     """Elements of a gradient reduction, as in `parallel.engine.settings`."""
     whole_below: int = 100_000
@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def offloads(self) -> bool:
-        """Whether the optimizer runs in host memory."""
+        """True if the optimizer runs in host memory."""
         return self.offload != "none"
 
     @property

@@ -1,8 +1,8 @@
-"""What the planner is told about a model: plain numbers for each of its parts.
+"""Costs of a model in plain numbers for each of its parts: the planner's input.
 
-The planner knows nothing of transformers or objectives. Whoever does (`pretrain.planning.plan`)
-says how many weights a part holds, what it keeps for the backward pass and how much it computes;
-here these numbers are only divided by the degrees of a layout.
+The planner knows nothing of transformers or objectives. `pretrain.planning.plan` counts the weights
+of a part, the tensors that it keeps for the backward pass and its operations. Here these numbers
+are only divided by the degrees of a layout.
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Cut = Literal["tensor", "sequence", "whole"]
-"""What divides a tensor: tensor parallelism; sequence parallelism (where it is on); neither."""
+Split = Literal["tensor", "sequence", "whole"]
+"""Kind of parallelism that splits a tensor: tensor, sequence (where it is on), or neither."""
 Recompute = Literal["none", "selective", "full"]
 Offload = Literal["none", "cpu"]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of the whole model."""
+    """Parameter of the whole model."""
 
     elements: int
-    cut: bool
-    """Whether tensor-parallel ranks hold a slice each."""
+    sharded: bool
+    """True if tensor-parallel ranks hold a slice each."""
     group: int = 0
     """Optimizer group; padding is counted for each."""
 
     def held(self, tensor_parallel_size: int) -> int:
         """Elements on one rank."""
-        return self.elements // tensor_parallel_size if self.cut else self.elements
+        return self.elements // tensor_parallel_size if self.sharded else self.elements
 
 
 @dataclass(frozen=True)
 class Saved:
-    """One tensor kept between forward and backward pass."""
+    """Tensor kept between forward and backward pass."""
 
     elements: float
-    """For each position, or in all if `fixed`."""
-    cut: Cut = "whole"
+    """Number for each position, or in all if `fixed`."""
+    split: Split = "whole"
     size: int | None = None
     """Bytes of an element; None means those of the compute precision."""
     fixed: bool = False
-    """A copy of a weight: independent of the number of positions."""
+    """True for a copy of a weight: independent of the number of positions."""
     gathered: bool = False
-    """Kept for whole sequences, although context parallelism cuts them."""
+    """True if it is kept for whole sequences, although context parallelism splits them."""
     under: Literal["any", "context", "alone"] = "any"
-    """Whether it is kept only with, or only without, context parallelism."""
+    """Condition: kept always, only with context parallelism, or only without."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Part:
 
     weights: tuple[Weight, ...]
     saved: tuple[Saved, ...] = ()
-    """Without recomputation."""
+    """Tensors kept without recomputation."""
     kept: dict[Recompute, tuple[Saved, ...]] = field(default_factory=dict)
-    """What is left of `saved` under each kind of recomputation; `saved` where none is named."""
+    """Rest of `saved` under each kind of recomputation; `saved` where none is named."""
     matrix_flops: float = 0.0
     """Forward operations of matrix products for each position, over all tensor-parallel ranks."""
     attention_flops: float = 0.0
-    """The same for attention products, which run at another rate."""
+    """Operations of attention products, which run at another rate, likewise."""
     elementwise: float = 0.0
     """Elements read and written outside of matrix products for each position."""
     kernels: int = 0
     """Kernels that the forward pass starts: small models wait for the host."""
 
-    def alive(self, recompute: Recompute) -> tuple[Saved, ...]:
-        """What stays until the backward pass."""
+    def kept_under(self, recompute: Recompute) -> tuple[Saved, ...]:
+        """Tensors that stay until the backward pass."""
         return self.kept.get(recompute, self.saved)
 
     @property
@@ -78,7 +78,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Loss:
-    """How logits become a loss: all at once, or in chunks that leave gradients behind."""
+    """Way from logits to a loss: all at once, or in chunks that leave gradients behind."""
 
     vocabulary: int
     hidden_size: int
@@ -101,19 +101,19 @@ class Loss:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """A model and the batch it is trained on."""
+    """Model and the batch on which it is trained."""
 
     first: Part
-    """What the first stage adds: the embedding, and what conditions the layers."""
+    """Part of the first stage only: the embedding, and what conditions the layers."""
     layer: Part
     num_layers: int
     last: Part
-    """What the last stage adds, less its logits; its positions are the scored ones."""
+    """Part of the last stage only, less its logits; its positions are the scored ones."""
     loss: Loss
     final: tuple[Saved, ...]
-    """What the last stage keeps for each position, scored or not (its norm)."""
+    """Tensors that the last stage keeps for each position, scored or not (its norm)."""
     layer_workspace: tuple[Saved, ...]
-    """Gradients alive at once while a layer is differentiated, for each position."""
+    """Gradients in memory at once while a layer is differentiated, for each position."""
     tied: tuple[Weight, ...]
     """Weights of `first` that the last stage of a pipeline holds too."""
     hidden_size: int
@@ -127,20 +127,20 @@ class ModelCost:
     flops_per_token: float
     """Forward and backward operations that count as useful: the numerator of MFU."""
     stage_costs: tuple[tuple[float, ...], float]
-    """Costs of layers and of the head by which the engine cuts a pipeline."""
-    cut_sizes: dict[str, int]
+    """Costs of layers and of the head by which the engine splits a pipeline."""
+    tensor_parallel_sizes: dict[str, int]
     """Dimensions that tensor parallelism divides, by name."""
     key_value_heads: int
-    """What tensor and context parallelism divide together."""
+    """Number that tensor and context parallelism divide together."""
 
     extra_passes: float
-    """Forward passes without gradient beside that of a step."""
+    """Forward passes without gradient besides that of a step."""
     one_stage: bool
-    """Whether pipeline and context parallelism are refused."""
+    """True if pipeline and context parallelism are refused."""
     whole_sequences: bool
-    """True where every rank must hold whole sequences: no context or sequence parallelism."""
+    """True if every rank must hold whole sequences: no context or sequence parallelism."""
     teacher: bool
-    """Whether every rank holds its weights a second time, frozen; ZeRO 3 is refused then."""
+    """True if every rank holds its weights a second time, frozen; ZeRO 3 is refused then."""
     vocabulary_elements: int
     """Parameters of embedding and head matrices."""
 

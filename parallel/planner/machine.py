@@ -1,4 +1,4 @@
-"""A cluster in numbers: what one GPU holds and computes, and how fast GPUs talk to each other."""
+"""Cluster in numbers: memory and speed of one GPU, and of the links between GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAY_BE_ZERO = ("reserved_gib", "host_reserved_gib", "latency_us", "launch_us")
 
 @dataclass(frozen=True)
 class Machine:
-    """Nodes of equal GPUs. Rates are per GPU unless they say otherwise; see `configs/machine/`."""
+    """Nodes of equal GPUs. Rates are per GPU unless stated otherwise; see `configs/machine/`."""
 
     name: str
     num_nodes: int
@@ -24,7 +24,7 @@ class Machine:
     bfloat16_tflops: float
     """Dense matrix products; also the denominator of MFU in bfloat16."""
     float32_tflops: float
-    """The same in float32 (TF32 off, as torch has it)."""
+    """Dense matrix products in float32 (TF32 off, as torch has it)."""
     memory_bandwidth_gbs: float
     """GB/s of the GPU's memory."""
     nvlink_gbs: float
@@ -32,23 +32,23 @@ class Machine:
     network_gbs: float
     """GB/s that a whole node sends to other nodes."""
     reserved_gib: float = 5.0
-    """Memory that no tensor can have: CUDA context, NCCL's buffers, fragments of the allocator."""
+    """Memory that tensors cannot use: CUDA context, NCCL's buffers, fragments of the allocator."""
     matrix_efficiency: float = 0.65
     """Share of the dense rate that large matrix products reach."""
     attention_efficiency: float = 0.40
-    """The same for attention kernels, forward and backward together."""
+    """Share that attention kernels reach, forward and backward together."""
     memory_efficiency: float = 0.75
     """Share of the memory bandwidth that elementwise kernels reach."""
     network_efficiency: float = 0.70
     """Share of a link that collectives of megabytes reach."""
     latency_us: float = 20.0
-    """Time of a collective of no size."""
+    """Time of a collective of size zero."""
     launch_us: float = 6.0
     """Time in which the host starts a kernel: below it the GPU waits."""
     host_memory_gib: float = 1024.0
     """Memory of a node, for `parallel.offload`."""
     host_reserved_gib: float = 128.0
-    """What of it the processes themselves, their data and the system take."""
+    """Part of it that the processes themselves, their data and the system take."""
     host_bandwidth_gbs: float = 300.0
     """GB/s of a node's memory."""
     pcie_gbs: float = 25.0
@@ -61,12 +61,12 @@ class Machine:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory of a GPU that tensors can have."""
+        """Memory of a GPU that tensors can use."""
         return (self.memory_gib - self.reserved_gib) * GIB
 
     @property
     def usable_host_bytes(self) -> float:
-        """Memory of a node that offloaded tensors can have."""
+        """Memory of a node that offloaded tensors can use."""
         return (self.host_memory_gib - self.host_reserved_gib) * GIB
 
     def flops(self, precision: str) -> float:

@@ -1,8 +1,8 @@
-"""Memory of every rank: state, activations and what is alive beside them at the worst moment.
+"""Memory of every rank: state, activations and temporary tensors, at the peak.
 
-The worst moment is taken to be the start of a backward pass: all activations of the micro-batches
-in flight, the gradients accumulated so far, and the gradient of the logits or of one layer. All
-ranks of a stage need the same; the stage that needs most decides whether a layout fits.
+The peak is taken to be the start of a backward pass: all activations of the micro-batches in
+flight, the gradients accumulated so far, and the gradient of the logits or of one layer. All ranks
+of a stage need the same; the stage that needs most decides whether a layout fits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MemoryPlan:
 
     state: StateBytes
     offloaded: bool
-    """Whether optimizer and averages are in host memory and not in the sum."""
+    """True if optimizer and averages are in host memory and not in the sum."""
     teacher: int
     """Weights of a frozen copy."""
     activations: float
@@ -34,23 +34,23 @@ class MemoryPlan:
 
     @property
     def total(self) -> float:
-        """All of it at the worst moment."""
+        """Sum at the peak."""
         state = self.state
         held = state.parameters + state.gradients + self.teacher
         if not self.offloaded:
             held += state.optimizer + state.averages
-        return held + self.passing
+        return held + self.temporary
 
     @property
-    def passing(self) -> float:
-        """What is not held through the whole step: the larger of backward pass and update."""
-        beside = max(self.logits, self.workspace) + self.state.gathered
-        return max(self.activations + beside, self.state.update)
+    def temporary(self) -> float:
+        """Bytes that are not held through the whole step: of backward pass or update."""
+        backward = self.activations + max(self.logits, self.workspace) + self.state.gathered
+        return max(backward, self.state.update)
 
 
 @dataclass(frozen=True)
 class StageParts:
-    """What one stage holds of the model."""
+    """Parts of the model that one stage holds."""
 
     model: ModelCost
     first: bool
@@ -82,7 +82,7 @@ class StageParts:
         if candidate.recompute_layers is not None:
             concerned = min(concerned, candidate.recompute_layers)
         layer = self.model.layer
-        total = concerned * saved_bytes(layer.alive(candidate.recompute), positions, candidate)
+        total = concerned * saved_bytes(layer.kept_under(candidate.recompute), positions, candidate)
         total += (self.num_layers - concerned) * saved_bytes(layer.saved, positions, candidate)
         if self.first:
             total += saved_bytes(self.model.first.saved, positions, candidate)
@@ -101,7 +101,7 @@ class StageParts:
         return 4 * loss.vocabulary / tp * (logits if whole else loss.hidden_size)
 
     def logits(self, candidate: Candidate) -> float:
-        """Bytes beside the activations when the loss is differentiated."""
+        """Bytes besides the activations when the loss is differentiated."""
         if not self.last:
             return 0.0
         loss, tp = self.model.loss, candidate.layout.tensor_parallel_size
@@ -115,11 +115,11 @@ class StageParts:
         return gradient + columns * (logits + candidate.compute_bytes * loss.hidden_size)
 
     def workspace(self, candidate: Candidate) -> float:
-        """Bytes beside the activations when a layer is differentiated."""
+        """Bytes besides the activations when a layer is differentiated."""
         positions = layer_positions(self.model, candidate)
         layer = self.model.layer
         whole = saved_bytes(layer.saved, positions, candidate)
-        again = whole - saved_bytes(layer.alive(candidate.recompute), positions, candidate)
+        again = whole - saved_bytes(layer.kept_under(candidate.recompute), positions, candidate)
         return again + saved_bytes(self.model.layer_workspace, positions, candidate)
 
 
@@ -146,7 +146,7 @@ def saved_bytes(saved: Iterable[Saved], positions: float, candidate: Candidate) 
         count = tensor.elements * (1.0 if tensor.fixed else positions)
         if tensor.gathered:
             count *= layout.context_parallel_size
-        if tensor.cut == "tensor" or (tensor.cut == "sequence" and layout.sequence_parallel):
+        if tensor.split == "tensor" or (tensor.split == "sequence" and layout.sequence_parallel):
             count /= layout.tensor_parallel_size
         total += count * (tensor.size or candidate.compute_bytes)
     return total

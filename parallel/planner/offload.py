@@ -1,9 +1,10 @@
-"""What `parallel.offload` moves off the GPU: bytes in host memory, seconds of a step.
+"""Cost of `parallel.offload`: bytes in host memory, seconds of a step.
 
 Mirrors DeepSpeed's optimizers as `parallel.engine.settings` configures them. Tensors that it pins
 are rounded up to a power of two, as torch's allocator of pinned memory does; those add up to a good
 part of what a node has. Times assume that nothing overlaps, as elsewhere in the planner: gradients
-go down, the update runs in host memory at its bandwidth, weights come up.
+are copied to the host, the update runs there at the bandwidth of its memory, weights are copied
+back.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def pinned(size: float) -> int:
 def offloaded_flat(
     state: StateBytes, groups: list[int], largest: int, candidate: Candidate
 ) -> StateBytes:
-    """Stages 1 and 2; `groups` are elements of this rank's shares, `largest` of a parameter."""
+    """Stages 1 and 2; `groups` are elements of this rank's shards, `largest` of a parameter."""
     size, bucket = candidate.compute_bytes, candidate.reduce_bucket_size
     share, total = sum(groups), sum(groups) * candidate.shards
     widened = candidate.precision == "bfloat16"  # gradients add up in float32, in one flat share
@@ -57,7 +58,7 @@ def offloaded_flat(
 def offloaded_whole(
     state: StateBytes, groups: list[int], whole: int, candidate: Candidate
 ) -> StateBytes:
-    """Stage 3; `groups` are elements of this rank's pieces, `whole` of parameters kept whole."""
+    """Stage 3; `groups` are elements of this rank's shards, `whole` of parameters kept whole."""
     size, share = candidate.compute_bytes, sum(groups)
     weights = sum(pinned(size * n) for n in groups)
     summed = pinned(4 * share)  # gradients of the micro-batches

@@ -1,4 +1,4 @@
-"""A whole estimate for one way to run a step, and the search for the best ones.
+"""Whole estimate for one way to run a step, and the search for the best ones.
 
 Every candidate goes through `parallel.layout.rules`, so that nothing is recommended that would be
 refused at launch. Those that do not fit are kept with the memory they lack.
@@ -36,9 +36,9 @@ class Plan:
     candidate: Candidate
     machine: Machine
     memory: MemoryPlan
-    """Of the stage that needs most."""
+    """Memory of the stage that needs most."""
     stage: int
-    """Which stage that is."""
+    """Index of that stage."""
     layers: tuple[int, ...]
     """Layers of every stage."""
     time: StepTime
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every rank has the memory, and every node what is offloaded to it."""
+        """True if every rank has the memory, and every node the host memory."""
         return self.lacking <= 0 and self.host_bytes <= self.machine.usable_host_bytes
 
     @property
@@ -57,12 +57,12 @@ class Plan:
 
     @property
     def tight(self) -> bool:
-        """Whether it fits with less to spare than an estimate may be wrong."""
+        """True if it fits with less to spare than the error of an estimate."""
         return self.fits and -self.lacking < TIGHT * self.machine.usable_bytes
 
     @property
     def host_bytes(self) -> float:
-        """What is offloaded into the memory of a node."""
+        """Bytes that are offloaded into the memory of a node."""
         ranks = min(self.machine.gpus_per_node, self.candidate.layout.world_size)
         return ranks * self.memory.state.host
 
@@ -93,11 +93,11 @@ class Plan:
 
 
 def stages_of(model: ModelCost, candidate: Candidate) -> list[StageParts]:
-    """The stages that the engine would cut."""
+    """Stages as the engine splits the layers."""
     pp = candidate.layout.pipeline_parallel_size
     layers, head = model.stage_costs
-    cuts = _cuts(layers, pp, head)
-    return [StageParts(model, i == 0, i == pp - 1, len(cut)) for i, cut in enumerate(cuts)]
+    split = _split(layers, pp, head)
+    return [StageParts(model, i == 0, i == pp - 1, len(held)) for i, held in enumerate(split)]
 
 
 def estimate_stages(model: ModelCost, candidate: Candidate) -> list[MemoryPlan]:
@@ -125,13 +125,13 @@ def estimate(model: ModelCost, candidate: Candidate, machine: Machine) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def _cuts(layers: tuple[float, ...], stages: int, head: float) -> tuple[range, ...]:
+def _split(layers: tuple[float, ...], stages: int, head: float) -> tuple[range, ...]:
     return tuple(split_layers(layers, stages, last_cost=head))
 
 
 @dataclass(frozen=True)
 class Space:
-    """What the search may vary."""
+    """Space of the search: what is given, the rest is varied."""
 
     num_gpus: int
     global_batch_size: int
@@ -144,14 +144,14 @@ class Space:
 
 @dataclass(frozen=True)
 class Search:
-    """What was found."""
+    """Result of the search."""
 
     fitting: tuple[Plan, ...]
     """Best first."""
     too_large: tuple[Plan, ...]
     """Those that lack memory, least first."""
     refused: dict[str, int]
-    """Why degrees are illegal for this model, and how many layouts each reason concerns."""
+    """Reasons for which degrees are illegal for this model, and the number of layouts of each."""
 
 
 def search(model: ModelCost, machine: Machine, space: Space) -> Search:
@@ -171,7 +171,7 @@ def search(model: ModelCost, machine: Machine, space: Space) -> Search:
 
 
 def _complexity(plan: Plan) -> tuple[float, ...]:
-    """Memory to spare, few cuts, a low ZeRO stage, no recomputation; then memory."""
+    """Sort key: memory to spare, few model ranks, a low ZeRO stage, no recomputation; memory."""
     c, layout = plan.candidate, plan.candidate.layout
     model_ranks = layout.world_size // layout.data_parallel_size
     order = RECOMPUTE.index(c.recompute)
@@ -194,7 +194,7 @@ def _candidates(
                     sequence_parallel=tp > 1 and cp == 1 and not model.whole_sequences,
                     zero_stage=zero,
                     precision=space.precision,
-                    sizes=model.cut_sizes,
+                    sizes=model.tensor_parallel_sizes,
                     num_query_groups=model.key_value_heads,
                     num_layers=model.num_layers,
                     seq_length=model.seq_length,
@@ -237,7 +237,7 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
 
 
 def _legal_stages(tp: int, pp: int, cp: int, space: Space) -> list[int]:
-    """ZeRO stages that the general rules allow; their refusals tell nothing about the model."""
+    """ZeRO stages that the general rules allow; their refusals do not concern the model."""
     layout = Layout(tp, pp, cp, space.num_gpus // (tp * pp * cp))
     legal = []
     for zero in (0, 1, 2, 3):

@@ -22,7 +22,7 @@ _ALIGNMENT = 2
 LIVE = 1_000_000_000
 """Elements that stage 3 keeps gathered at most."""
 PREFETCH = 50_000_000
-"""Elements that stage 3 gathers ahead."""
+"""Elements that stage 3 prefetches."""
 ALL_REDUCE = 500_000_000
 """Elements that BF16_Optimizer copies into one message."""
 
@@ -38,13 +38,13 @@ class StateBytes:
     averages: int
     """Float32 averages of the weights (EMA); wherever they are."""
     gradients: int
-    """What backward passes accumulate until the step."""
+    """Gradients that backward passes accumulate until the step."""
     gathered: int
-    """Buckets of stages 1 to 3 and weights gathered by stage 3, beside the activations."""
+    """Buckets of stages 1 to 3 and weights gathered by stage 3, besides the activations."""
     update: int
     """Buffers of the reduction and the update after the last backward pass."""
     host: int = 0
-    """In host memory, where something is offloaded: what is kept there of the above, and copies."""
+    """Bytes in host memory, where something is offloaded: of the above, and copies."""
 
 
 def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
@@ -62,7 +62,7 @@ def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
 
 
 def _stage_0(groups: list[list[int]], candidate: Candidate) -> StateBytes:
-    """Plain float32 tensors."""
+    """Stage 0: plain float32 tensors."""
     sizes = [size for group in groups for size in group]
     total, optimizer = sum(sizes), candidate.optimizer
     return StateBytes(
@@ -87,13 +87,13 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         # One is filled while the other is reduced, and either takes the largest gradient.
         bucket, buffers = max(bucket, largest), 2
     if candidate.zero_stage == 1 and candidate.precision == "bfloat16":
-        # bfloat16 gradients stay beside the float32 ones that they are added to.
+        # bfloat16 gradients stay besides the float32 ones to which they are added.
         gradients, gathered = (2 + 4) * total, 0
         update = 4 * min(total, ALL_REDUCE) if shards > 1 else 0
     elif candidate.zero_stage == 1:
         gradients, gathered, update = size * total, buffers * size * bucket, 4 * share
     else:
-        # What is larger than the bucket is reduced on its own; both once more in float32.
+        # A larger tensor than the bucket is reduced alone; both once more in float32.
         gradients, update = 4 * share, 4 * share
         gathered = buffers * size * bucket + (size + 4) * max(bucket, largest)
     state = StateBytes(
@@ -110,13 +110,13 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
 
 
 def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
-    """Every tensor in equal pieces; small ones whole as well."""
+    """Stage 3: every tensor in equal shards; small ones whole as well."""
     shards, size = candidate.shards, candidate.compute_bytes
-    pieces = [sum(-(-n // shards) for n in group) for group in groups]
-    share = sum(pieces)
+    sizes = [sum(-(-n // shards) for n in group) for group in groups]
+    share = sum(sizes)
     small = sum(n for group in groups for n in group if n <= candidate.whole_below)
     large = sum(n for group in groups for n in group) - small
-    if shards == 1:  # a piece is the tensor itself
+    if shards == 1:  # a shard is the tensor itself
         small = large = 0
     state = StateBytes(
         parameters=size * (share + small),
@@ -126,7 +126,7 @@ def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         gathered=4 * candidate.reduce_bucket_size + size * min(large, LIVE + PREFETCH),
         update=0,
     )
-    return offloaded_whole(state, pieces, small, candidate) if candidate.offloads else state
+    return offloaded_whole(state, sizes, small, candidate) if candidate.offloads else state
 
 
 def _sharded(share: int, tensors: int, candidate: Candidate) -> int:

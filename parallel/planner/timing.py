@@ -1,4 +1,4 @@
-"""Time of a step: a roofline for each part, collectives beside it, and the pipeline's schedule.
+"""Time of a step: a roofline for each part, its collectives, and the pipeline's schedule.
 
 Nothing is assumed to overlap, although some of it does: neither gradient reduction with the
 backward pass (`overlap_comm`) nor tensor-parallel messages with matrix products. A kernel takes the
@@ -46,9 +46,9 @@ class StepTime:
     data: float
     """Gradients and weights between data-parallel ranks."""
     update: float
-    """On the GPU."""
+    """Update on the GPU."""
     offload: float
-    """To host memory and back, and the update there."""
+    """Copies to host memory and back, and the update there."""
     sent: dict[str, float]
     """Bytes by kind of parallelism: dp, tp, cp, pp; and over PCIe: host."""
 
@@ -133,7 +133,7 @@ def stage_seconds(
 
 
 def _chunk_seconds(model: ModelCost, rows: float, candidate: Candidate, machine: Machine) -> float:
-    """What each chunk of logits adds to the float32 gradient of the head's weight."""
+    """Seconds in which chunks of logits add to the float32 gradient of the head's weight."""
     loss, tp = model.loss, candidate.layout.tensor_parallel_size
     chunks = rows / loss.rows_at_once(rows, tp)
     if chunks <= 1:
@@ -148,9 +148,9 @@ def part_seconds(part: Part, positions: float, candidate: Candidate, machine: Ma
     matrices = part.matrix_flops * positions / tp / (peak * machine.matrix_efficiency)
     # Few positions leave a matrix product waiting for its weights.
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
-    reading = part.matrix_flops / 2 / tp * candidate.compute_bytes / rate
+    weights = part.matrix_flops / 2 / tp * candidate.compute_bytes / rate
     attention = part.attention_flops * positions / tp / (peak * machine.attention_efficiency)
-    device = max(matrices, reading) + attention
+    device = max(matrices, weights) + attention
     device += _elementwise(part, positions, candidate, machine)
     return max(device, part.kernels * machine.launch_us * 1e-6)
 

@@ -1,4 +1,4 @@
-"""What a rank sends in a step, by kind of parallelism, and how long that takes.
+"""Messages of a rank in a step, by kind of parallelism, and the time they take.
 
 Volumes are bytes that one rank sends, as ring algorithms do it: (n - 1) / n of the tensor for a
 gather or a reduce-scatter, twice that for an all-reduce, (n - 1) / n of it for an all-to-all.
@@ -73,8 +73,8 @@ def pipeline_messages(model: ModelCost, candidate: Candidate) -> Messages:
     layout = candidate.layout
     if layout.pipeline_parallel_size == 1:
         return Messages()
-    cut = layout.tensor_parallel_size if layout.sequence_parallel else 1
-    size = candidate.compute_bytes * model.hidden_size / cut
+    parts = layout.tensor_parallel_size if layout.sequence_parallel else 1
+    size = candidate.compute_bytes * model.hidden_size / parts
     return Messages(2 * layer_positions(model, candidate) * size, 2)
 
 

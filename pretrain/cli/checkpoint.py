@@ -60,9 +60,9 @@ def reshard(
         Path | None,
         typer.Option(help="Folder for the copy, step-... below it; without it only verify."),
     ] = None,
-    weights_only: Annotated[bool, typer.Option(help="Leave the optimizer's moments out.")] = False,
+    weights_only: Annotated[bool, typer.Option(help="Leave optimizer state out.")] = False,
     files: Annotated[
-        int | None, typer.Option(min=1, help="Number of files for the moments.")
+        int | None, typer.Option(min=1, help="Number of files for optimizer state.")
     ] = None,
     as_json: Json = False,
 ) -> None:

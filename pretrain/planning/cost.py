@@ -81,7 +81,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         one_stage=objective.extra_passes > 0 or objective.auxiliary is not None,
         whole_sequences=m.short_convolution > 0,
         stage_costs=(tuple(layer), head),
-        cut_sizes={
+        tensor_parallel_sizes={
             "model.num_attention_heads": m.num_attention_heads,
             "model.ffn_hidden_size": m.ffn_size,
             "model.vocab_multiple": m.vocab_multiple,

@@ -139,7 +139,7 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         world_size=num_gpus,
         **p.degrees,
         precision=t.precision,
-        sizes=model.cut_sizes,
+        sizes=model.tensor_parallel_sizes,
         num_query_groups=model.key_value_heads,
         num_layers=model.num_layers,
         seq_length=config.data.seq_length,

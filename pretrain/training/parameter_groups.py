@@ -1,6 +1,6 @@
-"""Which parameters decay: matrices do, norm weights and biases do not, embeddings by choice.
+"""Parameter groups of the optimizer: matrices decay, norms and biases do not, embeddings by choice.
 
-A module may name parameters with a rate of their own (`lr_scales`); those do not decay.
+A module may name parameters with a separate rate (`lr_scales`); those do not decay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pretrain.config.run import OptimizerConfig
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """AdamW groups with `params`, `weight_decay` and maybe `lr_scale`; every parameter is in
+    """Groups with `params`, `weight_decay` and maybe `lr_scale`; every parameter is in
     exactly one."""
     lr_scales: dict[str, float] = getattr(module, "lr_scales", {})
     scaled: dict[float, list[nn.Parameter]] = {}

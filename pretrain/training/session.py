@@ -43,7 +43,7 @@ from pretrain.study.flops import train_flops_per_token
 from pretrain.training.compilation import choose_compilation
 from pretrain.training.learning_rate import learning_rate
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.prefetch import Ahead
+from pretrain.training.prefetch import PrefetchedBatches
 from pretrain.training.state import TrainState
 
 
@@ -104,10 +104,10 @@ class Session:
         return NoiseKey(self.config.run.seed, position)
 
     @contextmanager
-    def batches(self) -> Iterator[Ahead]:
+    def batches(self) -> Iterator[PrefetchedBatches]:
         """Training batches on the device from the current position on, prefetched by one step."""
         with self.loader() as loader:
-            yield Ahead(loader, self.training_batch, lambda: self.objective.state)
+            yield PrefetchedBatches(loader, self.training_batch, lambda: self.objective.state)
 
     def training_batch(self, tokens: TokenBatch) -> TrainBatch:
         """Corrupt clean tokens by the objective, and add the key of the dropout masks."""

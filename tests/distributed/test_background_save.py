@@ -1,4 +1,4 @@
-"""Saving in the background: training goes on meanwhile, and nothing that dies or fails loses more
+"""Saving in the background: training goes on, and nothing that dies or fails loses more
 than the checkpoint in flight."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def train_behind_a_slow_disk(folder: Path, zero: int):
     state = {"cursor": dict(CURSOR)}
     released = hold_writers()
     saver.save(engine, folder, 2, state)
-    state["cursor"]["position"] = -1  # the caller's own goes on changing
+    state["cursor"]["position"] = -1  # the caller's dict goes on changing
     go(engine, 2, 5)
     unfinished = sorted(p.name for p in folder.iterdir())
     released.set()
@@ -79,13 +79,13 @@ def test_steps_go_on_and_the_checkpoint_is_that_of_its_step(tmp_path, zero) -> N
 def save_four_times(folder: Path, blind: bool):
     """Back to back, keeping two; `blind`: rank 0 never sees a mark of another rank."""
     if blind:
-        background.LOOK_SECONDS = 3600.0
+        background.POLL_SECONDS = 3600.0
     engine, saver, said = build(1, 1), BackgroundSaver(), []
     for step in range(1, 5):
         go(engine, step - 1, step)
         saver.save(engine, folder, step, {"step": step}, keep=2)
         if not blind and step == 2:
-            saver._flight.thread.join()
+            saver._pending.thread.join()
             said.append(saver.committed())
             said.append(saver.committed())
         saver.finish()
@@ -188,7 +188,7 @@ def train_on_a_slow_disk(pool: Path, run: Path, fail: bool) -> int:
     def after_step(self, *arguments):
         step = self.session.state.step
         if step == 6:
-            assert self.session.saver._flight is not None
+            assert self.session.saver._pending is not None
             if fail:
                 TensorWriter.append = held
             else:

@@ -1,4 +1,4 @@
-"""Runs whose batches are made one step ahead, against runs that make each when its turn comes."""
+"""Runs whose batches are prefetched by one step, against runs that make each in its turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from harness import run_ranks
 STEPS, MICRO = 15, 2  # micro-batches of a step
 
 
-def train(pool: Path, run: Path, *more: str, ahead: bool) -> tuple[int, list[int]]:
+def train(pool: Path, run: Path, *more: str, prefetch: bool) -> tuple[int, list[int]]:
     """The exit code, and how many micro-batches had been made when each step had ended."""
     from pretrain import train
     from pretrain.training import hooks, session
-    from pretrain.training.prefetch import Ahead
+    from pretrain.training.prefetch import PrefetchedBatches
 
     made, by_step = [], []
     make, after = session.Session.training_batch, hooks.Hooks.after_step
@@ -31,8 +31,8 @@ def train(pool: Path, run: Path, *more: str, ahead: bool) -> tuple[int, list[int
         after(self, *arguments)
 
     session.Session.training_batch, hooks.Hooks.after_step = counted, after_step
-    if not ahead:
-        Ahead.prepare = lambda self: None
+    if not prefetch:
+        PrefetchedBatches.prefetch = lambda self: None
     return train.main(runs.overrides(pool, run, *more)), by_step
 
 
@@ -43,15 +43,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("ranks", "more"), CASES, ids=["block-adapts", "masked-zero2"])
-def test_a_run_is_bitwise_that_without_working_ahead(
+def test_a_run_is_bitwise_that_without_prefetch(
     pool: Path, tmp_path: Path, ranks: int, more: list[str]
 ) -> None:
     more = [*more, f"train.micro_batch_size={8 // ranks // MICRO}"]
     made = {}
-    for ahead in (True, False):
-        ended = run_ranks(ranks, train, pool, tmp_path / str(ahead), *more, ahead=ahead)
+    for prefetch in (True, False):
+        ended = run_ranks(ranks, train, pool, tmp_path / str(prefetch), *more, prefetch=prefetch)
         assert [code for code, _ in ended] == [0] * ranks
-        made[ahead] = ended[0][1]
+        made[prefetch] = ended[0][1]
     assert made[False] == [MICRO * (k + 1) for k in range(STEPS)]
     # One step more has been made when a step ends; where the objective has adapted after it, in
     # vain, so that it is made twice.

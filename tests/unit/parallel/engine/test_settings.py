@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, where a wrong word would cost correctness without an error."""
+"""Settings of DeepSpeed that would cost correctness without an error if they were wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 80_000_000
 """Elements: an embedding that exceeds the default bucket."""
 
 
-def told(zero_stage: int, pp: int = 1, dp: int = 4, **changes: Any) -> dict[str, Any]:
+def zero_settings(zero_stage: int, pp: int = 1, dp: int = 4, **changes: Any) -> dict[str, Any]:
     """DeepSpeed's settings of ZeRO."""
     layout = Layout(pipeline_parallel_size=pp, data_parallel_size=dp)
     topology = cast(Topology, SimpleNamespace(dp_cp_size=dp, layout=layout))
@@ -28,29 +28,29 @@ def told(zero_stage: int, pp: int = 1, dp: int = 4, **changes: Any) -> dict[str,
 
 
 @pytest.mark.parametrize(("zero_stage", "beside"), [(0, False), (1, False), (2, False), (3, True)])
-def test_gradients_are_reduced_beside_the_backward_pass_at_stage_3_only(
+def test_gradients_are_reduced_during_the_backward_pass_at_stage_3_only(
     zero_stage: int, beside: bool
 ) -> None:
-    zero = told(zero_stage)
+    zero = zero_settings(zero_stage)
     assert zero["overlap_comm"] is beside
     assert zero["reduce_bucket_size"] == EngineConfig.reduce_bucket_size
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])
-def test_no_gradient_exceeds_a_bucket_that_is_reduced_beside_the_backward_pass(
+def test_no_gradient_exceeds_a_bucket_that_is_reduced_during_the_backward_pass(
     zero_stage: int,
 ) -> None:
-    zero = told(zero_stage, overlap_comm=True)
+    zero = zero_settings(zero_stage, overlap_comm=True)
     assert zero["overlap_comm"] is True
     assert zero["reduce_bucket_size"] == LARGEST
-    wide = told(zero_stage, overlap_comm=True, reduce_bucket_size=2 * LARGEST)
+    wide = zero_settings(zero_stage, overlap_comm=True, reduce_bucket_size=2 * LARGEST)
     assert wide["reduce_bucket_size"] == 2 * LARGEST
 
 
-def test_stage_3_and_a_single_rank_can_be_told_not_to_overlap() -> None:
-    assert told(3, overlap_comm=False)["overlap_comm"] is False
-    assert told(2, dp=1, overlap_comm=True)["overlap_comm"] is False  # runs as stage 0
+def test_overlap_can_be_turned_off_at_stage_3_and_is_off_on_a_single_rank() -> None:
+    assert zero_settings(3, overlap_comm=False)["overlap_comm"] is False
+    assert zero_settings(2, dp=1, overlap_comm=True)["overlap_comm"] is False  # runs as stage 0
 
 
-def test_a_pipeline_is_told_not_to_overlap() -> None:
-    assert told(1, pp=2)["overlap_comm"] is False
+def test_overlap_is_off_in_a_pipeline() -> None:
+    assert zero_settings(1, pp=2)["overlap_comm"] is False

@@ -49,7 +49,7 @@ ILLEGAL = [
     ({"world_size": 8, TP: 8, "sizes": {"num_attention_heads": 12}}, "allowed here: 1, 2, 3, 4, 6"),
     ({"world_size": 4, TP: 2, CP: 2, "num_query_groups": 6}, "their product may be 1, 2, 3, 6"),
     ({"world_size": 4, PP: 4, "zero_stage": 1, "num_layers": 3}, "larger than num_layers 3"),
-    ({"world_size": 2, TP: 2, "sequence_parallel": True, "seq_length": 7}, "cut into 2 parts"),
+    ({"world_size": 2, TP: 2, "sequence_parallel": True, "seq_length": 7}, "split into 2 parts"),
     ({"world_size": 2, CP: 2, "seq_length": 9}, "allowed here: 1, 3, 9"),
 ]
 

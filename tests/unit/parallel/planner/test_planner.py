@@ -65,7 +65,7 @@ def model(**changes: object) -> ModelCost:
         head_share=1.0,
         flops_per_token=3 * LAYERS * 8.0 * HIDDEN**2,
         stage_costs=((1.0,) * LAYERS, 0.0),
-        cut_sizes={"heads": 16},
+        tensor_parallel_sizes={"heads": 16},
         key_value_heads=16,
         extra_passes=0.0,
         one_stage=False,
@@ -312,7 +312,7 @@ class TestSearch:
                 sequence_parallel=layout.sequence_parallel,
                 zero_stage=c.zero_stage,
                 precision=c.precision,
-                sizes=model().cut_sizes,
+                sizes=model().tensor_parallel_sizes,
                 num_query_groups=16,
                 num_layers=LAYERS,
                 seq_length=LENGTH,
@@ -351,7 +351,7 @@ class TestSearch:
         assert (best.zero_stage, best.recompute) == (1, "none")
 
     def test_reasons_are_told(self) -> None:
-        odd = model(cut_sizes={"heads": 17}, key_value_heads=17)
+        odd = model(tensor_parallel_sizes={"heads": 17}, key_value_heads=17)
         found = search(odd, MACHINE, self.SPACE)
         assert any("does not divide heads 17" in reason for reason in found.refused)
         assert {plan.candidate.layout.tensor_parallel_size for plan in found.fitting} == {1}

@@ -1,4 +1,4 @@
-"""Batches made ahead: the same as those made in turn, for every objective, and errors in turn."""
+"""Prefetched batches: the same as those made in turn, for every objective, and errors in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.data import clean_batch, token_space
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
-from pretrain.training.prefetch import Ahead
+from pretrain.training.prefetch import PrefetchedBatches
 
 LENGTH, BATCH, MICRO, SEQUENCES = 24, 4, 2, 10
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -45,8 +45,8 @@ def objective(name: str, pool: Path) -> Objective:
     )
 
 
-def steps(name: str, pool: Path, made_ahead: int, adapt: bool = True) -> Iterator[list[TrainBatch]]:
-    """Micro-batches of each step of a short run, `made_ahead` of them during the step before.
+def steps(name: str, pool: Path, prefetched: int, adapt: bool = True) -> Iterator[list[TrainBatch]]:
+    """Micro-batches of each step of a short run, `prefetched` of them during the step before.
 
     As in training the objective's state changes between steps: an adapting one after step 1, and a
     round of distillation begins when a step's batches are there.
@@ -62,13 +62,13 @@ def steps(name: str, pool: Path, made_ahead: int, adapt: bool = True) -> Iterato
         clean = clean_batch(tokens)
         return family.corrupt(clean, NoiseKey(0, clean.position))
 
-    batches = Ahead(loader, make, lambda: family.state)
+    batches = PrefetchedBatches(loader, make, lambda: family.state)
     for number, batch in enumerate(batches):
         if family.teacher:
             family.begins_round(batch.start)
         yield batch.micro_batches
-        for _ in range(made_ahead):
-            batches.prepare()
+        for _ in range(prefetched):
+            batches.prefetch()
         if adapt and family.adapts and number == 1:
             family.restore({"interval": [0.7, 0.9]})
 
@@ -87,12 +87,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_batches_made_ahead_are_those_made_in_turn(name: str, pool: Path) -> None:
+def test_prefetched_batches_are_those_made_in_turn(name: str, pool: Path) -> None:
     """Made not at all, in part, to the end, and asked for more often than there are any."""
     want = list(steps(name, pool, 0))
     assert [len(step) for step in want] == [2, 2, 2]
-    for made_ahead in (1, 2, 5):
-        got = list(steps(name, pool, made_ahead))
+    for prefetched in (1, 2, 5):
+        got = list(steps(name, pool, prefetched))
         assert len(got) == len(want)
         assert all(
             same(a, b) for x, y in zip(got, want, strict=True) for a, b in zip(x, y, strict=True)
@@ -113,13 +113,15 @@ def batch(start: int) -> GlobalBatch:
 
 def test_each_call_makes_one_batch_of_the_next_step_and_none_of_the_one_after() -> None:
     made: list[Any] = []
-    batches = Ahead([batch(0), batch(2), batch(4)], lambda n: made.append(n) or n, lambda: None)  # type: ignore[func-returns-value,arg-type,return-value]
+    batches = PrefetchedBatches(
+        [batch(0), batch(2), batch(4)], lambda n: made.append(n) or n, lambda: None
+    )
     for step in batches:
         assert made == list(range(step.stop)), "what is trained on is complete, and no more is made"
-        batches.prepare()
+        batches.prefetch()
         assert made == list(range(min(step.stop + 1, 6)))
-        batches.prepare()
-        batches.prepare()
+        batches.prefetch()
+        batches.prefetch()
         assert made == list(range(min(step.stop + 2, 6)))
     assert made == list(range(6))
 
@@ -127,11 +129,13 @@ def test_each_call_makes_one_batch_of_the_next_step_and_none_of_the_one_after() 
 def test_batches_are_made_anew_only_where_the_state_has_changed() -> None:
     made: list[Any] = []
     state = {"round": 0}
-    batches = Ahead([batch(0), batch(2)], lambda n: made.append(n) or n, lambda: dict(state))  # type: ignore[func-returns-value,arg-type,return-value]
+    batches = PrefetchedBatches(
+        [batch(0), batch(2)], lambda n: made.append(n) or n, lambda: dict(state)
+    )
     steps = iter(batches)
     next(steps)
-    batches.prepare()
-    batches.prepare()
+    batches.prefetch()
+    batches.prefetch()
     state["round"] = 1
     assert next(steps).micro_batches == [2, 3]
     assert made == [0, 1, 2, 3, 2, 3]
@@ -150,11 +154,11 @@ def test_an_error_of_the_next_step_waits_for_its_turn(where: str) -> None:
             raise DataError("bad shard")
         return number
 
-    batches = Ahead(clean(), make, lambda: None)
+    batches = PrefetchedBatches(clean(), make, lambda: None)
     steps = iter(batches)
     assert next(steps).micro_batches == [0, 1]
-    batches.prepare()
-    batches.prepare()
-    batches.prepare()
+    batches.prefetch()
+    batches.prefetch()
+    batches.prefetch()
     with pytest.raises(DataError, match="bad shard"):
         next(steps)

@@ -1,1 +1,1 @@
-"""Likelihoods that can be compared: bounds with standard errors, nats per token, bits per byte."""
+"""Comparable likelihoods: bounds with standard errors, nats per token, bits per byte."""

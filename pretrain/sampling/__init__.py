@@ -1,1 +1,1 @@
-"""Samplers: one file a family; every result carries its settings, seed and network evaluations."""
+"""Samplers: one file for each family; results have their settings, seed and network evaluations."""

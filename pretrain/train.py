@@ -83,7 +83,7 @@ def run(config: Config) -> int:
         train(session, hooks)
     except Exception as error:
         if isinstance(error, TrainingError):
-            hooks.save(must=True)
+            hooks.save(required=True)
         # Said before trackers flush: launchers end rank 0 soon after another rank has left.
         if is_main:
             write_failure(run_dir, error, step=session.state.step)

@@ -1,4 +1,4 @@
-"""`epochal export` and `epochal reshard`, the verbs on checkpoints."""
+"""`epochal export` and `epochal reshard`, the commands on checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Place = Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint) 
 
 
 class WeightsKind(StrEnum):
-    """Which weights of a checkpoint."""
+    """Kinds of weights in a checkpoint."""
 
     ema = "ema"
     raw = "raw"
 
 
 class Dtype(StrEnum):
-    """Type of exported weights."""
+    """Data types of exported weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -58,17 +58,17 @@ def reshard(
     place: Place,
     to: Annotated[
         Path | None,
-        typer.Option(help="Folder for the copy, step-... below it; without it only verify."),
+        typer.Option(help="Folder of the copy, which is DIR/step-...; without it only verify."),
     ] = None,
-    weights_only: Annotated[bool, typer.Option(help="Leave optimizer state out.")] = False,
+    weights_only: Annotated[bool, typer.Option(help="Leave out the optimizer state.")] = False,
     files: Annotated[
-        int | None, typer.Option(min=1, help="Number of files for optimizer state.")
+        int | None, typer.Option(min=1, help="Number of files for the optimizer state.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a checkpoint; with --to write it again, other files, the same tensors.
+    """Verify a checkpoint; with --to write a copy with the same tensors in other files.
 
-    A run needs no resharding to go on in another layout: change `parallel.*` and start it again.
+    To resume a run in another layout needs no resharding: change `parallel.*` and start it again.
 
     `epochal reshard runs/masked`
 

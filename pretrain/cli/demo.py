@@ -2,8 +2,8 @@
 
 The prose of the Python installation is tokenised into a pool; an autoregressive and a masked
 diffusion model with the same transformer train on the same small budget of unique tokens, repeated
-many times, on two ranks; their exact likelihoods are compared. What was finished
-before is not done again, so an interrupted demo goes on where it stopped.
+many times, on two ranks; their exact likelihoods are compared. Finished parts are not repeated, so
+that an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from data_pipeline.prepare.prepare import PreparedData
 
 FAMILIES = {"autoregressive": "autoregressive", "masked": "masked diffusion"}
-"""Objective and what the figure calls it; the first is the reference."""
+"""Objectives and their labels in the figure; the first is the reference."""
 VOCABULARY = 2048
 VALIDATION_SHARE = 0.05
 SAMPLE_STEPS = 64
 
 
 LEARNING_RATES = {"autoregressive": 1e-3, "masked": 3e-3}
-"""The better of 1e-3 and 3e-3 for each family, by the best validation loss of a shorter run."""
+"""Learning rate of each family: the better of 1e-3 and 3e-3 in a shorter run."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each family trains; the rest stands in `configs/runs/demo.yaml`."""
+    """Length of training of each family; the rest is in `configs/runs/demo.yaml`."""
 
     epochs: dict[str, float]
     eval_epochs: dict[str, list[float]]
@@ -58,7 +58,7 @@ FAST = Plan(
 
 
 def run_demo(folder: Path, fast: bool) -> int:
-    """Everything, in order; returns the exit code. `fast` trains less, on half the tokens."""
+    """Run all parts in order and return the exit code; `fast` trains less, on half the tokens."""
     started = time.monotonic()
     plan = FAST if fast else FULL
     limit = "4 minutes" if fast else "20 minutes"
@@ -83,7 +83,7 @@ def run_demo(folder: Path, fast: bool) -> int:
 
 
 def prepare_data(folder: Path) -> PreparedData:
-    """The built-in corpus as a pool below `folder`."""
+    """Prepare the built-in corpus as a pool below `folder`."""
     from data_pipeline.corpus.source import SourceSettings
     from data_pipeline.prepare.prepare import prepare
     from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
@@ -106,7 +106,7 @@ def prepare_data(folder: Path) -> PreparedData:
 
 
 def family_config(folder: Path, objective: str, plan: Plan, data: PreparedData) -> Config:
-    """The configuration of one family's run."""
+    """Compose the configuration of one family's run."""
     from pretrain.config.compose import compose
     from pretrain.config.preflight import preflight
 
@@ -133,7 +133,7 @@ def family_config(folder: Path, objective: str, plan: Plan, data: PreparedData) 
 
 
 def train_family(folder: Path, objective: str, plan: Plan, data: PreparedData) -> int:
-    """Train one family unless it is done; the exit code."""
+    """Train one family unless it is finished; return the exit code."""
     from pretrain.training.start import run_ranks
 
     config = family_config(folder, objective, plan, data)
@@ -148,7 +148,7 @@ def train_family(folder: Path, objective: str, plan: Plan, data: PreparedData) -
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Figure, table and verdict from the runs' own logs; also written to `report.json`."""
+    """Make figure, table and verdict from the logs of the runs; write `report.json`."""
     from pretrain.study.figures import draw_comparison
 
     curves = [read_curve(folder / "runs" / name, label) for name, label in FAMILIES.items()]
@@ -175,7 +175,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def verdict(reference: Curve, challenger: Curve) -> str:
-    """What was measured, in a sentence or two; never more."""
+    """State the measured results in one or two sentences, without interpretation."""
     best, point = reference.best, crossing(challenger, reference)
     turn = (
         f"The {reference.label} model is best at epoch {best.epoch:.0f} "
@@ -197,14 +197,14 @@ def verdict(reference: Curve, challenger: Curve) -> str:
     overtaken = overtaking(challenger, reference)
     if overtaken is not None:
         text += (
-            f" Without early stopping it is ahead from epoch {overtaken.epoch:.0f} on "
+            f" Without early stopping it is better from epoch {overtaken.epoch:.0f} on "
             f"({overtaken.flops:.1e} FLOPs), where the {reference.label} model has overfitted."
         )
     return text
 
 
 def print_samples(folder: Path) -> None:
-    """Two samples of each family, also stored in the run folders."""
+    """Print two samples of each family, which are also stored in the run folders."""
     from pretrain.config.samplers import samplers
     from pretrain.sampling.run import sample_run
 

@@ -1,7 +1,7 @@
-"""`epochal doctor`: what this machine has, what is missing, what will bite later.
+"""`epochal doctor`: versions and devices of this machine, and problems that a run would meet.
 
-Each check is a function that returns findings; a check that itself fails is a finding too. Versions
-are read from package metadata, because importing everything would take half a minute.
+Each check is a function that returns findings; a check that fails is a finding too. Versions are
+read from package metadata, because to import all packages would take half a minute.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Literal
 Level = Literal["ok", "note", "bad"]
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "webdataset", "sentencepiece", "mlflow")
 _FREE_GIB = 5.0
-"""Below this much free disk a demo and its checkpoints may not fit."""
+"""Free disk space in GiB below which a demo and its checkpoints may not fit."""
 _STALE_MINUTES = 10.0
-"""Age at which the lock file of an extension build is taken for a leftover."""
+"""Age in minutes from which the lock file of an extension build counts as stale."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     found: str
@@ -36,12 +36,12 @@ class Finding:
     advice: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Finding as plain JSON."""
         return asdict(self)
 
 
 def examine() -> list[Finding]:
-    """Every check, in order."""
+    """Run every check, in order."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         check_python,
         check_packages,
@@ -61,7 +61,7 @@ def examine() -> list[Finding]:
 
 
 def check_python() -> Iterator[Finding]:
-    """3.11 or 3.12: megatron-core 0.16 needs the first, newer ones the second."""
+    """Check for Python 3.11 or 3.12: megatron-core 0.16 needs 3.11, newer ones 3.12."""
     version = platform.python_version()
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
     advice = "" if good else "create the environment with Python 3.11 or 3.12"
@@ -69,7 +69,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Installed versions against the ranges that this distribution was tested with."""
+    """Compare installed versions with the ranges that this distribution was tested with."""
     from packaging.requirements import Requirement
 
     wanted = {r.name: r for r in map(Requirement, metadata.requires("epochal") or [])}
@@ -87,7 +87,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Cores, GPUs and the attention kernels that `model.attention=auto` will take."""
+    """Find cores, GPUs and the attention kernels that `model.attention=auto` takes."""
     import torch
 
     yield Finding("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
@@ -112,7 +112,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
-    """Whether this folder can be written and has room."""
+    """Check that the current folder can be written and has free space."""
     here = Path.cwd()
     try:
         with tempfile.TemporaryFile(dir=here):
@@ -127,20 +127,20 @@ def check_disk() -> Iterator[Finding]:
 
 
 def check_extension_locks() -> Iterator[Finding]:
-    """A killed build of a torch extension leaves a lock, on which later runs wait for ever."""
-    own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(own) if own else Path.home() / ".cache" / "torch_extensions"
+    """Find stale locks of killed extension builds, on which later runs would wait for ever."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
     locks = list(root.glob("**/lock")) if root.is_dir() else []
     old = [p for p in locks if time.time() - p.stat().st_mtime > 60 * _STALE_MINUTES]
     if old:
         listed = ", ".join(str(p) for p in old)
-        yield Finding("extension builds", f"old lock: {listed}", "bad", f"rm {listed}")
+        yield Finding("extension builds", f"stale lock: {listed}", "bad", f"rm {listed}")
     else:
         yield Finding("extension builds", f"no stale lock in {root}")
 
 
 def check_process_group() -> Iterator[Finding]:
-    """A gloo group of one: finds a host name that does not resolve, a blocked loopback."""
+    """Start a gloo group of one rank, which fails on a bad host name or a blocked loopback."""
     from datetime import timedelta
 
     import torch
@@ -156,4 +156,4 @@ def check_process_group() -> Iterator[Finding]:
             dist.all_reduce(value)
         finally:
             dist.destroy_process_group()
-    yield Finding("gloo", "a process group of one answers")
+    yield Finding("gloo", "a process group of one rank works")

@@ -1,4 +1,4 @@
-"""`epochal`: the verbs. Each imports what it needs when it runs, so that help appears at once.
+"""`epochal`: the commands. Each imports its modules when it runs, so that help appears at once.
 
 Errors that carry an exit code are printed as one red line, or as JSON under `--json`; anything else
 is a bug and keeps its traceback.
@@ -39,7 +39,7 @@ Checkpoint = Annotated[
 
 
 class Split(StrEnum):
-    """Which pool of a run is evaluated."""
+    """Pools of a run that can be evaluated."""
 
     validation = "validation"
     train = "train"
@@ -76,7 +76,8 @@ def train(
         typer.Option(help="Check everything and write RUN/config.yaml; srun starts the ranks."),
     ] = False,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="With --prepare: how many ranks will be started.")
+        int | None,
+        typer.Option(min=1, help="With --prepare: number of ranks that will be started."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -110,15 +111,15 @@ def evaluate(
     checkpoint: Checkpoint = None,
     weights: Weights = None,
     draws: Annotated[
-        int | None, typer.Option(help="Noise levels per sequence; default: the run's own.")
+        int | None, typer.Option(help="Noise levels per sequence; default: the run's.")
     ] = None,
     sequences: Annotated[
-        int | None, typer.Option(help="How many sequences, from the first; default: the run's own.")
+        int | None, typer.Option(help="Number of sequences, from the first; default: the run's.")
     ] = None,
-    split: Annotated[Split, typer.Option(help="Which pool.")] = Split.validation,
+    split: Annotated[Split, typer.Option(help="Pool to evaluate on.")] = Split.validation,
     as_json: Json = False,
 ) -> None:
-    """Likelihood bound of a run's model, with its standard error.
+    """Evaluate the likelihood bound of a run's model, with its standard error.
 
     `epochal evaluate runs/masked --draws 32`
     """
@@ -143,7 +144,7 @@ def sample(
     run: Run,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="sampler=NAME chooses a sampler, sampler.KEY=VALUE sets it up."),
+        typer.Argument(help="sampler=NAME chooses a sampler, sampler.KEY=VALUE sets a value."),
     ] = None,
     checkpoint: Checkpoint = None,
     weights: Weights = None,
@@ -155,12 +156,14 @@ def sample(
         float | None, typer.Option(help="1 (default) samples the model itself, 0 is greedy.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Nucleus: smallest set of this probability; default 1.")
+        float | None,
+        typer.Option(help="Nucleus: smallest set of tokens with this mass; default 1."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     prompt: Annotated[str, typer.Option(help="Text that every sample begins with.")] = "",
     greedy_tail: Annotated[
-        bool, typer.Option("--greedy-tail", help="The mode in the last step; uniform families.")
+        bool,
+        typer.Option("--greedy-tail", help="Take the mode in the last step (uniform families)."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -201,11 +204,9 @@ app.command()(reshard)
 @app.command()
 def demo(
     fast: Annotated[bool, typer.Option(help="At most 4 minutes instead of 20.")] = False,
-    folder: Annotated[Path, typer.Option("--dir", help="Where everything is written.")] = Path(
-        "demo"
-    ),
+    folder: Annotated[Path, typer.Option("--dir", help="Folder of all results.")] = Path("demo"),
 ) -> None:
-    """From raw text to a figure: AR against masked diffusion on the same repeated tokens.
+    """Make a figure from raw text: AR and masked diffusion on the same repeated tokens.
 
     `epochal demo --fast`
     """

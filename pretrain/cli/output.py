@@ -1,4 +1,4 @@
-"""How every verb answers: one JSON object for machines; aligned lines, or a red one, for people."""
+"""Output of every command: a JSON object for machines; aligned lines, or a red one, for people."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 
 
 def print_json(value: object) -> None:
-    """A plain value, at once."""
+    """Print a plain value as JSON and flush."""
     json.dump(value, sys.stdout, indent=1)
     print(flush=True)
 
 
 def print_values(values: dict[str, Any]) -> None:
-    """One aligned line for each: fractions with five digits, counts with thousands apart; `parts`
-    one a line, what is not known left out."""
+    """Print one aligned line for each value that is not None, and one for each of `parts`.
+
+    Fractions have five digits, counts have thousands separators.
+    """
     parts = values.get("parts") or {}
     rows = {k: v for k, v in {**values, **parts}.items() if k != "parts" and v is not None}
     width = max(len(key) for key in rows)
@@ -29,7 +31,7 @@ def print_values(values: dict[str, Any]) -> None:
 
 
 def print_red(text: str) -> None:
-    """On standard error; never wrapped, so that it can be searched for."""
+    """Print on standard error, without line breaks, so that the text can be searched for."""
     from rich.console import Console
     from rich.text import Text
 
@@ -37,7 +39,7 @@ def print_red(text: str) -> None:
 
 
 def print_error(error: Exception, code: int) -> None:
-    """What an error of a user's making says, in the form that the command line asks for."""
+    """Print a user error, as JSON where the command line asks for it."""
     if "--json" in sys.argv:
         print_json({"error": str(error), "type": type(error).__name__, "exit_code": code})
     else:

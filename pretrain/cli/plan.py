@@ -38,7 +38,7 @@ def plan(
     vocab_size: Annotated[
         int | None, typer.Option(help="Ids of the tokenizer; default: those of data.tokenizer.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many of the best layouts are shown.")] = 5,
+    top: Annotated[int, typer.Option(help="Number of best layouts to show.")] = 5,
     models: Annotated[
         bool, typer.Option("--models", help="Print the table of all packaged models instead.")
     ] = False,
@@ -76,7 +76,7 @@ def plan(
 
 
 def _count(text: str) -> float:
-    """300B, 1.5T or 2e12 as a number."""
+    """Parse 300B, 1.5T or 2e12."""
     from pretrain.errors import ConfigError
 
     match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))

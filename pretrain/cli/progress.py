@@ -1,4 +1,4 @@
-"""How the command line shows a long job: bars on a terminal, a line now and then in a log."""
+"""Progress of a long job: bars on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def format_amount(value: float) -> str:
-    """A number with its decimal prefix, e.g. 12.3M."""
+    """Format a number with its decimal prefix, e.g. 12.3M."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.1f}{letter}"
@@ -17,7 +17,7 @@ def format_amount(value: float) -> str:
 
 
 class LogProgress:
-    """Prints a line when a stage begins, every few seconds, and when it ends."""
+    """Progress as a line when a stage begins, every few seconds, and when it ends."""
 
     def __init__(self, interval: float = 5.0) -> None:
         self._interval = interval
@@ -36,7 +36,7 @@ class LogProgress:
             self._finish()
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
-        """A stage begins."""
+        """Begin a stage."""
         self._finish()
         self._stage, self._total, self._unit = stage, total, unit
         self._done, self._sums = 0, dict[str, float]()
@@ -44,7 +44,7 @@ class LogProgress:
         self._line("")
 
     def advance(self, amount: int, **rates: float) -> None:
-        """Units are done."""
+        """Count `amount` more units as done; `rates` are further amounts to show per second."""
         self._done += amount
         for key, value in rates.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
@@ -53,11 +53,11 @@ class LogProgress:
             self._line(self.describe())
 
     def note(self, text: str) -> None:
-        """One line worth keeping."""
+        """Print a line that stays."""
         print(text, file=sys.stderr, flush=True)
 
     def describe(self) -> str:
-        """Done, rates per second and time left."""
+        """Describe the amount done, the rates per second and the remaining time."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         of = f"/{format_amount(self._total)}" if self._total else ""
         parts = [f"{format_amount(self._done)}{of} {self._unit}"] if self._unit else []
@@ -78,7 +78,7 @@ class LogProgress:
 
 
 class BarProgress(LogProgress):
-    """Draws one bar per stage."""
+    """Progress as one bar for each stage."""
 
     def __enter__(self) -> BarProgress:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,17 +103,17 @@ class BarProgress(LogProgress):
         self._bars.stop()
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
-        """A stage begins."""
+        """Begin a stage."""
         super().start(stage, total, unit)
         self._task = self._bars.add_task(stage, total=total, state="")
 
     def advance(self, amount: int, **rates: float) -> None:
-        """Units are done."""
+        """Count `amount` more units as done; `rates` are further amounts to show per second."""
         super().advance(amount, **rates)
         self._bars.update(self._task, advance=amount, state=self.describe())
 
     def note(self, text: str) -> None:
-        """One line above the bars."""
+        """Print a line above the bars."""
         self._bars.console.print(text)
 
     def _finish(self) -> None:
@@ -123,11 +123,11 @@ class BarProgress(LogProgress):
         self._stage = ""
 
     def _line(self, text: str) -> None:
-        """The bar shows it."""
+        """Do nothing: the bar shows it."""
 
 
 def make_progress(*, quiet: bool) -> LogProgress:
-    """Bars where a person watches, lines in a log, nothing much when `quiet`."""
+    """Make bars for a terminal or lines for a log; with `quiet` only the ends of stages."""
     if not quiet and sys.stderr.isatty():
         return BarProgress()
     return LogProgress(interval=float("inf") if quiet else 5.0)

@@ -1,7 +1,7 @@
-"""Settings that are fine alone and cannot work together, refused while the configuration is read.
+"""Checks of settings that are legal alone but not together, made when a configuration is read.
 
-Layouts have further rules in `parallel.layout.rules`; what depends on the machine is checked by
-`pretrain.config.preflight`. Free of torch, as the configuration is.
+Layouts have further rules in `parallel.layout.rules`. `pretrain.config.preflight` has the checks
+that depend on the machine. Free of torch, as the configuration is.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pretrain.config.run import Config, ParallelConfig
 
 FLASH_HEADS, FLEX_HEADS = 256, 16
-"""Widest head of flash-attn, narrowest of FlexAttention."""
+"""Largest head size of flash-attn, smallest of FlexAttention."""
 
 
 def check_combinations(config: Config) -> None:
-    """Raise ValueError for the first combination that cannot work, saying what can."""
+    """Raise ValueError for the first impossible combination, with the values that are allowed."""
     _check_sizes(config)
     _check_batch(config)
     _check_precision(config)
@@ -50,7 +50,8 @@ def _check_batch(config: Config) -> None:
     dp = config.parallel.data_parallel_size or 1
     if size % dp:
         raise ValueError(
-            f"train.global_batch_size {size} is not divisible by parallel.data_parallel_size {dp}"
+            f"train.global_batch_size {size} is not divisible by parallel.data_parallel_size {dp}; "
+            f"take a multiple of {dp}, or a data-parallel size of {divisors(size)}"
         )
     per_rank = size // dp
     if micro is not None and per_rank % micro:
@@ -64,25 +65,25 @@ def _check_batch(config: Config) -> None:
 def _check_precision(config: Config) -> None:
     if config.train.precision == "bfloat16" and config.parallel.zero_stage == 0:
         raise ValueError(
-            "train.precision bfloat16 needs parallel.zero_stage 1 or higher: DeepSpeed's stage 0 "
-            "takes a wrong first step in bfloat16"
+            "train.precision bfloat16 needs parallel.zero_stage 1 or higher, not 0: DeepSpeed's "
+            "stage 0 makes a wrong first step in bfloat16"
         )
     if config.parallel.offload != "none" and config.parallel.zero_stage == 0:
         raise ValueError(
-            f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher: "
-            "stage 0 keeps the optimizer where the weights are"
+            f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher, "
+            "not 0: stage 0 keeps optimizer state where the weights are"
         )
     _check_overlap(config.parallel, config.train.precision)
 
 
 def _check_overlap(p: ParallelConfig, precision: str) -> None:
-    """Whether what `parallel.overlap_comm` asks for can be had."""
+    """Raise ValueError where `parallel.overlap_comm` is true without effect."""
     layout = Layout(pipeline_parallel_size=p.pipeline_parallel_size)
     obstacle = overlap_obstacle(layout, p.zero_stage, precision, p.offload)
     if p.overlap_comm and obstacle is not None:
         raise ValueError(
-            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or take "
-            "parallel.zero_stage 2 or 3 without a pipeline"
+            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or set "
+            "parallel.zero_stage to 2 or 3 without a pipeline"
         )
 
 
@@ -149,13 +150,13 @@ def _check_recompute(config: Config) -> None:
         return
     if mode == "none":
         raise ValueError(
-            f"train.recompute_layers {layers} does nothing while train.recompute is none; set that "
-            "to selective or full, or leave train.recompute_layers empty"
+            f"train.recompute_layers {layers} has no effect while train.recompute is none; set "
+            "that to selective or full, or leave train.recompute_layers empty"
         )
     if layers > config.model.num_layers:
         raise ValueError(
             f"train.recompute_layers {layers} is more than model.num_layers "
-            f"{config.model.num_layers}; null concerns all layers"
+            f"{config.model.num_layers}; leave it empty for all layers"
         )
 
 
@@ -163,12 +164,12 @@ def _check_compile(config: Config) -> None:
     obstacle = conflict(config) if config.train.compile is True else None
     if obstacle is not None:
         raise ValueError(
-            f"train.compile true cannot be had while {obstacle}; change that, or set train.compile "
-            "to auto or false"
+            f"train.compile true is unavailable while {obstacle}; change that, or set "
+            "train.compile to auto or false"
         )
     obstacle = loss_conflict(config) if config.train.compile_loss else None
     if obstacle is not None:
         raise ValueError(
-            f"train.compile_loss true cannot be had while {obstacle}; change that, or set "
+            f"train.compile_loss true is unavailable while {obstacle}; change that, or set "
             "train.compile_loss to false"
         )

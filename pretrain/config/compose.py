@@ -1,10 +1,9 @@
-"""From command-line overrides or a saved file to one validated `Config`, or one clear error.
+"""Composition of one validated `Config` from command-line overrides or a saved file.
 
-Hydra composes the groups (`model=tiny`, `runs=demo`); single values (`optimizer.lr=1e-3`)
-are checked against the pydantic tree before they are applied, so that a misspelt key is answered
-with the key that was meant. The price is a second walk over the tree (a millisecond); Hydra's own
-error for the same mistake names no alternative. Paths come out absolute: a saved configuration
-means the same from any folder.
+Hydra composes the groups (`model=tiny`, `runs=demo`). Single values (`optimizer.lr=1e-3`) are
+checked against the pydantic tree before they are applied, so that the error for a misspelt key can
+suggest the right one; Hydra's error suggests none. The price is a second walk over the tree (a
+millisecond). Paths become absolute, so that a saved configuration means the same from any folder.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-_ASK = "docs/configuration.md and pretrain/config/, where all keys stand"
+_REFERENCE = "docs/configuration.md and pretrain/config/, which list all keys"
 _CALL = re.compile(r"([\w.]+)=(\w+\([^()'\"]*\))")
 """KEY=NAME(ARGUMENTS): Hydra would call a function, ours are words such as `window(8)`."""
 
 
 def compose(overrides: list[str], config_file: Path | None = None) -> Config:
-    """The validated configuration of `overrides` over the packaged groups, or over `config_file`.
+    """Compose and validate a configuration: `overrides` of the packaged groups or of `config_file`.
 
-    Raises `ConfigError` for unknown groups, options, keys and values; never anything else.
+    Raises only `ConfigError`: for unknown groups, options, keys and values.
     """
     parsed = _parse(overrides)
     choices = [o for o in parsed if _chooses_group(o)]
@@ -47,8 +46,9 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
     else:
         if choices:
             raise ConfigError(
-                f"{choices[0].input_line}: a group cannot be chosen on top of {config_file}, which "
-                f"is already complete; set single values instead, e.g. model.num_layers=4"
+                f"{choices[0].input_line}: a group cannot be chosen in addition to "
+                f"{config_file}, which is complete; set single values instead, e.g. "
+                "model.num_layers=4"
             )
         tree = _read(config_file)
     plain = _apply(tree, values)
@@ -56,16 +56,16 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """A `Config` of plain nested values; every problem becomes one line of a `ConfigError`."""
+    """Make a `Config` of plain nested values; a `ConfigError` has one line for each problem."""
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(describe_all(error, known_keys(), _ASK))) from None
+        raise ConfigError("\n".join(describe_all(error, known_keys(), _REFERENCE))) from None
     return _absolute(config)
 
 
 def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with some dotted keys set, validated again."""
+    """Copy the configuration with some dotted keys set, and validate it again."""
     tree = config.model_dump(mode="json")
     for dotted, value in values.items():
         *sections, leaf = dotted.split(".")
@@ -77,10 +77,10 @@ def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def compose_component(registry: Registry[C], overrides: list[str], values: dict[str, Any]) -> C:
-    """Settings of one component that belongs to no run, e.g. a sampler.
+    """Compose the settings of one component that is not part of a run, e.g. a sampler.
 
     `overrides` are `KIND=OPTION` (a file of `configs/KIND/`) and `KIND.KEY=VALUE`; `values` are
-    single keys that win. Raises ConfigError.
+    single keys that replace both. Raises ConfigError.
     """
     kind = registry.kind
     named: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def compose_component(registry: Registry[C], overrides: list[str], values: dict[
         section, _, key = override.key_or_group.partition(".")
         if section != kind or override.is_delete():
             raise ConfigError(
-                f"{override.input_line}: this verb takes {kind}=NAME and {kind}.KEY=VALUE only"
+                f"{override.input_line}: this command takes {kind}=NAME and {kind}.KEY=VALUE only"
             )
         if key:
             single[key] = override.value()
@@ -104,12 +104,12 @@ def compose_component(registry: Registry[C], overrides: list[str], values: dict[
 
 
 def load_config(path: Path) -> Config:
-    """The configuration saved at `path` (`config.yaml` of a run folder)."""
+    """Load the configuration saved at `path` (`config.yaml` of a run folder)."""
     return compose([], path)
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration atomically; `compose([], path)` gives it back."""
+    """Write the resolved configuration atomically; `load_config` reads it."""
     import yaml
 
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
@@ -125,13 +125,13 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the configuration that takes a value, of every member of a union."""
+    """List every dotted key that takes a value, also those of every member of a union."""
     members = [key for registry in REGISTRIES.values() for key in registry.dotted_keys()]
     return sorted({*_leaves(Config), *members})
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key -> plain value, for comparison and for tracking."""
+    """Map dotted keys to plain values, for comparison and for tracking."""
 
     def walk(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -160,19 +160,21 @@ def _parse(overrides: list[str]) -> list[Override]:
                 f"GROUP=OPTION (model=tiny), and quote spaces and brackets from the shell"
             ) from None
         if override.is_sweep_override():
-            raise ConfigError(f"{text}: one run takes one value; start one run for each value")
+            raise ConfigError(
+                f"{text}: a run takes one value for each key; start one run for each value"
+            )
         parsed.append(override)
     return parsed
 
 
 def _named(override: Override) -> str | None:
-    """Option that a choice of a group names."""
+    """Name of the option that a choice of a group has."""
     value = override.value()
     return None if value is None else str(value)
 
 
 def _chooses_group(override: Override) -> bool:
-    """Whether it names an option of a group; `model={num_layers: 4}` sets values instead."""
+    """True where the override names an option of a group; `model={num_layers: 4}` sets values."""
     named = isinstance(override.value(), str) or override.value() is None
     return named and not override.is_delete() and override.key_or_group in groups()
 
@@ -237,15 +239,15 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _check_key(key: str) -> None:
     if key.partition(".")[0] in REGISTRIES:
-        return  # which keys there are depends on the member: see `Registry.validate`
+        return  # keys depend on the member; `Registry.validate` checks them
     leaves = known_keys()
     if key in leaves or any(leaf.startswith(f"{key}.") for leaf in leaves):
         return
-    raise ConfigError(unknown_key(key, [*leaves, *groups()], _ASK))
+    raise ConfigError(unknown_key(key, [*leaves, *groups()], _REFERENCE))
 
 
 def _absolute(config: Config) -> Config:
-    """The same configuration with absolute paths."""
+    """Copy the configuration with absolute paths."""
 
     def absolute(section: BaseModel) -> dict[str, Any]:
         paths = {k: v for k, v in section.__dict__.items() if isinstance(v, Path)}

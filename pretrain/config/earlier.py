@@ -1,7 +1,7 @@
-"""Configurations that earlier versions wrote: what changed since, so that their runs go on.
+"""Conversion of configurations of earlier versions, so that their runs can be resumed.
 
-Version 0.1.0 kept the settings of all families in one section and wrote every one of them into
-`config.yaml`; a setting that the run's family never read stands there with its default.
+Version 0.1.0 kept the settings of all families in one section and wrote all of them into
+`config.yaml`. There a setting that the run's family does not use has its default.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _FLAT_OBJECTIVE: dict[str, Any] = {
     "divergence": "reverse",
 }
 """Settings of all families in version 0.1.0, with their defaults."""
-_GONE: dict[str, dict[str, Any]] = {"parallel": {"offload_path": None}}
-"""Settings that no version has any more, with the value at which they did nothing."""
+_REMOVED: dict[str, dict[str, Any]] = {"parallel": {"offload_path": None}}
+"""Removed settings, with the value at which they had no effect."""
 
 
 def without_earlier(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` less what 0.1.0 wrote although it had no effect.
+    """Copy `tree` without the settings of 0.1.0 that had no effect.
 
-    A setting that had one stays, and is refused where this version does not know it.
+    A setting that had an effect stays, and is refused where this version does not know it.
     """
     from pretrain.config.objectives import objectives
 
@@ -61,10 +61,12 @@ def without_earlier(tree: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in objective.items()
             if key in fields or key not in _FLAT_OBJECTIVE or value != _FLAT_OBJECTIVE[key]
         }
-    for section, gone in _GONE.items():
+    for section, removed in _REMOVED.items():
         values = tree.get(section)
         if isinstance(values, Mapping):
             result[section] = {
-                key: value for key, value in values.items() if key not in gone or value != gone[key]
+                key: value
+                for key, value in values.items()
+                if key not in removed or value != removed[key]
             }
     return result

@@ -1,6 +1,6 @@
-"""Groups of options: the folders of `configs/`, ours and those of other packages, and their files.
+"""Groups of options: the folders of `configs/` here and in other packages, and their files.
 
-Hydra composes them. Names are checked before, because its own errors name no alternative.
+Hydra composes them. Names are checked before, because the errors of Hydra suggest no alternative.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
-"""The packaged groups; installed wheels carry them beside this package."""
+"""Folder of the packaged groups; installed wheels have it next to this package."""
 OPTIONAL_GROUPS = ("study", "runs")
-"""Groups that need not be chosen; their options set values of several sections."""
+"""Groups without a default; their options set values of several sections."""
 NOT_GROUPS = ("machine", "sampler")
-"""Folders of `configs/` that say nothing about a training run."""
+"""Folders of `configs/` that do not belong to a training run."""
 COMPONENTS = ("objective", "optimizer", "sampler", "tracker")
-"""Kinds that other packages may add to."""
+"""Kinds of components that other packages may add."""
 
 
 def groups() -> dict[str, list[str]]:
-    """The groups of a run and their options: ours, and those of packages with components."""
+    """List the groups of a run with their options: packaged ones, and those of other packages."""
     return {name: options for name, options in _options().items() if name not in NOT_GROUPS}
 
 
 def compose_groups(choices: list[tuple[str, str | None]]) -> DictConfig:
-    """The tree of these (group, option) over the default ones; raises ConfigError."""
+    """Compose these (group, option) over the default ones; raises ConfigError."""
     known = groups()
     for group, name in choices:
         if name is None and group in OPTIONAL_GROUPS:
@@ -42,14 +42,14 @@ def compose_groups(choices: list[tuple[str, str | None]]) -> DictConfig:
         if name not in known[group]:
             raise _unknown(group, str(name), known[group])
     lines = [f"{group}={'null' if name is None else name}" for group, name in choices]
-    if roots := _outside_roots():
+    if roots := _other_packages():
         lines.append(f"hydra.searchpath=[{','.join(f'file://{root}' for root in roots)}]")
     return deepcopy(_composed(tuple(lines)))
 
 
 @cache
 def _composed(lines: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of these choices: not to be changed, kept because it takes 0.15 s."""
+    """Compose these choices by Hydra once, because it takes 0.15 s; the result must not change."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -63,8 +63,8 @@ def _composed(lines: tuple[str, ...]) -> DictConfig:
 
 
 def option(kind: str, name: str) -> dict[str, Any]:
-    """Values of the option `name` of a group, from our folder or another package's."""
-    for root in (CONFIG_ROOT, *_outside_roots()):
+    """Read the option `name` of a group, from the packaged folder or from another package."""
+    for root in (CONFIG_ROOT, *_other_packages()):
         if (file := root / kind / f"{name}.yaml").is_file():
             return read_mapping(file, f"configs/{kind} of the package has examples")
     raise _unknown(kind, name, _options()[kind])
@@ -80,9 +80,9 @@ def _unknown(group: str, name: str, known: list[str]) -> ConfigError:
 
 
 def _options() -> dict[str, list[str]]:
-    """Every folder of options, and the names in it."""
+    """List the folders of options, and the names in each."""
     found: dict[str, set[str]] = {}
-    for root in (CONFIG_ROOT, *_outside_roots()):
+    for root in (CONFIG_ROOT, *_other_packages()):
         for folder in root.iterdir():
             names = {p.stem for p in folder.glob("*.yaml")} if folder.is_dir() else set()
             if names:
@@ -90,6 +90,6 @@ def _options() -> dict[str, list[str]]:
     return {folder: sorted(names) for folder, names in sorted(found.items())}
 
 
-def _outside_roots() -> list[Path]:
-    """Folders of options in other packages."""
+def _other_packages() -> list[Path]:
+    """Find folders of options in other packages."""
     return outside_folders(COMPONENTS)

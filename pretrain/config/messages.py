@@ -1,6 +1,6 @@
-"""One line for one of pydantic's complaints: the path, what was given, what is allowed.
+"""Messages for errors that pydantic finds: one line with the path, the given and allowed values.
 
-pydantic's own text names classes and links to its documentation; a user needs the key and the
+The text of pydantic names classes and links to its documentation. A user needs the key and the
 values that it takes.
 """
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-def describe_all(error: ValidationError, known: Iterable[str], ask: str = "") -> list[str]:
-    """Every problem of `error`, each once and sorted; `known` are the dotted keys there are.
+def describe_all(error: ValidationError, known: Iterable[str], reference: str = "") -> list[str]:
+    """Describe every problem of `error` once, sorted; `known` are all dotted keys.
 
-    `ask` says where all keys can be looked up.
+    `reference` names the document that lists the keys.
     """
     keys = list(known)
-    return sorted({_describe(problem, keys, ask) for problem in error.errors()})
+    return sorted({_describe(problem, keys, reference) for problem in error.errors()})
 
 
-def unknown_key(key: str, known: Iterable[str], ask: str = "") -> str:
-    """What to say about a key that does not exist."""
+def unknown_key(key: str, known: Iterable[str], reference: str = "") -> str:
+    """Message for a key that does not exist."""
     hint = closest(key, known)
     if hint:
         return f"unknown key {key}; did you mean {hint}?"
-    return f"unknown key {key}" + (f"; see {ask}" if ask else "")
+    return f"unknown key {key}" + (f"; see {reference}" if reference else "")
 
 
-def _describe(problem: Any, known: list[str], ask: str) -> str:
+def _describe(problem: Any, known: list[str], reference: str) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         # A key of an entry of a list (sources.0.name) is known without the number.
         plain = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
-        return unknown_key(plain, known, ask)
+        return unknown_key(plain, known, reference)
     if kind == "missing" or given == "???":
         choose = "choose data=... or " if path.startswith("data.") else ""
         return f"{path}: no value given; it is required ({choose}set {path}=...)"

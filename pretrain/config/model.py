@@ -14,13 +14,13 @@ def _or_zero(value: Any) -> Any:
 
 
 class ModelConfig(Section):
-    """Shape of the transformer; the same one for every objective."""
+    """Shape of the transformer, the same for every objective."""
 
     num_layers: PositiveInt = 12
     hidden_size: PositiveInt = 768
     num_attention_heads: PositiveInt = 12
     num_query_groups: PositiveInt | None = None
-    """Key/value heads (grouped-query attention); null means one for every attention head."""
+    """Key-value heads (grouped-query attention); null means one for every attention head."""
     ffn_hidden_size: PositiveInt | None = None
     """Width of the MLP; null means 8/3 of `hidden_size`, down to a multiple of 64."""
     activation: Literal["swiglu", "squared_relu", "gelu"] = "swiglu"
@@ -29,7 +29,7 @@ class ModelConfig(Section):
     tie_embeddings: bool = True
     """Share the embedding matrix with the head."""
     time_conditioning: bool = False
-    """adaLN modulation by the noise level (uniform-state objectives need it)."""
+    """Condition the model on the noise level by adaLN (uniform-state objectives need it)."""
     rope_base: Annotated[float, Field(gt=0)] = 10000.0
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     init_std: Annotated[float, Field(gt=0)] = 0.02
@@ -40,15 +40,15 @@ class ModelConfig(Section):
     MLP; 0 or null none. Autoregressive models read the tokens before (published: 4), others both
     sides (5)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping an element of the embeddings and of what attention and MLP add to the
-    residual stream, while training."""
+    """Probability of dropping an element of the embeddings, and of the outputs of attention and
+    MLP, in training."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping an attention weight, while training."""
+    """Probability of dropping an attention weight in training."""
     vocab_multiple: PositiveInt = 128
     """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
     attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
     """Attention kernel: `flash` (flash-attn, NVIDIA), `sdpa` (torch, everywhere), `flex` (torch's
-    FlexAttention, GPU). `auto` takes the fastest that can compute the rule at hand."""
+    FlexAttention, GPU). `auto` takes the fastest one that supports the attention rule."""
 
     @model_validator(mode="after")
     def _shape_divides(self) -> ModelConfig:

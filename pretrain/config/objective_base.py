@@ -1,4 +1,4 @@
-"""What every family's settings have in common, and the registry that they are found in."""
+"""Base class of the settings of all families, and their registry."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layouts:
-    """Layouts in which a family can train; whatever is not named here is legal for every family."""
+    """Layouts in which a family can train; every family allows those without a field here."""
 
     pipeline: bool = True
     context: bool = True
     largest_zero_stage: int = 3
     because: str = ""
-    """Reason for the limits, the end of a sentence that begins with the family's name."""
+    """Reason for the limits: the end of a sentence that begins with the name of the family."""
 
 
 class ObjectiveConfig(Component):
@@ -33,14 +33,14 @@ class ObjectiveConfig(Component):
     """Neighbours that `model.short_convolution` reads: the tokens before, as many on both sides, or
     none, where the text's neighbours of a token stand elsewhere in the batch."""
     teacher: ClassVar[bool] = False
-    """True where a frozen second copy of the model is held."""
+    """True where training keeps a frozen second copy of the model."""
     scores_in_chunks: ClassVar[bool] = True
-    """False where the loss has a pass over the vocabulary of its own: then it can be neither cut
-    into chunks (`train.loss_chunk`) nor compiled (`train.compile_loss`)."""
+    """False where the loss makes a separate pass over the vocabulary: then it can be neither
+    computed in chunks (`train.loss_chunk`) nor compiled (`train.compile_loss`)."""
 
     time_window: PositiveInt | None = None
-    """n: t is stratified over windows of n consecutive positions; null takes the global batch size
-    of the first start, which is then recorded here."""
+    """Number n of consecutive positions over which t is stratified; null takes the global batch
+    size of the first start, which is then recorded here."""
 
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections contradict these settings."""
@@ -60,24 +60,26 @@ class ObjectiveConfig(Component):
             raise ValueError(
                 f"objective {self.name} scores all rows of a training step at once, so that "
                 f"train.loss_chunk is null or 0, not {config.train.loss_chunk}; lower "
-                "train.micro_batch_size where memory is short"
+                "train.micro_batch_size if memory is short"
             )
 
 
 objectives: Registry[ObjectiveConfig] = Registry("objective", ObjectiveConfig, "autoregressive")
 AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], PlainValidator(objectives.validate)]
-"""Settings of whichever family their `name` says."""
+"""Settings of one family, whose class follows from `name`."""
 
 
-def refuse_unread(settings: Component, names: tuple[str, ...], needed: str) -> None:
-    """Raise ValueError if one of `names` is set although nothing reads it without `needed`."""
+def refuse_unused(settings: Component, names: tuple[str, ...], needed: str) -> None:
+    """Raise ValueError if one of `names` is set although it has no effect without `needed`."""
     given = settings.model_dump(exclude_defaults=True).keys()
     for name in names:
         if name in given:
-            raise ValueError(f"objective.{name} is read with {needed}")
+            raise ValueError(
+                f"objective.{name} has an effect with {needed}; set that, or leave {name} out"
+            )
 
 
 def refuse_disorder(name: str, interval: tuple[float, float]) -> None:
-    """Raise ValueError unless [low, high] rises."""
+    """Raise ValueError unless low < high."""
     if interval[0] >= interval[1]:
         raise ValueError(f"objective.{name} {interval} must be [low, high] with low < high")

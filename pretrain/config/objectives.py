@@ -1,4 +1,4 @@
-"""Settings of every objective: one class a family, with its checks and the layouts it allows.
+"""Settings of every objective: one class for each family, with its checks and allowed layouts.
 
 Free of torch. A family's mathematics is in `pretrain.objectives`, in the file that `implementation`
 names. Adding one is described in docs/extending.md.
@@ -16,7 +16,7 @@ from pretrain.config.objective_base import (
     ObjectiveConfig,
     objectives,
     refuse_disorder,
-    refuse_unread,
+    refuse_unused,
 )
 from pretrain.config.types import Fraction, OpenFraction, PositiveInt, Temperature
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["AnyObjective", "ObjectiveConfig", "objectives"]
 
 Loss = Literal["elbo", "simple"]
-"""`elbo` trains the exact bound; `simple` plain cross-entropy of the tokens that noise hit."""
+"""`elbo` trains the exact bound; `simple` plain cross-entropy of the noised tokens."""
 Schedule = Literal["linear", "cosine", "log_linear"]
-"""Share of clean tokens over time."""
+"""Noise schedule: the share of clean tokens as a function of time."""
 
 
 @objectives.register
@@ -40,13 +40,13 @@ class AutoregressiveConfig(ObjectiveConfig):
     convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "causal"
 
     orders: PositiveInt = 1
-    """Number of fixed token orders, drawn by sequence; the first is the text's."""
+    """Number of fixed token orders; each sequence draws one, and the first is that of the text."""
     order_kind: Literal["local", "random"] = "local"
-    """`local` perturbs order i by a normal of i positions, `random` permutes."""
+    """`local` perturbs order i by normals of standard deviation i positions, `random` permutes."""
     hide: Literal["none", "queries", "tokens"] = "none"
-    """Hide past tokens from single queries (`queries`), or from all later ones (`tokens`)."""
+    """Hide past tokens from some queries (`queries`), or tokens from all later ones (`tokens`)."""
     hide_share: Fraction = 0.25
-    """Share of positions that `hide` concerns."""
+    """Share of positions to which `hide` applies."""
 
     def check(self, config: Config) -> None:
         """Refuse reordered sequences where neighbours in the text matter."""
@@ -59,8 +59,8 @@ class AutoregressiveConfig(ObjectiveConfig):
             )
         if self.orders > 1 and config.data.documents == "masked":
             raise ValueError(
-                f"objective.orders {self.orders} reorders whole sequences and needs "
-                "data.documents=packed; documents kept apart have objective.orders=1"
+                f"objective.orders {self.orders} reorders whole sequences, but data.documents is "
+                "masked; set data.documents to packed, or objective.orders to 1"
             )
 
 
@@ -74,7 +74,7 @@ class MaskedConfig(ObjectiveConfig):
     loss: Loss = "elbo"
     schedule: Schedule = "linear"
     random_length: Fraction = 0.0
-    """Share of sequences cut to a random length while training."""
+    """Share of sequences truncated to a random length in training."""
     ar_ratio: Fraction = 0.0
     """Share of sequences whose masks are moved to the end of the sequence."""
 
@@ -92,22 +92,22 @@ class UniformConfig(ObjectiveConfig):
     loss: Loss = "elbo"
     schedule: Schedule = "linear"
     random_length: Fraction = 0.0
-    """Share of sequences cut to a random length while training."""
+    """Share of sequences truncated to a random length in training."""
     curriculum_sequences: Annotated[int, Field(ge=0)] = 0
-    """The first so many sequences of the run are trained with Gaussian-softened inputs."""
+    """Number of sequences, from the first of the run, that have Gaussian-softened inputs."""
     curriculum_temperature: tuple[Temperature, Temperature] = (1e-3, 1e-3)
     """Softmax temperature at the beginning and at the end of the curriculum, log-linear between
-    them; towards 0 inputs become tokens again."""
+    them; close to 0 the inputs are tokens."""
     curriculum_top_k: PositiveInt = 2
-    """Embeddings that a softened input is the sum of."""
+    """Number of embeddings whose weighted sum a softened input is."""
     curriculum_interval: tuple[OpenFraction, OpenFraction] = (0.05, 0.95)
     """Smallest and largest share of clean tokens (alpha) during the curriculum."""
 
     @model_validator(mode="after")
-    def _curriculum_is_whole(self) -> UniformConfig:
+    def _curriculum_is_complete(self) -> UniformConfig:
         refuse_disorder("curriculum_interval", self.curriculum_interval)
         if self.curriculum_sequences == 0:
-            refuse_unread(self, CURRICULUM, "objective.curriculum_sequences above 0")
+            refuse_unused(self, CURRICULUM, "objective.curriculum_sequences above 0")
         elif self.loss != "elbo":
             raise ValueError(
                 f"objective.curriculum_sequences needs objective.loss=elbo, given {self.loss}: "
@@ -124,23 +124,23 @@ class InterpolatingConfig(ObjectiveConfig):
     implementation: ClassVar[str] = "pretrain.objectives.interpolating:Interpolating"
 
     loss: Literal["elbo", "simple", "dynamic", "cross_entropy"] = "elbo"
-    """`elbo` the exact bound, `simple` the unweighted one, `dynamic` GIDD's weights (hybrid noise),
-    `cross_entropy` that of noised tokens."""
+    """`elbo` is the exact bound, `simple` the unweighted one, `dynamic` has GIDD's weights (hybrid
+    noise), `cross_entropy` is that of the noised tokens."""
     noise: Literal["masked", "low_uniform", "balanced", "high_uniform", "uniform", "hybrid"] = (
         "balanced"
     )
     """Mixture of <mask> and uniform noise; `hybrid` is the time form of GIDD."""
     uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """p_u, the uniform share of `hybrid` noise at t = 1/2."""
+    """Uniform share p_u of `hybrid` noise at t = 1/2."""
     independent_levels: Fraction = 0.0
-    """Share of sequences in which every token draws its own noise level."""
+    """Share of sequences in which every token draws a separate noise level."""
     random_length: Fraction = 0.0
-    """Share of sequences cut to a random length while training."""
+    """Share of sequences truncated to a random length in training."""
 
     @model_validator(mode="after")
     def _hybrid_settings(self) -> InterpolatingConfig:
         if self.noise != "hybrid":
-            refuse_unread(self, ("uniform_share",), "objective.noise=hybrid only")
+            refuse_unused(self, ("uniform_share",), "objective.noise=hybrid only")
         if self.loss == "dynamic" and self.noise != "hybrid":
             raise ValueError(
                 "objective.loss=dynamic is defined for objective.noise=hybrid; "
@@ -149,12 +149,13 @@ class InterpolatingConfig(ObjectiveConfig):
         return self
 
     def check(self, config: Config) -> None:
-        """Refuse one noise level a sequence where tokens have their own."""
+        """Refuse conditioning on one noise level where each token has a separate one."""
         super().check(config)
         if self.independent_levels > 0 and config.model.time_conditioning:
             raise ValueError(
-                "objective.independent_levels gives each token a noise level of its own, "
-                "model.time_conditioning knows one a sequence; set one of them to 0 or false"
+                f"objective.independent_levels {self.independent_levels} draws a noise level for "
+                "each token, but model.time_conditioning true conditions on one for a sequence; "
+                "set objective.independent_levels to 0, or model.time_conditioning to false"
             )
 
 
@@ -168,14 +169,14 @@ class BlockConfig(ObjectiveConfig):
 
     loss: Loss = "elbo"
     block_size: PositiveInt = 16
-    """Tokens of a block; 1 is autoregressive, the sequence length masked."""
+    """Tokens of a block; 1 is autoregressive, the whole sequence is masked diffusion."""
     clip: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Interval of noise levels while training; the bound always uses all of them."""
+    """Interval of noise levels in training; the evaluated bound always uses all of them."""
     adapt_clip: bool = False
-    """At every evaluation move `clip` to the interval of least measured variance."""
+    """Move `clip` to the interval of least measured variance at every evaluation."""
     clip_masks: bool = False
-    """Clip the share of a block's tokens that is masked as well, not only the probability of
-    masking them, as the published code does."""
+    """Clip also the share of a block's tokens that is masked, not only the probability of masking
+    them, as the published code does."""
 
     @model_validator(mode="after")
     def _interval_is_possible(self) -> BlockConfig:
@@ -195,16 +196,16 @@ class EsotericConfig(ObjectiveConfig):
 
     loss: Loss = "elbo"
     alpha0: Fraction = 1.0
-    """Share of tokens that diffusion fills in; the rest is filled left to right."""
+    """Share of tokens that diffusion fills; the rest is filled left to right."""
     diffusion_share: OpenFraction = 0.5
-    """Share of sequences that train the diffusion phase while 0 < alpha0 < 1."""
+    """Share of sequences that train the diffusion phase where 0 < alpha0 < 1."""
 
     @model_validator(mode="after")
     def _phases_have_one_scale(self) -> EsotericConfig:
         if self.loss == "simple" and self.alpha0 < 1:
             raise ValueError(
-                "objective.loss=simple would put the two phases on different scales; "
-                "it needs objective.alpha0=1"
+                f"objective.loss=simple needs objective.alpha0=1, not {self.alpha0}: it would put "
+                "the two phases on different scales; take objective.loss=elbo"
             )
         return self
 
@@ -222,13 +223,13 @@ class GaussianConfig(ObjectiveConfig):
 
     loss: Literal["elbo"] = "elbo"
     random_length: Fraction = 0.0
-    """Share of sequences cut to a random length while training."""
+    """Share of sequences truncated to a random length in training."""
     embedding_size: PositiveInt = 16
-    """Dimensions of the embeddings that are noised."""
+    """Number of dimensions of the embeddings that are noised."""
     end_points: tuple[float, float] = (-3.0, 6.0)
-    """Log noise-to-signal ratio at t = 0 and t = 1 before training, which moves both."""
+    """Initial log noise-to-signal ratio at t = 0 and t = 1; training changes both."""
     self_conditioning: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of sequences that read the estimate of a first pass while training; 0 turns
+    """Share of sequences that are conditioned on the estimate of a first pass in training; 0 turns
     self-conditioning off, also in evaluation and sampling."""
     reconstruction_share: OpenFraction = 0.125
     """Share of sequences that train the reconstruction at t = 0."""
@@ -237,17 +238,17 @@ class GaussianConfig(ObjectiveConfig):
     def _noise_rises(self) -> GaussianConfig:
         if not self.end_points[0] < self.end_points[1]:
             raise ValueError(
-                f"objective.end_points {self.end_points} must rise: little noise, then much"
+                f"objective.end_points {self.end_points} must be [low, high] with low < high"
             )
         return self
 
     def check(self, config: Config) -> None:
-        """Refuse an untied head, which nothing would use."""
+        """Refuse an untied head, with which the transformer's embedding would be unused."""
         super().check(config)
         if not config.model.tie_embeddings:
             raise ValueError(
-                "objective gaussian has embeddings of its own, so that model.tie_embeddings false "
-                "would leave a matrix that nothing uses; set it to true"
+                "objective gaussian replaces the input embeddings, so that model.tie_embeddings "
+                "false would leave an unused matrix; set it to true"
             )
 
 
@@ -261,21 +262,21 @@ class DistillationConfig(ObjectiveConfig):
         pipeline=False,
         context=False,
         largest_zero_stage=2,
-        because="has a second model, of which every rank holds what it holds of the first",
+        because="has a second model, sharded over ranks as the first",
     )
     teacher: ClassVar[bool] = True
 
     round_sequences: Annotated[int, Field(ge=0)] = 0
-    """Sequences of a round, after which the student becomes the teacher; a multiple of the global
-    batch."""
+    """Number of sequences of a round, after which the student becomes the teacher; a multiple of
+    the global batch size."""
     first_gap: Annotated[float, Field(gt=0, le=1)] = 1 / 512
     """Difference of time between student and teacher in the first round; it doubles every
     round."""
     gap_interval: tuple[OpenFraction, OpenFraction] = (0.006, 0.9987)
-    """Smallest and largest share of clean tokens (alpha); time is even in the log-SNR of the
-    Gaussian between them."""
+    """Smallest and largest share of clean tokens (alpha); between them time is uniform in the
+    log-SNR of the Gaussian."""
     divergence: Literal["reverse", "forward"] = "reverse"
-    """KL(student || teacher), or KL(teacher || student)."""
+    """Direction: `reverse` is KL(student || teacher), `forward` KL(teacher || student)."""
 
     @model_validator(mode="after")
     def _interval_rises(self) -> DistillationConfig:
@@ -288,7 +289,7 @@ class DistillationConfig(ObjectiveConfig):
         rounds, batch = self.round_sequences, config.train.global_batch_size
         if rounds == 0 or rounds % batch:
             raise ValueError(
-                f"objective.round_sequences is {rounds}; a round of distillation is a positive "
-                f"number of steps of train.global_batch_size {batch} sequences; published are "
-                f"10,000 steps, here {10_000 * batch}"
+                f"objective.round_sequences is {rounds}; allowed: a positive multiple of "
+                f"train.global_batch_size {batch}; published rounds have 10,000 steps, here "
+                f"{10_000 * batch}"
             )

@@ -1,4 +1,4 @@
-"""Settings of every optimizer: one class each, with what all of them share.
+"""Settings of every optimizer: one class each, and a base class with the common ones.
 
 Free of torch. Adding one is described in docs/extending.md.
 """
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class ScheduleConfig(Section):
-    """Learning rate over the run, as a factor of `optimizer.lr`."""
+    """Schedule of the learning rate, between `optimizer.lr` and `optimizer.min_lr`."""
 
     name: Literal["constant", "cosine", "wsd"] = "cosine"
-    """Warm-up, then constant, cosine to `min_lr`, or stable and a final decay (wsd)."""
+    """Rate after the warm-up: constant, cosine to `min_lr`, or constant and a final decay (wsd)."""
     warmup: Annotated[float, Field(ge=0)] = 0.01
-    """Warm-up: below 1 a share of all steps, else a number of steps."""
+    """Length of the warm-up: below 1 a share of all steps, else a number of steps."""
     decay: Fraction = 0.2
-    """wsd: share of all steps in which the rate falls to `min_lr`."""
+    """Share of all steps in which `wsd` lowers the rate to `min_lr`."""
 
 
 class OptimizerConfig(Component):
-    """Settings that every optimizer has: matrices decay, norms and biases do not.
+    """Settings that every optimizer has; weight decay acts on matrices, not on norms and biases.
 
     Its implementation is a function of the settings that returns an `OptimizerSpec`.
     """
@@ -38,13 +38,13 @@ class OptimizerConfig(Component):
     """Absolute rate at the end of the decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     decay_embeddings: bool = True
-    """Whether the embedding matrix decays too."""
+    """True where weight decay acts on the embedding matrix too."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     schedule: ScheduleConfig = ScheduleConfig()
 
     def spec(self) -> OptimizerSpec:
-        """The optimizer as the engine knows it: the state that it keeps, and how it is built."""
+        """Declare the optimizer to the engine: its state, and the function that builds it."""
         made: OptimizerSpec = self.load()(self)
         return made
 
@@ -57,7 +57,7 @@ class OptimizerConfig(Component):
 
 optimizers: Registry[OptimizerConfig] = Registry("optimizer", OptimizerConfig, "adamw")
 AnyOptimizer = Annotated[SerializeAsAny[OptimizerConfig], PlainValidator(optimizers.validate)]
-"""Settings of whichever optimizer their `name` says."""
+"""Settings of one optimizer, whose class follows from `name`."""
 
 
 @optimizers.register

@@ -1,8 +1,8 @@
-"""Everything that can be known to be wrong before a process group or a GPU is touched.
+"""Checks of a configuration that need neither a process group nor a GPU.
 
-`preflight` compares the configuration with the files it names: pools, tokenizer, hostfile and the
-run folder it would continue. It reads manifests, never shards (the ranks verify those), and takes
-well under a second. Every rank may call it; it changes nothing.
+`preflight` compares the configuration with the files that it names: pools, tokenizer, hostfile and
+the folder of a run that it would resume. It reads manifests, not shards (the ranks verify those),
+and takes less than a second. Every rank may call it; it changes nothing.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ MAY_CHANGE = (
     "model.attention", "optimizer.min_lr",
     "optimizer.schedule.", "parallel.", "train.", "evaluation.", "tracking.",
 )  # fmt: skip
-"""Keys, or beginnings of keys, that a run may change when it is resumed. Pools may move: their
-content is compared instead of their path."""
+"""Keys and prefixes of keys that a run may change when it is resumed. Pools may move: their content
+is compared instead of their path."""
 
 
 def preflight(config: Config, world_size: int | None = None) -> Config:
-    """The configuration with what the first start decides filled in, or the first error found.
+    """Check the configuration and fill in the values that the first start decides.
 
-    `world_size` is the number of ranks that something else starts (SLURM); null takes those of the
-    hostfile, else as many as the layout says. Raises ConfigError, LayoutError or DataError.
+    `world_size` is the number of ranks where another program starts them (SLURM); None takes the
+    number in the hostfile, else that of the layout. Raises ConfigError, LayoutError or DataError.
     """
     config = with_world_size(config, world_size)
     _check_layout(config)
     _check_machine(config)
     _check_data(config)
     _check_init(config)
-    return _continue_run(config)
+    return _resume_run(config)
 
 
 def with_world_size(config: Config, world_size: int | None = None) -> Config:
@@ -70,9 +70,9 @@ def with_world_size(config: Config, world_size: int | None = None) -> Config:
 
 
 def compare(old: Config, new: Config) -> list[str]:
-    """One line for each key that differs although a resumed run may not change it."""
+    """List a line for each key that differs although a resumed run may not change it."""
     before, after = flatten(old), flatten(new)
-    # Where a component differs, the settings of the other one say nothing more.
+    # Keys that only one of two components has are left out: the line of its `name` is enough.
     return [
         f"{key}: the run has {before[key]!r}, given {value!r}"
         for key, value in after.items()
@@ -81,7 +81,7 @@ def compare(old: Config, new: Config) -> list[str]:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether something would be resumed, or lost, in this run folder."""
+    """True where this run folder has a checkpoint, which a start would resume."""
     folder = run / "checkpoints"
     return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
 
@@ -109,7 +109,7 @@ def _check_layout(config: Config) -> None:
 
 
 def _check_machine(config: Config) -> None:
-    """Whether the machine has the GPU and the kernels that are asked for, where ranks run here."""
+    """Raise ConfigError where ranks run here and a GPU, kernel or compiler is missing."""
     from cluster.machine import has_gpu
 
     if config.parallel.hostfile is not None:
@@ -119,7 +119,7 @@ def _check_machine(config: Config) -> None:
         if config.run.device == "cuda":
             raise ConfigError(
                 "run.device=cuda, but this machine has no NVIDIA driver; set run.device to auto or "
-                "cpu, or start on a machine that has"
+                "cpu, or start on a machine with one"
             )
         if wanted in ("flash", "flex"):
             raise ConfigError(
@@ -133,7 +133,7 @@ def _check_machine(config: Config) -> None:
     if wanted == "flash" and find_spec("flash_attn") is None:
         raise ConfigError(
             "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "
-            "'epochal[gpu]'); set model.attention to auto to do without"
+            "'epochal[gpu]'); install it, or set model.attention to auto"
         )
 
 
@@ -161,7 +161,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_init(config: Config) -> None:
-    """Whether `run.init_from` is a file of weights; the ranks compare names and shapes."""
+    """Raise an error where `run.init_from` does not fit; the ranks compare names and shapes."""
     file = config.run.init_from
     if file is None or has_checkpoint(config.run.path):
         return
@@ -204,7 +204,7 @@ def _check_together(pool: NamedPool, validation: Manifest, named: str) -> None:
 
 
 def _check_tokenizer(path: Path, manifest: Manifest) -> None:
-    """The file that the shards were written with, or one with the same pieces."""
+    """Raise TokenizerError unless the file has the pieces that the shards were written with."""
     from data_pipeline.errors import TokenizerError
     from data_pipeline.tokenizer import load_tokenizer
 
@@ -213,20 +213,20 @@ def _check_tokenizer(path: Path, manifest: Manifest) -> None:
             return
     except OSError as error:
         raise TokenizerError(
-            f"cannot read data.tokenizer {path}: {error.strerror}; it lies beside the manifest "
-            f"that `epochal data prepare` wrote"
+            f"cannot read data.tokenizer {path}: {error.strerror}; give the file that "
+            f"`epochal data prepare` wrote next to the manifest"
         ) from None
     tokenizer = load_tokenizer(path)
     if tokenizer.pieces_sha256 != manifest.tokenizer.pieces_sha256:
         raise TokenizerError(
-            f"data.tokenizer {path} ({tokenizer.vocab_size:,} ids) is not the one the shards were "
-            f"written with ({manifest.tokenizer.vocab_size:,} ids, pieces "
+            f"data.tokenizer {path} ({tokenizer.vocab_size:,} ids) is not the one that the shards "
+            f"were written with ({manifest.tokenizer.vocab_size:,} ids, pieces "
             f"{manifest.tokenizer.pieces_sha256[:12]}); give that one, or prepare the data again"
         )
 
 
-def _continue_run(config: Config) -> Config:
-    """Take over what the run in the folder has fixed; refuse another configuration's folder."""
+def _resume_run(config: Config) -> Config:
+    """Take over values of the run in the folder; refuse the folder of another configuration."""
     run = config.run.path
     saved = run / "config.yaml"
     if not saved.exists() or not has_checkpoint(run):
@@ -235,7 +235,8 @@ def _continue_run(config: Config) -> Config:
         old = load_config(saved)
     except ConfigError as error:
         raise ConfigError(
-            f"{saved} does not fit this version, so {run} cannot be continued:\n{error}"
+            f"{saved} does not fit this version, so that {run} cannot be resumed:\n{error}\n"
+            "use the version that wrote it, or choose another run.name"
         ) from None
     if config.objective.time_window is None:
         config = replace_values(config, {"objective.time_window": old.objective.time_window})
@@ -244,13 +245,13 @@ def _continue_run(config: Config) -> Config:
         raise ConfigError(
             f"{run} holds checkpoints of another configuration:\n  "
             + "\n  ".join(differences)
-            + "\nchoose another run.name, or set these back to continue the run"
+            + "\nchoose another run.name, or set these back to resume the run"
         )
     return config
 
 
 def _moved_data(old: Config, new: Config) -> list[str]:
-    """Pools whose path changed and whose content did too; an old one that is gone cannot tell."""
+    """List pools whose path and content changed; an old pool that is missing is not compared."""
     from data_pipeline.errors import DataError
     from data_pipeline.stream.open_stream import content_hash
 

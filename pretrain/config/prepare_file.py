@@ -1,7 +1,7 @@
 """Settings of `epochal data prepare`: from its options or from a YAML file, never from both.
 
-Two places for one value would leave open which of them counts, so options beside a file are
-refused, except where the result goes and how many processes make it.
+With two places for one value it would not be clear which one is used. So options in addition to a
+file are refused, except for the output folder and the number of processes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pretrain.config.messages import describe_all
 from pretrain.config.yaml_file import read_mapping
 
 BESIDE_A_FILE = ("out", "workers", "settings", "as_json")
-"""Options that go with a settings file."""
+"""Options that are allowed together with a settings file."""
 
 
 def known_settings() -> list[str]:
-    """Every dotted key of a settings file."""
+    """List every dotted key of a settings file."""
     return [
         *PrepareSettings.model_fields,
         *(f"sources.{name}" for name in SourceSettings.model_fields),
@@ -32,12 +32,12 @@ def known_settings() -> list[str]:
 
 
 def default_out(sources: Iterable[str] | None) -> Path:
-    """Where a pool goes unless it is said: the folder that `data=builtin` or `data=pool` reads."""
+    """Default folder of a pool: the one that `data=builtin` or `data=pool` reads."""
     return Path("data/builtin" if set(sources or ["builtin"]) == {"builtin"} else "data/pool")
 
 
 def settings_of(values: dict[str, Any]) -> PrepareSettings:
-    """Checked settings; DataError has a line for each problem."""
+    """Validate settings; raises DataError with a line for each problem."""
     try:
         return PrepareSettings.model_validate(values)
     except ValidationError as error:
@@ -48,12 +48,13 @@ def settings_of(values: dict[str, Any]) -> PrepareSettings:
 def read_settings(
     path: Path, out: Path | None, workers: int | None, given: Iterable[str]
 ) -> PrepareSettings:
-    """Settings of a YAML file; `given` are the names of the options on the command line."""
-    beside = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_A_FILE]
-    if beside:
+    """Read settings from a YAML file; `given` are the names of the options on the command line."""
+    refused = [f"--{name.replace('_', '-')}" for name in given if name not in BESIDE_A_FILE]
+    if refused:
         raise DataError(
-            f"{', '.join(beside).replace('--sources', 'SOURCES')} beside --settings {path}: the "
-            f"file holds all settings; write them there, or leave --settings out"
+            f"{', '.join(refused).replace('--sources', 'SOURCES')} cannot be given with --settings "
+            f"{path}, because the file holds all settings; write them there, or leave --settings "
+            "out"
         )
     values = read_mapping(path, "docs/data.md shows one (sources, tokenizer, ...)")
     values = {"out": default_out(None), **values}

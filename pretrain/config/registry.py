@@ -1,14 +1,15 @@
-"""Components by name: objectives, optimizers, samplers and trackers, unions that anybody extends.
+"""Registries of components by name: objectives, optimizers, samplers and trackers.
 
-A component is a small torch-free settings class (`Component`) that names its implementation; the
+A component is a small settings class without torch (`Component`) that names its implementation. The
 registry of its kind maps `name` to the class. Ours register by decorator when `pretrain.config` is
-imported. Those of other packages are found through entry points and imported when they are named:
+imported. Those of other packages are found through entry points, and imported when a configuration
+names them:
 
     [project.entry-points."epochal.objectives"]
     reversed = "my_package.reversed:ReversedConfig"
 
-A package may bring Hydra options in a folder `configs/` beside its `__init__.py`, laid out as ours:
-`my_package/configs/objective/reversed.yaml` makes `objective=reversed` work.
+A package may have Hydra options in a folder `configs/` next to its `__init__.py`, laid out as that
+of this project: `my_package/configs/objective/reversed.yaml` makes `objective=reversed` work.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Component(Section):
 
     name: str
     implementation: ClassVar[str]
-    """`package.module:Class` of what these settings configure, imported when it is needed."""
+    """Implementation of these settings as `package.module:Class`, imported when it is needed."""
 
     @classmethod
     def load(cls) -> Any:
-        """The implementation's class."""
+        """Import the class of the implementation."""
         module, _, attribute = cls.implementation.partition(":")
         return getattr(import_module(module), attribute)
 
@@ -45,17 +46,17 @@ Member = TypeVar("Member", bound=Component)
 
 
 class Registry(Generic[C]):
-    """Settings classes of one kind by name: a discriminated union whose members may be added to."""
+    """Settings classes of one kind by name: a discriminated union that other packages extend."""
 
     def __init__(self, kind: str, base: type[C], default: str | None = None) -> None:
-        """`kind` is the section that holds it (`objective`), `default` the name that is implied."""
+        """Make a registry for the section `kind`; `default` is the name where none is given."""
         self.kind = kind
         self._base = base
         self._default = default
         self._classes: dict[str, type[C]] = {}
 
     def register(self, cls: type[Member]) -> type[Member]:
-        """Class decorator: make the settings, and what they configure, available by their name."""
+        """Register a settings class under its name; a class decorator."""
         assert self._base in cls.__mro__, f"{cls.__name__} is no {self._base.__name__}"
         name = cls.model_fields["name"].default
         assert isinstance(name, str), f'{cls.__name__} lacks `name: Literal["..."] = "..."`'
@@ -65,29 +66,29 @@ class Registry(Generic[C]):
         return cls
 
     def names(self) -> list[str]:
-        """All names, sorted; nothing is imported for those of other packages."""
-        return sorted({*self._classes, *(point.name for point in _outside(self._group))})
+        """List all names, sorted; no other package is imported."""
+        return sorted({*self._classes, *(point.name for point in _entry_points(self._group))})
 
     def get(self, name: str) -> type[C]:
-        """The settings class of a name; raises ConfigError listing the known ones."""
+        """Find the settings class of a name; raises ConfigError that lists the known names."""
         if name not in self._classes:
             self._import(name)
         return self._classes[name]
 
     def dotted_keys(self) -> list[str]:
-        """Dotted keys of every member imported so far."""
+        """List the dotted keys of every member imported so far."""
         fields = {field for cls in self._classes.values() for field in cls.model_fields}
         return [f"{self.kind}.{field}" for field in sorted(fields)]
 
     def make(self, name: str, **fields: Any) -> C:
-        """Settings of a member by name; raises ValueError as `validate` does."""
+        """Make the settings of a member by name; raises ValueError as `validate` does."""
         return self.validate({"name": name, **fields})
 
     def validate(self, value: Any) -> C:
-        """Settings from plain values, by their `name`; the validator of the section's field.
+        """Make settings from plain values, by their `name`; the validator of the section's field.
 
-        Raises ValueError (pydantic makes a ValidationError of it) for unknown names, and for keys
-        that are another member's.
+        Raises ValueError (which pydantic turns into a ValidationError) for unknown names, and for
+        keys of another member.
         """
         if isinstance(value, self._base):
             return value
@@ -123,8 +124,8 @@ class Registry(Generic[C]):
         return f"unknown key {self.kind}.{key}; {meant}"
 
     def _import(self, name: str) -> None:
-        """Load the member of another package."""
-        points = [point for point in _outside(self._group) if point.name == name]
+        """Import the member of another package."""
+        points = [point for point in _entry_points(self._group) if point.name == name]
         if not points:
             hint = closest(name, self.names())
             raise ConfigError(
@@ -153,14 +154,16 @@ class Registry(Generic[C]):
 
 
 @cache
-def _outside(group: str) -> tuple[EntryPoint, ...]:
-    """Entry points of a group, read once a process."""
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Find the entry points of a group, once in a process."""
     return tuple(entry_points(group=group))
 
 
 def outside_folders(kinds: tuple[str, ...]) -> list[Path]:
-    """Folders `configs/` of the packages that register components; no package is imported."""
-    roots = {point.module.split(".")[0] for kind in kinds for point in _outside(f"epochal.{kind}s")}
+    """Find folders `configs/` of packages that register components; no package is imported."""
+    roots = {
+        point.module.split(".")[0] for kind in kinds for point in _entry_points(f"epochal.{kind}s")
+    }
     folders = []
     for root in sorted(roots):
         spec = find_spec(root)

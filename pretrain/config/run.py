@@ -1,11 +1,10 @@
-"""One typed tree of settings. Hydra composes it (`pretrain.config.compose`), pydantic validates it
-here.
+"""Typed tree of all settings; Hydra composes it (`pretrain.config.compose`), pydantic validates it.
 
-Every field says what it means below it; unknown keys are refused. What is learned (transformer and
-objective) stands in `pretrain.config.model`, the rest here. Checks of one section stand beside it,
-those between sections in `pretrain.config.combinations`; checks against files (budget against pool,
-tokenizer against shards) live in `pretrain.config.preflight`. Free of torch, so that the command
-line can validate in milliseconds.
+Every field has its documentation below it; unknown keys are refused. The sections `model`,
+`objective` and `optimizer` have separate modules. Checks of one section are in its class, those
+between sections in `pretrain.config.combinations`, and checks against files (budget against pool,
+tokenizer against shards) in `pretrain.config.preflight`. Free of torch, so that the command line
+can validate in milliseconds.
 """
 
 from __future__ import annotations
@@ -44,20 +43,20 @@ __all__ = [
 
 
 REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
-"""Sections whose class is chosen by their `name`."""
+"""Registries of the sections whose class follows from their `name`."""
 
 
 class RunConfig(Section):
-    """Where the run lives and what makes it repeatable."""
+    """Folder, seed, initial weights and device of the run."""
 
     name: str = "run"
-    """Shown in MLflow and on the console; also the folder below `root` when `dir` is not given,
-    therefore not empty and without `..`."""
+    """Name in MLflow and on the console; also the folder below `root` where `dir` is not given, so
+    that it is not empty and has no `..`."""
     root: Path = Path("runs")
     dir: Path | None = None
     """Folder of this run: configuration, checkpoints, logs. Default: `root`/`name`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
-    """Seed of weights, noise, order and dropout: the whole run is a function of it."""
+    """Seed of weights, noise, order of the data and dropout."""
     init_from: Path | None = None
     """Safetensors file whose weights the run starts with, e.g. one of `epochal export`; null
     initialises from the seed. Names and shapes must be those of the model."""
@@ -73,12 +72,12 @@ class RunConfig(Section):
 
     @property
     def path(self) -> Path:
-        """The run folder."""
+        """Run folder."""
         return self.dir if self.dir is not None else self.root / self.name
 
 
 class DataConfig(Section):
-    """Which tokens the run sees, how often and in which order."""
+    """Tokens of the run, their order and the number of epochs."""
 
     train: Location
     """Manifest of the training pool (`epochal data prepare` writes it), or a mix of several; path
@@ -86,31 +85,34 @@ class DataConfig(Section):
     validation: Location
     """Manifest of the validation pool; shares no document with the training pool."""
     tokenizer: Path
-    """Tokenizer file that the shards were written with."""
+    """Tokenizer file with which the shards were written."""
     seq_length: PositiveInt = 1024
-    """Tokens per sequence; a view of the shards, changing it needs no re-tokenising."""
+    """Tokens per sequence; sequences are views of the shards, so that a change needs no new
+    tokenisation."""
     unique_tokens: PositiveInt | None = None
-    """U, exact to the token; null takes the whole pool. A mix holds its own budgets: null."""
+    """Number U of unique tokens, exact to the token; null takes the whole pool. Must be null for a
+    mix, which has a budget for each source."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """E, how often the U tokens are seen; fractions are allowed and reported."""
+    """Number E of passes over the U tokens; fractions are allowed and reported."""
     order: str = "global"
     """`global` (keyed permutation of the budget each epoch), `window(W)` or `sequential`."""
     documents: Literal["packed", "masked"] = "packed"
-    """`packed` attends across documents, `masked` keeps them apart."""
+    """Attention across the documents of a sequence: `packed` allows it, `masked` does not."""
     verify: Literal["full", "size", "lazy", "off"] = "full"
-    """How thoroughly shards are checked before step 0; `lazy` checks (and fetches) them when they
-    are first read."""
+    """Check of the shards before step 0: of every byte (`full`), of their sizes, or none (`off`).
+    `lazy` checks (and downloads) a shard when it is first read."""
     cache: Path | None = None
-    """Folder of this machine for shards behind URLs; null means `~/.cache/epochal/shards`."""
+    """Local folder for downloaded shards; null means `~/.cache/epochal/shards`."""
     cache_bytes: PositiveInt | None = None
-    """Limit of that folder; null means none."""
+    """Limit of that folder in bytes; null means none."""
 
 
 class ParallelConfig(Section):
-    """How the run is cut over ranks; never changes what it computes."""
+    """Layout of the run over ranks; the results do not depend on it."""
 
     data_parallel_size: PositiveInt | None = None
-    """Null: the world size divided by the other degrees (1 when `epochal train` launches)."""
+    """Data-parallel ranks; null means the world size divided by the other degrees (1 where
+    `epochal train` starts the ranks)."""
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     context_parallel_size: PositiveInt = 1
@@ -120,18 +122,18 @@ class ParallelConfig(Section):
     """`cpu` keeps optimizer state (at stage 3 also weights between their uses) in host memory and
     updates there; needs zero_stage 1 or higher."""
     overlap_comm: bool | None = None
-    """Reduce gradients of ZeRO 1 to 3 while the backward pass goes on. Null: at stage 3 only, see
-    docs/performance.md. On a CPU the same messages in another order, and no gain."""
+    """Reduce gradients of ZeRO 1 to 3 during the backward pass. Null: at stage 3 only, see
+    docs/performance.md. On a CPU the messages come in another order, without a gain."""
     hostfile: Path | None = None
-    """Hosts for the DeepSpeed launcher; null trains on this machine."""
+    """Hostfile of the launcher of several machines; null trains on this machine."""
     threads_per_rank: PositiveInt | None = None
     """OMP_NUM_THREADS of each rank; null divides the cores of the machine."""
     timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
-    """Collectives that take longer end the run."""
+    """Longest time of a collective in minutes; the run ends after it."""
 
     @property
     def degrees(self) -> dict[str, Any]:
-        """The degrees of the layout, by the names that `Topology.build` takes."""
+        """Degrees of the layout, by the names of `Topology.build`'s arguments."""
         names = ("data", "tensor", "pipeline", "context")
         sizes = {f"{name}_parallel_size": getattr(self, f"{name}_parallel_size") for name in names}
         return sizes | {
@@ -141,65 +143,68 @@ class ParallelConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop: batches, precision, how far, and what happens on the way."""
+    """Training loop: batches, precision, memory, length, evaluations and checkpoints."""
 
     global_batch_size: PositiveInt = 256
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: PositiveInt | None = None
-    """Sequences per rank and forward pass; null takes the whole share of a rank at once."""
+    """Sequences per rank and forward pass; null takes all sequences of a rank at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential moving average of the weights, e.g. 0.9999; 0 keeps none. Costs four
-    bytes a parameter, sharded as the optimizer."""
+    """Decay of the exponential moving average of the weights, e.g. 0.9999; 0 keeps none. It costs
+    four bytes a parameter, sharded as the optimizer."""
     ema_warmup: bool = True
-    """Let the decay grow as (1 + n) / (10 + n) over the first updates n, so that the average
-    forgets the random start."""
+    """Let the decay grow as (1 + n) / (10 + n) over the first updates n, so that the initial
+    weights leave the average soon."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """What the backward pass makes again instead of keeping it: `selective` norms, rotations and
-    activations (nothing dear), `full` whole layers (a third more operations, least memory)."""
+    """Tensors that the backward pass recomputes instead of keeping them: with `selective` norms,
+    rotations and activations (all of them cheap), with `full` whole layers (a third more
+    operations, least memory)."""
     recompute_layers: PositiveInt | None = None
-    """How many layers of each pipeline stage, from its first, `recompute` concerns; null all."""
+    """Number of layers of each pipeline stage, from its first, with recomputation; null all."""
     compile: Literal["auto"] | bool = False
-    """torch.compile of each transformer layer; `auto` on a GPU in bfloat16 where its shapes stay
-    the same, never on a CPU. Changes rounding, neither names nor checkpoints. Off by default."""
+    """torch.compile of each transformer layer; `auto` compiles on a GPU in bfloat16 where shapes
+    stay the same, never on a CPU. It changes rounding, but neither names nor checkpoints."""
     compile_loss: bool = False
-    """torch.compile of the training loss from the logits on: in bfloat16 less memory and fewer
-    passes. Changes rounding; evaluation stays as it is. Not with tensor parallelism."""
+    """torch.compile of the training loss from the logits on: less memory and fewer passes in
+    bfloat16. It changes the rounding of the loss, not of evaluation; not with tensor
+    parallelism."""
     loss_chunk: Annotated[int, Field(ge=0)] | None = None
-    """Rows of the head that are scored at once; 0 scores all. Null: chunks of 256 MiB of logits on
-    a GPU, and on a CPU where all logits together exceed 1 GiB."""
+    """Number of rows of the head that are scored at once; 0 means all. Null means chunks of 256 MiB
+    of logits on a GPU, and on a CPU where all logits together exceed 1 GiB."""
     stop_step: PositiveInt | None = None
-    """Stop here although `data.epochs` goes further (the schedule still spans all epochs)."""
+    """Step at which this start stops before `data.epochs`; the schedule still spans all epochs."""
     log_interval: PositiveInt = 10
     eval_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
     eval_epochs: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Further evaluations at these epochs (curves that are dense at the start need them)."""
+    """Epochs of further evaluations, for curves that are dense at the start."""
     checkpoint_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0 saves at the end and on preemption only."""
     async_checkpoint: bool = True
-    """Write checkpoints on the way in the background: the step pays for a copy into host memory
-    only. The last one of a run, and one on preemption, is waited for."""
+    """Write checkpoints in the background, so that a step waits only for a copy to host memory. The
+    last checkpoint of a run, and one on preemption, are waited for."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
-    """How many checkpoints stay; 0 keeps all."""
+    """Number of newest checkpoints that are kept; 0 keeps all."""
 
 
 class EvaluationConfig(Section):
     """Exact likelihood bound on validation sequences."""
 
     sequences: PositiveInt | None = None
-    """How many validation sequences, from the first; null takes all."""
+    """Number of validation sequences, from the first; null takes all."""
     draws: PositiveInt = 1
     """Noise levels per sequence, stratified; the autoregressive likelihood needs none."""
     batch_size: PositiveInt = 32
     """Sequences per forward pass and rank."""
     weights: Literal["ema", "raw", "both"] = "ema"
-    """What is evaluated while training where there is an average: `ema` the averaged weights, `raw`
-    the present ones, `both` also the present ones, as `validation_raw/...`, at twice the cost."""
+    """Weights that are evaluated in training where there is an average: `ema` the averaged ones,
+    `raw` those of the last step, `both` also the latter, as `validation_raw/...`, at twice the
+    cost."""
 
 
 class TrackingConfig(Section):
-    """Services that get the measurements. JSONL in the run folder is always written."""
+    """Services that get the measurements; `metrics.jsonl` in the run folder is always written."""
 
     mlflow: bool = True
     uri: str | None = None
@@ -208,7 +213,7 @@ class TrackingConfig(Section):
     trackers: tuple[AnyTracker, ...] = ()
     """Further services, each with its `name` and its settings."""
     queue_size: PositiveInt = 10000
-    """Measurements kept while a service does not answer; older ones are dropped and counted."""
+    """Number of measurements kept while a service does not answer; older ones are dropped."""
 
     @field_validator("uri")
     @classmethod
@@ -234,7 +239,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """The whole configuration of a run; saved resolved as `config.yaml` in the run folder."""
+    """Whole configuration of a run, saved resolved as `config.yaml` in the run folder."""
 
     run: RunConfig = RunConfig()
     data: DataConfig
@@ -255,7 +260,7 @@ class Config(Section):
 
     @property
     def world_size(self) -> int:
-        """Ranks that this configuration runs on."""
+        """Number of ranks of this configuration."""
         p = self.parallel
         return (
             (p.data_parallel_size or 1)
@@ -266,13 +271,13 @@ class Config(Section):
 
     @property
     def num_microbatches(self) -> int:
-        """Forward passes per rank and optimizer step."""
+        """Number of forward passes per rank and optimizer step."""
         per_rank = self.train.global_batch_size // (self.parallel.data_parallel_size or 1)
         return per_rank // (self.train.micro_batch_size or per_rank)
 
 
 def resolve(config: Config) -> Config:
-    """Fill in what the first start of a run decides once and for all: the time window n."""
+    """Fill in the value that the first start of a run fixes: the time window n."""
     if config.objective.time_window is not None:
         return config
     window = config.train.global_batch_size

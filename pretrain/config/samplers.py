@@ -1,4 +1,4 @@
-"""Settings of every sampler: `epochal sample RUN sampler=NAME sampler.KEY=VALUE` makes them.
+"""Settings of every sampler, as in `epochal sample RUN sampler=NAME sampler.KEY=VALUE`.
 
 Free of torch. Adding one is described in docs/extending.md.
 """
@@ -16,10 +16,10 @@ class SamplerConfig(Component):
     """Settings that every sampler has."""
 
     steps: Annotated[int, Field(ge=1, lt=1 << 16)] | None = None
-    """Denoising steps of a sequence; null takes one a token. Autoregressive models have no
-    choice."""
+    """Denoising steps of a sequence; null takes one a token. Autoregressive models always take one
+    a token."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """1 samples the model itself, 0 is greedy."""
+    """Temperature of each draw: 1 samples the model's distribution, 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus: the smallest set of tokens of this probability."""
 
@@ -29,7 +29,7 @@ samplers: Registry[SamplerConfig] = Registry("sampler", SamplerConfig, "ancestra
 
 @samplers.register
 class AncestralConfig(SamplerConfig):
-    """The reverse process that the model's family declares itself (`Objective.sampler`)."""
+    """Reverse process of the model's family (`Objective.sampler`)."""
 
     name: Literal["ancestral"] = "ancestral"
     implementation: ClassVar[str] = "pretrain.sampling.sampler:ancestral"

@@ -1,8 +1,9 @@
-"""Which known name a misspelt one means.
+"""Suggestion of a known name for a misspelt one.
 
-`difflib` alone answers `learning_rate` with `log_interval`; people write the long or the short
-form of a name far more often than they mistype a letter. So initials (`lr`, `tp`), words in common
-(`batch_size`, `n_layers`) and the field's usual synonyms count beside letters in common.
+`difflib` alone would suggest `log_interval` for `learning_rate`, because it compares letters only.
+But users write a longer or a shorter form of a name far more often than they mistype a letter. So
+initials (`lr`, `tp`), common words (`batch_size`, `n_layers`) and the usual synonyms of the field
+count too.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ _SYNONYMS = {
     "output_dir": "dir",
     "ctx": "seq_length",
 }
-"""Names that other projects use for ours, whole or word by word."""
+"""Names in other projects, for a whole name of ours or for one word of it."""
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known (dotted) name that `name` most likely means; None when nothing comes near."""
+    """Known (dotted) name that is most similar to `name`; None where none is similar enough."""
     best = max(((_likeness(name, k), k) for k in known), default=(0.0, ""))
     return best[1] if best[0] >= cutoff else None
 
 
 def _likeness(given: str, known: str) -> float:
-    """0 for strangers, above 1 for the same leaf in the same section."""
+    """Similarity: 0 for unrelated names, above 1 for the same leaf in the same section."""
     given_section, _, given_leaf = given.rpartition(".")
     section, _, leaf = known.rpartition(".")
     score = max(_leaf_likeness(variant, leaf) for variant in _variants(given_leaf))
@@ -57,7 +58,7 @@ def _likeness(given: str, known: str) -> float:
 
 
 def _variants(leaf: str) -> set[str]:
-    """The name itself and what its synonyms turn it into."""
+    """Forms of a name: itself, and with its synonyms replaced."""
     lower = leaf.lower().replace("-", "_")
     words = "_".join(_SYNONYMS.get(word, word) for word in lower.split("_"))
     return {lower, words, _SYNONYMS.get(lower, lower)}

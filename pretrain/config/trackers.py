@@ -1,4 +1,4 @@
-"""Settings of trackers: services that a run's measurements are sent to, beside `metrics.jsonl`.
+"""Settings of trackers: services that get a run's measurements, in addition to `metrics.jsonl`.
 
 Free of torch. Adding one is described in docs/extending.md.
 """
@@ -14,17 +14,20 @@ from pretrain.config.registry import Component, Registry
 SCHEMES = (
     "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
 )  # fmt: skip
-"""Kinds of MLflow stores; a database may name its driver (`mysql+pymysql`)."""
+"""URL schemes of MLflow stores; a database may name its driver (`mysql+pymysql`)."""
 
 
 class TrackerConfig(Component):
-    """Settings of one tracker. Its implementation is called with (settings, config of the run, run
-    folder, True where the run goes on) and returns a `pretrain.tracking.queue.Client`."""
+    """Settings of one tracker.
+
+    Its implementation is called with (settings, config of the run, run folder, True where the run
+    is resumed) and returns a `pretrain.tracking.queue.Client`.
+    """
 
 
 trackers: Registry[TrackerConfig] = Registry("tracker", TrackerConfig)
 AnyTracker = Annotated[SerializeAsAny[TrackerConfig], PlainValidator(trackers.validate)]
-"""Settings of whichever tracker their `name` says; as the other unions."""
+"""Settings of one tracker, whose class follows from `name`."""
 
 
 @trackers.register
@@ -45,7 +48,7 @@ class MlflowConfig(TrackerConfig):
 
 
 def checked_uri(uri: str | None) -> str | None:
-    """The address of an MLflow store; raises ValueError for a scheme that MLflow does not have."""
+    """Check the address of an MLflow store; raises ValueError for an unknown scheme."""
     scheme, separator, _ = (uri or "").partition("://")
     if separator and scheme.partition("+")[0] not in SCHEMES:
         allowed = ", ".join(f"{name}://..." for name in SCHEMES)

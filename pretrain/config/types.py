@@ -1,4 +1,4 @@
-"""What every group of settings is made of: a frozen section, and the types of its fields."""
+"""Base class of all sections of settings, and the types of their fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Temperature = Annotated[float, Field(ge=1e-6, le=1e3)]
 
 
 def _location(value: Any) -> Path | str:
-    """URLs stay text: as paths they would lose a slash."""
+    """Convert paths and keep URLs as text, because a path would lose one of their slashes."""
     from data_pipeline.shards.remote import SCHEMES, is_remote
 
     if not isinstance(value, str | Path) or not str(value):
@@ -28,11 +28,11 @@ def _location(value: Any) -> Path | str:
 
 
 Location = Annotated[Path | str, PlainValidator(_location)]
-"""A path of this machine, or a URL."""
+"""Path of this machine, or a URL."""
 
 
 class Section(BaseModel):
-    """Base of every group: frozen; unknown keys and numbers without end are errors."""
+    """Base of every section: frozen; unknown keys, infinities and NaN are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False

@@ -1,4 +1,4 @@
-"""Reading a user's YAML file, with one line for what may be wrong with it."""
+"""Reading a user's YAML file, with one line for each possible error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pretrain.errors import ConfigError
 
 
 def read_mapping(path: Path, example: str) -> dict[str, Any]:
-    """The mapping that a file holds, else ConfigError; `example` says where one like it stands."""
+    """Read the mapping in a file, or raise ConfigError; `example` names a file like it."""
     import yaml
 
     try:

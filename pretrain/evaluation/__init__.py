@@ -1,4 +1,4 @@
-"""Likelihoods that can be compared: bounds with standard errors, nats per token, bits per byte."""
+"""Comparable likelihoods: bounds with standard errors, nats per token, bits per byte."""
 
 from parallel.imports import import_megatron
 

@@ -1,7 +1,7 @@
 """Measurements on validation text that an objective adapts its training to.
 
-Only objectives that declare it do this (block diffusion moves its interval of noise levels). The
-sums are reduced over ranks before anything is chosen, so that all ranks choose alike.
+Only objectives that declare `adapts` do this (block diffusion moves its interval of noise levels).
+The sums are reduced over ranks before the choice, so that all ranks choose the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.objectives import Objective
 
 ADAPTATION_SEED = 1
 MEASUREMENTS = 1024
-"""Draws over validation sequences, in passes over the first of them."""
+"""Number of measurements; a short validation text is passed several times, with other draws."""
 
 
 def adapt_objective(
@@ -36,13 +36,14 @@ def adapt_objective(
     dp_size: int = 1,
     dp_group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Measure on the sequences that evaluation uses, and adapt; each rank takes its batches."""
+    """Measure on the sequences of the evaluation, and adapt; each rank measures its batches."""
     size = config.evaluation.batch_size
     sequences = min(config.evaluation.sequences or MEASUREMENTS, stream.total_positions)
     passes = -(-MEASUREMENTS // sequences)
     batches = [(draw, start) for draw in range(passes) for start in range(0, sequences, size)]
     sums = []
-    # Every rank makes as many forward passes as the others, which ZeRO 3 needs.
+    # ZeRO 3 needs the same number of forward passes on every rank: where batches run out, a rank
+    # repeats the last one with weight 0.
     for number in range(dp_rank, -(-len(batches) // dp_size) * dp_size, dp_size):
         draw, start = batches[min(number, len(batches) - 1)]
         clean = clean_batch(stream.read(np.arange(start, start + size)))

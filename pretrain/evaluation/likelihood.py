@@ -1,8 +1,17 @@
 """Likelihood of validation text: an exact bound with its standard error, for any objective.
 
-Noise is keyed by a constant seed and the validation sequence, not by the run: two checkpoints, also
-of different families, see the same noise levels, so that their difference has less noise than
-either. The sums are float64 and gathered by sequence, so the result does not depend on the layout.
+Noise is keyed by a constant seed and the validation sequence, not by the run. So two checkpoints,
+also of different families, get the same noise levels, and their difference has less noise than
+either of them. Sums are float64 and kept by sequence, so that the result does not depend on the
+layout:
+
+    bounds [draws, parts, sequences]   nats; a data-parallel rank fills its batches, the rest is 0
+      -> all-reduce over ranks         every entry is non-zero on one rank only
+      -> sum over parts                [draws, sequences], the bound of each sequence
+      -> mean over draws               each sequence's estimate; draws are successive strata of t
+      -> sum / number of tokens        nats per token, with two errors:
+             standard error            spread over sequences: text and noise together
+             noise error               spread over draws of a sequence: noise alone
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from pretrain.objectives import Objective, build_objective
 EVALUATION_SEED = 0
 """Seed of evaluation noise, the same for every run."""
 EVALUATION_WINDOW = 64
-"""Noise levels are stratified over this many consecutive sequences, and over a sequence's draws."""
+"""Number of consecutive sequences over which noise levels are stratified, besides the draws."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,10 @@ class Likelihood:
 
     nats_per_token: float
     standard_error: float
-    """Of the mean over sequences, in nats per token: sampling of text and noise together. Noise
-    levels are stratified, which this ignores: it is an upper estimate."""
+    """Standard error of the mean over sequences in nats per token, from text and noise together.
+    It ignores that noise levels are stratified, and so is an upper estimate."""
     noise_error: float | None
-    """The part that comes from noise draws alone; None with a single draw, 0 where it is exact."""
+    """Standard error from noise draws alone; None with a single draw, 0 for an exact likelihood."""
     bits_per_byte: float
     tokens: int
     sequences: int
@@ -47,10 +56,10 @@ class Likelihood:
     is_bound: bool
     """False where the objective's likelihood is exact (autoregressive)."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Parts of the bound in nats per token, where the objective tells them apart."""
+    """Parts of the bound in nats per token, where the objective names some."""
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Numbers for tracking, under `prefix/`."""
+        """Measurements for tracking, under `prefix/`."""
         metrics = {
             f"{prefix}/nats_per_token": self.nats_per_token,
             f"{prefix}/standard_error": self.standard_error,
@@ -61,7 +70,7 @@ class Likelihood:
         return metrics | {f"{prefix}/{name}": value for name, value in self.parts.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Result as plain JSON."""
         return asdict(self)
 
 
@@ -76,16 +85,16 @@ def evaluate_likelihood(
     dp_size: int = 1,
     dp_group: dist.ProcessGroup | None = None,
 ) -> Likelihood:
-    """Bound of the first `settings.sequences` of `stream`.
+    """Evaluate the bound of the first `settings.sequences` of `stream`.
 
     `score` maps a bound batch to the bound of each of its sequences, float64 [b], or to the parts
-    of it that the objective names, [parts b]; every dp_size-th batch is scored by a data-parallel
-    rank.
+    that the objective names, [parts b]. A data-parallel rank scores every dp_size-th batch.
     """
     sequences = min(settings.sequences or stream.total_positions, stream.total_positions)
     draws = 1 if objective.exact_likelihood else settings.draws
+    # A copy with the same time window for every run, so that all get the same noise levels.
     config = objective.config.model_copy(update={"time_window": EVALUATION_WINDOW})
-    paired = build_objective(config, objective.space)
+    evaluated = build_objective(config, objective.space)
     parts = len(objective.bound_parts) or 1
     bounds = torch.zeros(draws, parts, sequences, dtype=torch.float64, device=device)
     starts = range(0, sequences, settings.batch_size)
@@ -96,7 +105,7 @@ def evaluate_likelihood(
         count = min(settings.batch_size, sequences - start)
         for draw in range(draws):
             noise = NoiseKey(EVALUATION_SEED, clean.position, draw, stratum=(draw, draws))
-            batch = paired.bound_batch(clean, noise).to(device)
+            batch = evaluated.bound_batch(clean, noise).to(device)
             bounds[draw, :, start : start + count] = score(batch).view(parts, -1)[:, :count]
     if dp_size > 1:  # every entry is non-zero on one rank only: the sum is exact
         dist.all_reduce(bounds, group=dp_group)
@@ -114,9 +123,10 @@ def evaluate_likelihood(
 def summarize(
     bounds: np.ndarray, tokens: np.ndarray, bytes_per_token: float, is_bound: bool
 ) -> Likelihood:
-    """Ratio estimate and its errors from bounds [draws, sequences] in nats and tokens [sequences].
+    """Estimate the likelihood and its errors from bounds [draws, sequences] in nats.
 
-    The standard error is that of a ratio of sums over independent sequences.
+    `tokens` [sequences] are the valid tokens of each sequence. The standard error is that of a
+    ratio of sums over independent sequences.
     """
     draws, sequences = bounds.shape
     total = int(tokens.sum())
@@ -129,8 +139,8 @@ def summarize(
     if is_bound:
         noise = None
         if draws > 1:
-            # Draws of a sequence come from successive strata: neighbours differ least in their
-            # means, so that half their squared difference is the tightest upper estimate.
+            # Draws of a sequence come from successive strata. The means of neighbouring strata
+            # differ least, so that half their squared difference is the tightest upper estimate.
             variance = (np.diff(bounds, axis=0) ** 2).mean(axis=0) / 2.0
             noise = math.sqrt(float(variance.sum()) / draws) / total
     return Likelihood(

@@ -1,4 +1,4 @@
-"""A trained model from its run folder, without the engine: configuration, weights, tokenizer."""
+"""Restoring a trained model from its run folder without an engine."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ class Restored:
     checkpoint: Path
     step: int
     weights: Weights
-    """Which weights the module has."""
+    """Weights that the module has."""
 
 
 def restore(run: Path, checkpoint: Path | None = None, weights: Weights | None = None) -> Restored:
-    """The newest (or the given) checkpoint of `run`; averaged weights where it holds them.
+    """Restore the newest (or the given) checkpoint of `run`; averaged weights where it has them.
 
-    `weights` insists on one kind. Raises ConfigError when the folder is no run or holds no
-    checkpoint, CheckpointError when its weights do not match their hash or are not there.
+    `weights` demands the averaged or the raw ones. Raises ConfigError where the folder is no run or
+    holds no checkpoint, CheckpointError where the weights are missing or do not match their hash.
     """
     from pretrain.build import build_model
 
     if not (run / "config.yaml").is_file():
         raise ConfigError(
-            f"{run} is not a run folder: it has no config.yaml (epochal train makes one)"
+            f"{run} is not a run folder: it has no config.yaml; give a folder that `epochal train` "
+            "wrote, e.g. runs/NAME"
         )
     config = resolve(load_config(run / "config.yaml"))
     path = checkpoint or latest_checkpoint(run / "checkpoints")
@@ -61,9 +62,9 @@ def restore(run: Path, checkpoint: Path | None = None, weights: Weights | None =
     topology = Topology.build()
     tokenizer = load_tokenizer(config.data.tokenizer)
     objective = build_objective(config.objective, token_space(tokenizer, config.model))
-    # Which kernel trained the weights is no part of them, and may not exist on this machine.
-    anywhere = replace_values(config, {"model.attention": "auto"})
-    module = build_model(anywhere, topology, objective)
+    # The kernel that trained the weights may not exist on this machine, and weights do not need it.
+    portable = replace_values(config, {"model.attention": "auto"})
+    module = build_model(portable, topology, objective)
     assign_weights(module, loaded, topology)
     module.to(runtime.device).eval()
     return Restored(config, runtime, tokenizer, module, path, manifest.step, chosen)

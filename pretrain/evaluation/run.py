@@ -1,4 +1,4 @@
-"""`epochal evaluate`: the exact bound of a trained run, stored beside its checkpoint's name."""
+"""`epochal evaluate`: the exact bound of a trained run, recorded with its checkpoint's name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate_run(
     sequences: int | None = None,
     split: Literal["validation", "train"] = "validation",
 ) -> dict[str, Any]:
-    """Likelihood of `split` under a run's weights; None takes the run's own settings.
+    """Evaluate the likelihood of `split` under a run's weights; None takes the run's settings.
 
     The result is also appended to `RUN/evaluations.jsonl`.
     """

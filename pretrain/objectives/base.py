@@ -143,7 +143,7 @@ class Objective(ABC):
         return chunk.cross_entropy(targets)
 
     def sampler(self, settings: AncestralConfig) -> Sampler:
-        """The family's reverse process; raises ConfigError where it has none."""
+        """Make the sampler of the reverse process; raises ConfigError where there is none."""
         raise ConfigError(f"objective {self.name!r} has no sampler")
 
     def begins_round(self, position: int) -> bool:

@@ -147,7 +147,7 @@ class Block(Objective):
 
     @property
     def state(self) -> dict[str, Any]:
-        """The interval in use."""
+        """Interval that is in use."""
         return {"interval": list(self.interval)} if self.adapts else {}
 
     def restore(self, state: dict[str, Any]) -> None:

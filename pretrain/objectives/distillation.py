@@ -62,7 +62,7 @@ class Distillation(Noised):
         return (self.config.first_gap * 2.0**rounds).clamp(max=1.0)
 
     def begins_round(self, position: int) -> bool:
-        """True once a round: at its first call the teacher has still to be made."""
+        """True at the first call of a round, where its teacher has still to be made."""
         current = position // self.config.round_sequences
         begins = current != self._round
         self._round = current

@@ -1,1 +1,1 @@
-"""`epochal plan`: what a run would cost, before it runs."""
+"""`epochal plan`: memory, time and cost of a run before it starts."""

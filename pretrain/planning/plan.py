@@ -2,7 +2,7 @@
 
 `pretrain.planning.cost` turns a `Config` into numbers; everything after that is arithmetic in
 `parallel.planner`. The objective is built, because it declares its share of scored positions and
-its attention rules: a new family is planned without a line here.
+its attention rules: a new family needs no change here.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ def sections(planned: Planned, top: int) -> list[Section]:
 
 def _about(planned: Planned) -> Section:
     model, machine, config = planned.model, planned.machine, planned.config
-    assumed = " (assumed: no tokenizer there; --vocab-size)" if planned.vocabulary_assumed else ""
+    assumed = " (assumed; no tokenizer file)" if planned.vocabulary_assumed else ""
     node = f"{machine.num_nodes} x {machine.gpus_per_node}"
     return Section(
-        "What is planned",
+        "Planned run",
         [
             (
                 "model",
@@ -70,8 +70,8 @@ def _memory(plan: Plan) -> Section:
         ("logits' gradient", m.logits, "last stage, at the loss"),
         ("workspace", m.workspace, "gradients of one layer"),
         ("gathered, buckets", state.gathered, "during backward"),
-        ("update", state.update, "when activations are gone"),
-        ("at the worst moment", m.total, f"stage {plan.stage + 1} of {len(plan.layers)}"),
+        ("update", state.update, "after the backward pass"),
+        ("peak", m.total, f"stage {plan.stage + 1} of {len(plan.layers)}"),
         ("usable", plan.machine.usable_bytes, _verdict(plan)),
     ]
     if m.offloaded:
@@ -120,7 +120,7 @@ def _step(planned: Planned) -> Section:
     rows.append(("tokens a day", f"{plan.tokens_per_day / 1e9:,.2f} B", "", ""))
     if planned.tokens is not None:
         rows.append((f"{planned.tokens / 1e9:,.4g} B tokens", *_bill(plan, planned)))
-    return Section("A step, and what a rank sends in it", rows)
+    return Section("Step time, and data that a rank sends", rows)
 
 
 def _bill(plan: Plan, planned: Planned) -> tuple[str, str, str]:
@@ -165,12 +165,14 @@ def _remedies(planned: Planned) -> Section:
         rows.append((remedy.change, f"{plan.time.total:.3f} s", f"MFU {100 * plan.mfu:.0f} %"))
     found = planned.found.fitting
     if planned.remedies:
-        title = "The least change that fits" if found else "No layout fits these GPUs; these would"
+        title = (
+            "Smallest change that fits" if found else "No layout fits these GPUs; it would fit with"
+        )
         return Section(title, rows)
     if found or planned.given.fits:
         return Section("", [])
     advice = "a shorter data.seq_length or a smaller model"
-    return Section("No layout fits, not on more GPUs either", [("what is left", advice)])
+    return Section("No layout fits, even on more GPUs", [("take", advice)])
 
 
 def _others(planned: Planned) -> Section:
@@ -178,10 +180,10 @@ def _others(planned: Planned) -> Section:
     rows: Rows = []
     if found.fitting:
         best = found.fitting[0]
-        rows.append(("the best is", " ".join(overrides(best))))
+        rows.append(("best layout", " ".join(overrides(best))))
         if planned.given.fits:
             ratio = best.time.total / planned.given.time.total
-            rows.append(("its step takes", f"{100 * ratio:.0f} % of the time of the one given"))
+            rows.append(("its step takes", f"{100 * ratio:.0f} % of the time of the given one"))
     if found.too_large:
         nearest = found.too_large[0]
         host = nearest.host_bytes - nearest.machine.usable_host_bytes
@@ -193,7 +195,7 @@ def _others(planned: Planned) -> Section:
         )
     for reason, count in sorted(found.refused.items(), key=lambda item: -item[1])[:6]:
         rows.append((f"{count} refused", reason))
-    return Section("The others", rows)
+    return Section("Other layouts", rows)
 
 
 def _name(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Samplers: one file a family; every result carries its settings, seed and network evaluations."""
+"""Samplers: one file for each family; results have their settings, seed and network evaluations."""
 
 from parallel.imports import import_megatron
 

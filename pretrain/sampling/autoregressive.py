@@ -1,4 +1,4 @@
-"""Left to right, one token a forward pass; keys and values of the prefix are kept."""
+"""Autoregressive sampling: left to right, one token a forward pass, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _plain(model: Transformer, ids: Tensor) -> Tensor:
 
 
 def _new(kept: Cached, ids: Tensor, first: bool) -> Tensor:
-    """The same, computing the last token only; `first`: nothing is kept yet."""
+    """Hidden states [b, h] after the last token, from the cache, which is empty where `first`."""
     b, n = ids.shape
     start = 0 if first else n - 1
     places = torch.arange(start, n, device=ids.device).expand(b, -1)

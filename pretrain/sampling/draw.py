@@ -1,8 +1,9 @@
-"""Drawing from categoricals in float64.
+"""Drawing from categorical distributions in float64.
 
-float32 uniforms cut the Gumbel tail at -log(2^-24): rare tokens come out too rarely, which acts
-like a lower temperature and flatters generation metrics (arXiv 2409.02908). Every draw here is
-keyed, with 52-bit uniforms, so that a sample does not depend on the batch it was drawn in.
+float32 uniforms truncate the tail of the Gumbel distribution at -log(2^-24). Rare tokens are then
+drawn too rarely, which acts like a lower temperature and improves generation metrics wrongly
+(arXiv 2409.02908). Every draw here is keyed and uses 52-bit uniforms, so that a sample does not
+depend on its batch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from torch import Tensor
 
 
 def gumbel_argmax(log_probability: Tensor, uniform: Tensor) -> Tensor:
-    """Exact draw from categoricals: log_probability [..., v] (unnormalised), uniform in (0, 1).
+    """Draw exactly from categoricals; returns int64 [...].
 
-    Returns int64 [...]; both arguments float64.
+    log_probability [..., v] may be unnormalised, uniform is in (0, 1); both are float64.
     """
     assert log_probability.dtype == uniform.dtype == torch.float64
     return (log_probability - torch.log(-torch.log(uniform))).argmax(dim=-1)

@@ -3,12 +3,13 @@
     z_s ~ N((1 - c) alpha_s / alpha_t z_t + c alpha_s m,  c sigma_s^2)
     c = 1 - exp(gamma_s - gamma_t)
 
-the posterior of z_s given z_t and E[x] = m (Plaid, arXiv 2305.18619). Each pass is told the
-estimate of the one before, and the last one, at t = 0, draws tokens from p(x | z_0).
+This is the posterior of z_s given z_t and E[x] = m (Plaid, arXiv 2305.18619). The estimate m of a
+pass is an input of the next one (self-conditioning). The last pass, at t = 0, draws tokens from
+p(x | z_0).
 
 A prompt conditions by token guidance, m + sigma^2 / alpha d/dz sum_l log p(x^l | z) over its
-tokens. For one of them that is E[E[x] | z, x^l] exactly; more are taken as independent given z. At
-its own places m is the prompt's embedding, so that z is noised there as in training.
+tokens. For a single token that is E[E[x] | z, x^l] exactly; several are taken as independent given
+z. At the positions of the prompt m is its embedding, so that z is noised there as in training.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def reverse(z: Tensor, mean: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of q(z_s | z_t, E[x] = mean); gammas broadcast with z, all float64."""
+    """Mean and standard deviation of q(z_s | z_t, E[x] = mean); all float64, gammas broadcast."""
     t, s = Level(gamma_t), Level(gamma_s)
     c = -torch.expm1(gamma_s - gamma_t)
     return z * (1.0 - c) * s.alpha / t.alpha + c * s.alpha * mean, c.sqrt() * s.sigma
@@ -38,7 +39,7 @@ def reverse(z: Tensor, mean: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[
 @torch.no_grad()
 def sample_gaussian(
     model: Transformer,
-    own: EmbeddingDiffusion,
+    network: EmbeddingDiffusion,
     prompt: Tensor,
     noise: NoiseKey,
     *,
@@ -50,58 +51,60 @@ def sample_gaussian(
 ) -> tuple[Tensor, int]:
     """Draw `length` tokens of which the first are `prompt` int64 [b, p] (p may be 0).
 
-    Temperature and nucleus act on the distribution of each token, in every pass. With
-    `self_conditioning` False no pass reads the estimate of the one before. Returns tokens int64
+    Temperature and nucleus act on the distribution of each token, in every pass. Without
+    `self_conditioning` the estimate of a pass is no input of the next one. Returns tokens int64
     [b, length] and forward passes.
     """
     b, given = prompt.shape
-    rows, table = own.embedding(prompt)
+    rows, table = network.embedding(prompt)
     grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=prompt.device)
-    gamma, _, _ = own.schedule(grid)
-    z = noise.normal("prior", length * own.size).view(b, length, own.size)
+    gamma, _, _ = network.schedule(grid)
+    z = noise.normal("prior", length * network.size).view(b, length, network.size)
     first = Level(gamma[0])
     z[:, :given] = first.alpha * rows + first.sigma * z[:, :given]
-    memory = torch.zeros_like(z)
+    previous = torch.zeros_like(z)
     for step in range(steps):
-        logits, guidance = _answer(model, own, z, gamma[step], memory, table, prompt)
+        logits, guidance = _predict(model, network, z, gamma[step], previous, table, prompt)
         mean = torch.empty_like(z)
         for row in range(b):  # one row at a time: float64 over the vocabulary is large
             mean[row] = sharpen(logits[row], temperature, top_p).softmax(dim=-1) @ table
-        memory = mean if self_conditioning else memory
+        previous = mean if self_conditioning else previous
         mean = mean + guidance
         mean[:, :given] = rows
         center, spread = reverse(z, mean, gamma[step], gamma[step + 1])
-        eta = noise.normal("step", length * own.size, draw=step)
+        eta = noise.normal("step", length * network.size, draw=step)
         z = center + spread * eta.view_as(z)
-    logits, _ = _answer(model, own, z, gamma[steps], memory, table, prompt[:, :0])
+    logits, _ = _predict(model, network, z, gamma[steps], previous, table, prompt[:, :0])
     ids = torch.empty(b, length, dtype=torch.int64, device=prompt.device)
     ids[:, :given] = prompt
     for place in range(given, length):
-        # Keyed by row and position: every site has its own stream of uniforms.
+        # Keyed by row and position: every position has a separate stream of uniforms.
         site = noise.at(noise.position * length + place)
         scores = sharpen(logits[:, place], temperature, top_p)
         ids[:, place] = gumbel_argmax(scores, site.fine_uniform("sample", scores.shape[-1]))
     return ids, steps + 1
 
 
-def _answer(
+def _predict(
     model: Transformer,
-    own: EmbeddingDiffusion,
+    network: EmbeddingDiffusion,
     z: Tensor,
     gamma: Tensor,
-    memory: Tensor,
+    previous: Tensor,
     table: Tensor,
     prompt: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [b, length, v] with the output prior, as precise as the network's, and what the prompt
-    adds to the mean embeddings [b, length, d]."""
+    """Logits [b, length, v] with the output prior, and the guidance of the prompt [b, length, d].
+
+    Logits have the precision of the network. The guidance is added to the mean embeddings.
+    """
     b, length, _ = z.shape
     ids = torch.zeros(b, length, dtype=torch.int64, device=z.device)
     positions = torch.arange(length, device=z.device)[None]
     rule, given = AttentionRule("bidirectional"), prompt.shape[1]
     with torch.set_grad_enabled(given > 0):
         z = z.detach().requires_grad_(given > 0)
-        rows, query = own.ask(model, ids, positions, rule, z, gamma.expand(b), memory)
+        rows, query = network.ask(model, ids, positions, rule, z, gamma.expand(b), previous)
         logits = model.vocabulary(rows).logits
         prior = query.to(logits.dtype) @ table.to(logits.dtype).t()
         logits = (logits + prior).view(b, length, -1)

@@ -1,8 +1,8 @@
 """Ancestral sampling of uniform and interpolating diffusion on the grid t = 1, 1 - 1/T, ..., 0.
 
 Every step draws every position from p(z_s | z_t, x_theta), so that any token may change, also one
-that was not <mask>; the last step ends at t = 0 exactly and leaves no noise. Each step costs one
-forward pass. Prompt tokens are kept clean throughout.
+that was not <mask>. The last step ends at t = 0 exactly and leaves no noise. Each step costs one
+forward pass. Prompt tokens stay clean in all steps.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pretrain.noise.process import NoiseProcess
 from pretrain.sampling.draw import gumbel_argmax, sharpen
 
 LARGEST_LEVEL = 7.0
-"""The network is told sigma = -log alpha up to here: at t = 1 it is infinite, and above this value
-lies one training example in a thousand."""
+"""Largest sigma = -log alpha that the network is conditioned on: at t = 1 it is infinite, and only
+one training example in a thousand is above this value."""
 
 
 @torch.no_grad()
@@ -37,8 +37,8 @@ def sample_interpolating(
     """Draw `length` tokens of which the first are `prompt` int64 [b, p] (p may be 0).
 
     Temperature and nucleus act on x_theta. `greedy_tail` takes the mode of p(x | z_t) in the last
-    step, as Duo does: likelier, less diverse text. Returns tokens int64 [b, length] and forward
-    passes.
+    step, as Duo does; the text is more likely and less diverse. Returns tokens int64 [b, length]
+    and forward passes.
     """
     b, given = prompt.shape
     device = prompt.device
@@ -54,7 +54,7 @@ def sample_interpolating(
         for place in range(given, length):
             logits = sharpen(model.vocabulary(hidden[:, place]).logits, temperature, top_p)
             p = process.reverse(logits.softmax(dim=-1), ids[:, place], t.expand(b), s.expand(b))
-            # Keyed by row and position: every site has its own stream of uniforms.
+            # Keyed by row and position: every position has a separate stream of uniforms.
             site = noise.at(noise.position * length + place)
             if greedy_tail and step == steps - 1:
                 ids[:, place] = p.argmax(dim=-1)
@@ -65,7 +65,7 @@ def sample_interpolating(
 
 
 def _prior(process: NoiseProcess, noise: NoiseKey, length: int) -> Tensor:
-    """z_1: pure noise, int64 [b, length]."""
+    """Draw z_1, pure noise, int64 [b, length]."""
     one = torch.ones(1, 1, dtype=torch.float64, device=noise.position.device)
     _, r, m = process.masses(one)
     u = noise.uniform("prior", length)

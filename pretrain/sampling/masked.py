@@ -1,9 +1,9 @@
 """Ancestral sampling of masked diffusion on the grid t = 1, 1 - 1/T, ..., 0.
 
 From t to s = t - 1/T a masked token is revealed with probability (alpha_s - alpha_t)/(1 - alpha_t)
-= 1/(T t), drawn from the network; visible tokens stay (MDLM, arXiv 2406.07524, eq. 7). The last
-step reaches alpha = 1, so no clean-up pass is needed. A step in which a row reveals nothing costs
-it no forward pass: the network does not depend on t.
+= 1/(T t), and its token is drawn from the network; visible tokens stay (MDLM, arXiv 2406.07524,
+eq. 7). The last step reaches alpha = 1, so no clean-up pass is needed. A row that reveals nothing
+in a step needs no forward pass, because the network does not depend on t.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sample_masked(
         hidden = model(ids[active], positions, AttentionRule("bidirectional"))
         chosen = hidden.transpose(0, 1)[torch.searchsorted(active, rows), columns]
         logits = sharpen(model.vocabulary(chosen).logits, temperature, top_p)
-        # Keyed by row and column: every masked site has its own stream of uniforms.
+        # Keyed by row and column: every masked position has a separate stream of uniforms.
         site = noise.at(noise.position[rows] * length + columns)
         uniform = site.fine_uniform("sample", logits.shape[-1])
         ids[rows, columns] = gumbel_argmax(logits, uniform)

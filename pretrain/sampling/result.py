@@ -1,4 +1,4 @@
-"""A sample and everything needed to draw it again; a sample without its settings says nothing."""
+"""Sample with everything that is needed to draw it again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Sample:
     """One generated sequence."""
 
     text: str
-    """Decoded, with special tokens shown."""
+    """Decoded text, in which special tokens are visible."""
     tokens: list[int]
     sampler: str
     seed: int
@@ -22,5 +22,5 @@ class Sample:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Sample as plain JSON."""
         return asdict(self)

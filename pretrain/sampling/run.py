@@ -1,4 +1,4 @@
-"""`epochal sample`: text from a trained run, every sample stored with what drew it."""
+"""`epochal sample`: text from a trained run, every sample stored with its settings."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def sample_run(
     prompt: str = "",
     length: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Draw `num` sequences of `length` tokens (default: the trained one) that begin with `prompt`.
+    """Draw `num` sequences of `length` tokens (default: as trained) that begin with `prompt`.
 
-    `settings` are those of the sampler; null takes the family's own with its defaults. Results are
-    appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
+    `settings` are those of the sampler; None takes the family's reverse process with its defaults.
+    Results are appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
     """
     _check(num, seed)
     settings = settings or samplers.make("ancestral")
@@ -44,7 +44,8 @@ def sample_run(
     given = restored.tokenizer.encode(prompt)
     if len(given) >= length:
         raise ConfigError(
-            f"the prompt has {len(given)} tokens and the sequence {length}; shorten the prompt"
+            f"the prompt has {len(given)} tokens; allowed: fewer than the {length} of a sequence; "
+            "shorten it"
         )
     chosen = settings.model_dump(mode="json", exclude={"steps"})
     about: dict[str, Any] = {
@@ -76,7 +77,7 @@ def _draw(
     seed: int,
     about: dict[str, Any],
 ) -> list[Sample]:
-    """One batch of samples numbered `index`."""
+    """Draw one batch of samples, numbered `index`."""
     device = restored.runtime.device
     prompt = given.to(device).expand(len(index), -1)
     noise = NoiseKey(seed, index.to(device))

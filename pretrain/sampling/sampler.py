@@ -1,8 +1,8 @@
-"""Samplers as everybody sees them: prompts and keyed noise in, sequences out.
+"""Interface of samplers: prompts and keyed noise in, sequences out.
 
-A sampler's settings (`pretrain.config.samplers`) name a function of (settings, objective) that
-returns a `Sampler`. The packaged one asks the objective for its own reverse process, so that a
-family from outside is sampled without a line here.
+The settings of a sampler (`pretrain.config.samplers`) name a function of (settings, objective) that
+returns a `Sampler`. The packaged one takes the reverse process of the objective, so that a family
+of another package needs no change here.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from pretrain.objectives.base import Objective
 
 Drawn = tuple[Tensor, Tensor | int]
-"""Tokens int64 [b, length], and network evaluations: of each row int64 [b], or of all alike."""
+"""Tokens int64 [b, length], and network evaluations: int64 [b], or one number for all rows."""
 Draw = Callable[["ObjectiveModule", Tensor, "NoiseKey", int], Drawn]
-"""(module, prompt int64 [b, p], noise keyed by sample, length) -> `Drawn`."""
+"""Function of (module, prompt int64 [b, p], noise keyed by sample, length) that returns `Drawn`."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One way to draw sequences, with the name that is recorded with every sample."""
+    """Method to draw sequences, with the name that is recorded with every sample."""
 
     name: str
     draw: Draw
     steps: bool = True
-    """False where the number of steps is no choice (autoregressive models)."""
+    """False where the number of steps is fixed (autoregressive models)."""
 
 
 def ancestral(settings: AncestralConfig, objective: Objective) -> Sampler:
-    """The objective's own reverse process; raises ConfigError where it has none."""
+    """Build the sampler of the objective's reverse process; raises ConfigError without one."""
     if settings.greedy_tail and not objective.revises_tokens:
         raise ConfigError(
-            f"a greedy tail is defined for families that revise tokens (uniform, distillation and "
-            f"interpolating diffusion); the run is {objective.name}: leave it out"
+            f"sampler.greedy_tail needs a family that revises tokens (uniform, distillation, "
+            f"interpolating), but the run is {objective.name}; leave it out"
         )
     return objective.sampler(settings)

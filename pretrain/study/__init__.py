@@ -1,1 +1,1 @@
-"""Costs, fits and figures: FLOP accounting and what is drawn from finished runs."""
+"""Studies: FLOP counts, curves and figures of finished runs."""

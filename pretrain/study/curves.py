@@ -1,8 +1,8 @@
-"""Validation curves of finished runs and what may be claimed about them.
+"""Validation curves of finished runs, and comparisons of two curves.
 
-A claim is made only where the difference exceeds twice the error of the measurements it compares.
-Both runs are measured on the same text, so what separates them is the noise of the bound, not the
-choice of sequences.
+Two measurements count as different only where the difference exceeds twice its error. Both runs are
+measured on the same text, so that only the noise of the bound adds to the error, not the choice of
+sequences.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class Curve:
 
     @property
     def best(self) -> Point:
-        """The evaluation with the lowest loss."""
+        """Evaluation with the lowest loss."""
         return min(self.points, key=lambda p: p.nats_per_token)
 
     @property
     def overfits(self) -> bool:
-        """Whether the last evaluation is worse than the best by more than twice their error."""
+        """True where the last evaluation is worse than the best by more than twice their error."""
         last, best = self.points[-1], self.best
         error = (last.noise_error**2 + best.noise_error**2) ** 0.5
         return last.nats_per_token > best.nats_per_token + 2 * error
 
 
 def read_curve(run: Path, label: str) -> Curve:
-    """The curve in `RUN/metrics.jsonl`; evaluations without a noise error count it as 0."""
+    """Read the curve in `RUN/metrics.jsonl`; a missing noise error counts as 0."""
     points = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -68,8 +68,8 @@ def read_curve(run: Path, label: str) -> Curve:
 def overtaking(challenger: Curve, reference: Curve) -> Point | None:
     """First evaluation of `challenger` below `reference` at the same training FLOPs, else None.
 
-    The reference is interpolated in log FLOPs and not extrapolated. This is the comparison without
-    early stopping: what a run that goes on to the end gets for the same compute.
+    The reference is interpolated in log FLOPs and not extrapolated. This compares runs without
+    early stopping, at the same compute.
     """
     flops = [math.log(p.flops) for p in reference.points]
     for point in challenger.points:
@@ -85,10 +85,10 @@ def overtaking(challenger: Curve, reference: Curve) -> Point | None:
 
 
 def crossing(challenger: Curve, reference: Curve) -> Point | None:
-    """First evaluation of `challenger` below the best that `reference` ever reached, else None.
+    """First evaluation of `challenger` below the best one of `reference`, else None.
 
-    "Below" means by more than twice the noise error: from there on no amount of compute lets the
-    reference catch up on the same tokens with the same network.
+    "Below" means by more than twice the noise error. The reference takes its best value, so that
+    training it for longer after it has overfitted would not help it.
     """
     best = reference.best
     for point in challenger.points:

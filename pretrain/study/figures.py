@@ -1,4 +1,4 @@
-"""Figures of finished runs, drawn from their own logs and nothing else."""
+"""Figures of finished runs, drawn from their logs alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ COLORS = {"autoregressive": "#c2410c", "masked diffusion": "#1d4ed8"}
 def draw_comparison(
     reference: Curve, challenger: Curve, title: str, path: Path, floor: float | None = None
 ) -> list[Path]:
-    """Validation loss against epochs and against training FLOPs; returns the PNG and the SVG.
+    """Draw validation loss against epochs and training FLOPs; returns the PNG and the SVG.
 
-    Marks the best point of `reference`, its overfitting turn if there is one, and the crossing if
-    it was reached. `floor` draws ln K, what a model that knows nothing scores.
+    It marks the best point of `reference`, the turn to overfitting if there is one, and the
+    crossing if it was reached. `floor` draws ln K, the loss of a uniform prediction.
     """
     import matplotlib
 
@@ -64,7 +64,7 @@ def _draw_curve(axis: object, curve: Curve, field: str) -> None:
 
 
 def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None:
-    """Best of the reference with its level, and the crossing."""
+    """Mark the best point of the reference with its level, and the crossing."""
     best = reference.best
     color = COLORS.get(reference.label)
     turned = f"best {best.nats_per_token:.2f} at epoch {best.epoch:.0f}"

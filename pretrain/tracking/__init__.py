@@ -1,8 +1,8 @@
-"""JSONL, console and trackers such as MLflow; nothing here may ever stop a run.
+"""Tracking by JSONL, console and services such as MLflow; no failure here stops a run.
 
-`open_tracking` gives rank 0 one object that hands every measurement to each sink, and the other
-ranks one that does nothing. A sink that fails is reported once and the run goes on: a loss curve
-with a hole is worth more than no run. JSONL is the record, MLflow the view of it.
+`open_tracking` gives rank 0 an object that passes every measurement to each sink, and the other
+ranks one that does nothing. A sink that fails is reported once and the run goes on, because a loss
+curve with a gap is better than no run. JSONL is the record; MLflow is a view of it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ Status = Literal["finished", "preempted", "failed"]
 
 
 class Sink(Protocol):
-    """Where measurements go. Methods return at once; what they raise is reported, never fatal."""
+    """Destination of measurements; methods return at once, and their errors are reported only."""
 
     def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """Measurements of one step, taken at `time_s` (seconds since 1970)."""
+        """Record measurements of one step, taken at `time_s` (seconds since 1970)."""
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Settings and facts of the run that do not change from step to step."""
+        """Record settings and properties of the run that do not change from step to step."""
 
     def artifact(self, path: Path, folder: str) -> None:
-        """A file worth keeping beside the measurements."""
+        """Store a file with the measurements."""
 
     def message(self, text: str) -> None:
-        """A sentence for the person who watches."""
+        """Show a sentence to the user."""
 
     def close(self, status: Status) -> None:
-        """Flush for a bounded time and let go."""
+        """Flush for a bounded time and release all resources."""
 
 
 class Tracking:
-    """All sinks of one run. No method raises and none waits for a network or a database."""
+    """All sinks of one run; no method raises, and none waits for a network or a database."""
 
     def __init__(self, sinks: dict[str, Sink]) -> None:
         self._sinks = sinks
@@ -51,15 +51,15 @@ class Tracking:
         self._each("log", {k: float(v) for k, v in metrics.items()}, step, now)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file with the MLflow run."""
+        """Store a copy of a file with every service."""
         self._each("artifact", path, folder)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record facts about the run, e.g. the number of parameters."""
+        """Record properties of the run, e.g. the number of parameters."""
         self._each("params", values)
 
     def message(self, text: str) -> None:
-        """Tell the person who watches, above the progress bar."""
+        """Show a sentence to the user, above the progress bar."""
         self._each("message", text)
 
     def close(self, status: Status) -> None:
@@ -108,11 +108,11 @@ def open_tracking(
     resumed: bool,
     start_step: int,
 ) -> Tracking:
-    """The tracking of a run: every sink on rank 0, none elsewhere.
+    """Open the tracking of a run: every sink on rank 0, none elsewhere.
 
-    `start_step` is the last step that the loaded checkpoint contains (0 at a first start): later
-    measurements of an interrupted attempt are dropped from `metrics.jsonl`, because they are about
-    to be taken again. `resumed` continues the same MLflow run.
+    `start_step` is the last step of the loaded checkpoint (0 at a first start). Later measurements
+    of an interrupted attempt are dropped from `metrics.jsonl`, because these steps are made again.
+    With `resumed` a service continues its earlier run.
     """
     if rank != 0:
         return Tracking({})

@@ -1,8 +1,8 @@
-"""What a person sees: a progress bar on a terminal, one plain line per report in a log file.
+"""Console output: a progress bar on a terminal, one plain line for each report in a log file.
 
-Training shows loss, gradient norm, rate, speed and MFU; results of evaluations get a line of their
-own. Time left is estimated from the steps of this process alone, so that a resumed run does not
-count the hours it was away.
+Training shows loss, gradient norm, learning rate, speed and MFU; results of evaluations are on
+separate lines. The remaining time is estimated from the steps of this process alone, so that a
+resumed run does not count the hours in which it did not run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SHOWN = (
     ("tokens_per_second", lambda v: f"{_count(v)} tok/s"),
     ("mfu", lambda v: f"MFU {100 * v:.1f} %"),
 )
-"""What a training line shows, in this order; names may carry a prefix (`train/loss`)."""
+"""Measurements on a training line, in this order; names may have a prefix (`train/loss`)."""
 _WARM_UP_REPORTS = 1
-"""Reports left out of the estimate of time left: the first steps compile and fill caches."""
+"""Reports that the estimate of the remaining time leaves out: first steps compile, fill caches."""
 
 
 class ConsoleSink:
@@ -44,7 +44,7 @@ class ConsoleSink:
             self._bar = _progress_bar(self._stream, total_steps, start_step)
 
     def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """Training measurements on the bar or a line, results on a line of their own."""
+        """Show training measurements on the bar or a line, other results on a separate line."""
         shown = {name.rsplit("/", 1)[-1]: v for name, v in metrics.items() if _of_training(name)}
         others = {name: v for name, v in metrics.items() if not _of_training(name)}
         if "loss" in shown:
@@ -54,11 +54,11 @@ class ConsoleSink:
             self.message(f"step {step:,}  {values}")
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Facts of the run, on one line."""
+        """Show properties of the run on one line."""
         self.message("  ".join(f"{k} {_fact(v)}" for k, v in values.items()))
 
     def artifact(self, path: Path, folder: str) -> None:
-        """Files are not announced."""
+        """Do nothing: files are not announced."""
 
     def message(self, text: str) -> None:
         """Print above the bar."""
@@ -68,7 +68,7 @@ class ConsoleSink:
             print(text, file=self._stream, flush=True)
 
     def close(self, status: Status) -> None:
-        """Leave the terminal as it was found."""
+        """Stop the bar and restore the terminal."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
@@ -116,7 +116,7 @@ def _progress_bar(stream: IO[str], total: int, done: int) -> tuple[Progress, Tas
 
 
 def _of_training(name: str) -> bool:
-    """Training measurements that `_SHOWN` does not name (totals, positions) are not printed."""
+    """True for training measurements, which are printed only where `_SHOWN` names them."""
     return name.rpartition("/")[0] in ("", "train")
 
 

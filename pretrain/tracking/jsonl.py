@@ -1,8 +1,8 @@
-"""`metrics.jsonl`: one object a line, always written, readable while the run goes on.
+"""`metrics.jsonl`: one object a line, always written, readable during the run.
 
 Every line reaches the kernel before `log` returns, so that a killed process loses none. On resume
-the lines after the checkpoint are dropped, because those steps are about to be taken again: the
-file of an interrupted run has the steps of an uninterrupted one, each once.
+the lines after the checkpoint are dropped, because these steps are made again. So the file of an
+interrupted run has the steps of an uninterrupted one, each once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class JsonlSink:
-    """Appends `{"step": ..., "time": ..., name: value, ...}` to one file."""
+    """Sink that appends `{"step": ..., "time": ..., name: value, ...}` to one file."""
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
         """Open `path`, keeping only the complete lines of steps up to `keep_to_step`."""
@@ -36,13 +36,13 @@ class JsonlSink:
             raise OSError(f"{self._file.name}: only a part of a line was written (disk full?)")
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Settings stand in config.yaml already."""
+        """Do nothing: the settings are in config.yaml."""
 
     def artifact(self, path: Path, folder: str) -> None:
-        """Artifacts lie in the run folder already."""
+        """Do nothing: the artifacts are in the run folder."""
 
     def message(self, text: str) -> None:
-        """Messages are the console's."""
+        """Do nothing: the console shows messages."""
 
     def close(self, status: Status) -> None:
         """Close the file."""
@@ -50,7 +50,7 @@ class JsonlSink:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The measurements in `path`, in order; a last line that was cut off is left out."""
+    """Read the measurements in `path`, in order; a truncated last line is left out."""
     return [row for row, _ in _complete_lines(path)]
 
 

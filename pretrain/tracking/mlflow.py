@@ -1,4 +1,4 @@
-"""One run of MLflow: started or continued, written to, ended. Blocks and raises as MLflow does.
+"""Client of one MLflow run; its methods block and raise as MLflow does.
 
 Only the worker thread of `pretrain.tracking.queue` calls it. Without a server all runs below one
 `run.root` share a sqlite file and an artifact folder there, wherever the command is started from.
@@ -29,17 +29,17 @@ _REQUEST_LIMITS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
-"""Defaults for this process; what the user has set wins."""
+"""Environment variables of this process, unless the user has set them."""
 _PARAMS_BATCH = 100
 _PARAM_LENGTH = 6000
 _END_STATUS = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-"""Errors that the same request would meet again."""
+"""Error codes with which MLflow would refuse the same request again."""
 
 
 class MlflowRun:
-    """The MLflow run of one run folder."""
+    """MLflow run of one run folder."""
 
     def __init__(
         self, settings: MlflowConfig, config: Config, run_dir: Path, resumed: bool
@@ -55,7 +55,7 @@ class MlflowRun:
         self._continued = False
 
     def connect(self) -> bool:
-        """Import MLflow and start or continue the run, once; True where it was there before."""
+        """Import MLflow and start or continue the run, once; return True where it is continued."""
         if self._client is not None:
             return self._continued
         for name, value in _REQUEST_LIMITS.items():
@@ -75,13 +75,13 @@ class MlflowRun:
         return self._continued
 
     def log_points(self, points: list[Point]) -> None:
-        """One request with up to 1,000 measurements."""
+        """Send one request with up to 1,000 measurements."""
         from mlflow.entities import Metric
 
         self._connected().log_batch(self._run_id, metrics=[Metric(*point) for point in points])
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Parameters; one that changed on resume becomes a tag, because MLflow's are write-once."""
+        """Store parameters; one that changed on resume becomes a tag: parameters are write-once."""
         from mlflow.entities import Param, RunTag
 
         client = self._connected()
@@ -104,7 +104,7 @@ class MlflowRun:
             self._client.set_terminated(self._run_id, _END_STATUS[status])
 
     def is_final(self, error: Exception) -> bool:
-        """True for files that are not there and requests that MLflow calls invalid."""
+        """True for missing files and for requests that MLflow calls invalid."""
         missing = isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError))
         return missing or getattr(error, "error_code", "") in _REFUSED
 
@@ -129,7 +129,7 @@ class MlflowRun:
         try:
             client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another server: a run of its own
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another server: start a new run
                 return None
             raise
         return run_id
@@ -151,12 +151,12 @@ class MlflowRun:
 
 
 def _probe_sqlite(path: Path) -> None:
-    """Raise at once what MLflow would retry for minutes: a file that cannot be opened or read."""
+    """Raise at once where the file cannot be opened or read; MLflow would retry for minutes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=2.0)) as database:
         database.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def tracking_uri(config: Config, uri: str | None) -> str:
-    """`uri`, or the sqlite file that all runs below `run.root` share."""
+    """Address of the store: `uri`, or the sqlite file that all runs below `run.root` share."""
     return uri or f"sqlite:///{config.run.root.absolute() / 'mlflow.db'}"

@@ -1,10 +1,11 @@
-"""A tracker behind a queue and a thread, so that no server and no lock is ever waited for.
+"""Queue and thread in front of a tracker, so that training never waits for a server or a lock.
 
-Trackers block for minutes on a dead server, and their own asynchronous modes lose points without a
-word. Here the step path appends to a bounded queue; a daemon thread connects, sends batches, tries
-again after failures and counts what it had to drop. `metrics.jsonl`, written first, is the log that
-a later start reads what has not been delivered from: a killed process loses no measurement, and a
-new server gets the whole curve. A tracker is a `Client`: plain calls that may block and raise.
+Clients of trackers block for minutes on a dead server, and their asynchronous modes lose points
+without a message. Here a training step appends to a bounded queue. A daemon thread connects, sends
+batches, tries again after failures and counts the measurements that it had to drop. `metrics.jsonl`
+is written first; a later start reads from it the measurements that were not delivered. So a killed
+process loses no measurement, and a new server gets the whole curve. A tracker is a `Client`: plain
+calls that may block and raise.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 _BATCH = 1000
 """Measurements per request, MLflow's limit."""
 _FLUSH_SECONDS: dict[Status, float] = {"finished": 60.0, "failed": 10.0, "preempted": 5.0}
-"""Seconds that `close` waits; a preempted run has little time and will be continued."""
-_PATIENCE_SECONDS = 15.0
-"""Time after which a service is connected although nothing has been measured yet: importing its
-library would compete with the first step."""
+"""Seconds that `close` waits; a preempted run has little time, and a later start sends the rest."""
+_CONNECT_SECONDS = 15.0
+"""Time after which the thread connects although there is no measurement yet; to import the library
+at once would slow down the first step."""
 
 
 class Point(NamedTuple):
@@ -45,17 +46,19 @@ class Client(Protocol):
     """One tracking service, called from one thread only; may block, may raise anything."""
 
     address: str
-    """Named in messages."""
+    """Address of the service, for messages."""
 
     def connect(self) -> bool:
-        """Start a run of the service, or go on with an earlier one: True. Called before each
-        sending; connects once."""
+        """Start a run of the service, or continue an earlier one and return True.
+
+        It is called before each sending; only the first call connects.
+        """
 
     def log_points(self, points: list[Point]) -> None:
         """Store up to 1,000 measurements."""
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Store settings and facts of the run."""
+        """Store settings and properties of the run."""
 
     def log_artifact(self, path: Path, folder: str) -> None:
         """Store a file."""
@@ -82,7 +85,7 @@ class QueuedSink:
         """`capacity` measurements are kept while the service does not answer."""
         self._name, self._client, self._run_dir = name, client, run_dir
         self._delivered_file = run_dir / f"{name}_delivered.json"
-        self._tell = report
+        self._show = report
         self._points: deque[Point] = deque()
         self._calls: deque[Callable[[Client], None]] = deque()
         self._capacity = capacity
@@ -104,7 +107,7 @@ class QueuedSink:
         self._wake.set()
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Queue facts of the run."""
+        """Queue properties of the run."""
         copy = dict(values)
         self._calls.append(lambda client: client.log_params(copy))
 
@@ -114,10 +117,10 @@ class QueuedSink:
         self._wake.set()
 
     def message(self, text: str) -> None:
-        """Messages are the console's."""
+        """Do nothing: the console shows messages."""
 
     def close(self, status: Status) -> None:
-        """Send what is queued, for a bounded time, and say what could not be sent."""
+        """Send the queue, for a bounded time, and report the measurements that remain."""
         self._status = status
         self._wake.set()
         self._thread.join(_FLUSH_SECONDS[status])
@@ -129,7 +132,7 @@ class QueuedSink:
                 "them all"
             )
         elif self._thread.is_alive():
-            self._report(f"warning: {self._where} did not take the end of the run")
+            self._report(f"warning: {self._where} did not confirm the end of the run")
 
     @property
     def _where(self) -> str:
@@ -137,7 +140,7 @@ class QueuedSink:
 
     def _work(self) -> None:
         pause = 1.0
-        self._wake.wait(_PATIENCE_SECONDS)
+        self._wake.wait(_CONNECT_SECONDS)
         self._wake.set()
         while True:
             self._wake.wait()
@@ -176,7 +179,7 @@ class QueuedSink:
             except Exception as error:
                 if not self._client.is_final(error):
                     raise
-                self._report(f"warning: {self._name} takes no part of this run's facts: "
+                self._report(f"warning: {self._name} refused properties or files of this run: "
                              f"{_line(error)}")  # fmt: skip
             self._calls.popleft()
         while points := self._take():
@@ -193,7 +196,7 @@ class QueuedSink:
             self._note_delivered(points[-1])
 
     def _queue_undelivered(self, continued: bool) -> None:
-        """Put in front what the record has and the service's run has not."""
+        """Queue first the recorded measurements that the service's run does not have."""
         delivered = _read_delivered(self._delivered_file) if continued else (0, 0)
         left = [p for p in self._earlier if (p.time_ms, p.step) > delivered]
         self._earlier = []
@@ -201,7 +204,7 @@ class QueuedSink:
             self._points.extendleft(reversed(left))
 
     def _note_delivered(self, last: Point) -> None:
-        """Remember how far the service is, unless a part of that step still waits."""
+        """Record the last delivered step, unless a part of that step still waits."""
         with self._lock:
             waits = bool(self._points) and self._points[0][2:] == last[2:]
         if not waits:
@@ -221,7 +224,7 @@ class QueuedSink:
 
     def _report(self, text: str) -> None:
         with suppress(Exception):  # the terminal may be gone; the thread must not die of it
-            self._tell(text)
+            self._show(text)
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:
@@ -243,7 +246,7 @@ def _points(metrics: Mapping[str, float], step: int, time_s: float) -> list[Poin
 
 
 def _recorded(path: Path) -> list[Point]:
-    """Measurements that an earlier start wrote down."""
+    """Measurements that an earlier start recorded."""
     from pretrain.tracking.jsonl import read_metrics
 
     if not path.exists():
@@ -256,7 +259,7 @@ def _recorded(path: Path) -> list[Point]:
 
 
 def _read_delivered(path: Path) -> tuple[int, int]:
-    """(time_ms, step) of the last record that the service has; (0, 0) where nothing is known."""
+    """Read (time_ms, step) of the last delivered measurement; (0, 0) where nothing is known."""
     try:
         value = json.loads(path.read_text())
         return int(value["time_ms"]), int(value["step"])

@@ -1,7 +1,7 @@
 """Hooks after a step: log, evaluate, save, stop. The loop only calls them in order.
 
 Each hook decides from the state alone whether it is due, so that all ranks agree without a message
-(the one collective question, whether a signal arrived, is asked in `cluster.rank.preemption`).
+(only a signal needs a collective, in `cluster.rank.preemption`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Hooks:
         self.evaluate()
         state.evaluation_due = False
         if self.should_stop():
-            self.save(must=True)
+            self.save(required=True)
 
     def after_step(self, result: StepResult, lr: float) -> None:
         """Do everything that is due at the current state."""
@@ -59,7 +59,7 @@ class Hooks:
         if due and self.signal is None:
             self.evaluate()
         if saving:
-            self.save(must=stopping)
+            self.save(required=stopping)
 
     def should_stop(self) -> bool:
         """True where the run is complete or a signal asks it to stop."""
@@ -80,12 +80,11 @@ class Hooks:
         self.session.adapt()
         self._clock += time.perf_counter() - started  # speed is that of training
 
-    def save(self, *, must: bool) -> None:
-        """Write a checkpoint, in the background where `must` is False and the run allows it.
+    def save(self, *, required: bool) -> None:
+        """Write a checkpoint, in the background unless it is required or the run forbids that.
 
         The outcome of a background checkpoint is reported after a later step, or when the next one
-        begins; if it fails, training goes on. A checkpoint that `must` be written is waited for,
-        and raises SaveError.
+        begins; if it fails, training goes on. A `required` one is waited for and raises SaveError.
         """
         started = time.perf_counter()
         try:
@@ -93,12 +92,12 @@ class Hooks:
         except SaveError as error:
             self._warn(error)
         try:
-            if must or not self.session.config.train.async_checkpoint:
+            if required or not self.session.config.train.async_checkpoint:
                 self._report_saved(self.session.save())
             else:
                 self.session.save_in_background()
         except SaveError as error:
-            if must:
+            if required:
                 raise
             self._warn(error)
         self._clock += time.perf_counter() - started

@@ -54,12 +54,12 @@ def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
 def reads(rule: AttentionRule) -> MaskFunction:
     """The rule of columns as a function of (row, head, query, key), equal to `rule.mask()`."""
     assert rule.columns is not None
-    segment, group, read, write, *hiding = rule.columns.unbind()
+    segment, group, query_rank, key_rank, *hiding = rule.columns.unbind()
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = segment[b, query] == segment[b, key]
         together = group[b, query] == group[b, key]
-        return same & (together | (write[b, key] < read[b, query]))
+        return same & (together | (key_rank[b, key] < query_rank[b, query]))
 
     if not hiding:
         return visible
@@ -69,7 +69,7 @@ def reads(rule: AttentionRule) -> MaskFunction:
         same = segment[b, query] == segment[b, key]
         together = group[b, query] == group[b, key]
         kept = keyed_hash(salt[b, query].to(torch.int64), key) >= threshold[b, query]
-        return same & (together | ((write[b, key] < read[b, query]) & kept))
+        return same & (together | ((key_rank[b, key] < query_rank[b, query]) & kept))
 
     return visible_less_hidden
 

@@ -25,7 +25,7 @@ def plain(outside: tuple[EntryPoint, ...], monkeypatch: pytest.MonkeyPatch) -> R
         implementation: ClassVar[str] = "json:JSONDecoder"
         width: int = 1
 
-    monkeypatch.setattr(module, "_outside", lambda group: outside)
+    monkeypatch.setattr(module, "_entry_points", lambda group: outside)
     made: Registry[Base] = Registry("thing", Base, "plain")
     made.register(Plain)
     return made

@@ -237,7 +237,7 @@ def test_auxiliary_parameters_are_counted_as_built(topology):
         ({"parallel": {"context_parallel_size": 2}}, "context_parallel_size at most 1, not 2"),
         ({"model": {"tie_embeddings": False}}, "set it to true"),
         ({"train": {"loss_chunk": 64}}, "null or 0, not 64"),
-        ({"objective": {"end_points": (2.0, -1.0)}}, "must rise"),
+        ({"objective": {"end_points": (2.0, -1.0)}}, "low < high"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_can(changes, message):

@@ -86,7 +86,7 @@ if [ "$MODE" = science ]; then
   limit=$((BUDGET - SECONDS - 10))
   step science "$limit" "$python" "$kit/science.py" --json "$OUT/science.json" \
     --pool "${POOL:-$carry/pool}" --seconds $((limit - 30)) \
-    ${CPU:+--device cpu --model tiny --unique-tokens 2048}
+    ${CPU:+--device cpu --model tiny --unique-tokens 2048 --epochs 2 4}
 else
   [ -n "$CPU" ] || rows smoke 120 smoke
   rows rows 300 "${PLAN:-full}"

@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-RUNS = {"autoregressive": 24, "masked": 160}
-"""Epochs. The autoregressive run overfits long before; the deadline cuts the masked one short."""
+RUNS = ("autoregressive", "masked")
+EPOCHS = (24, 160)
+"""The autoregressive run overfits long before; the deadline cuts the masked one short."""
 
 
 def main() -> int:
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--model", default="11m")
     parser.add_argument("--unique-tokens", type=int, default=2_000_000)
+    parser.add_argument("--epochs", type=int, nargs=2, default=EPOCHS, help="one number a run")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -81,7 +83,7 @@ def overrides(run: str, arguments: argparse.Namespace, root: Path) -> list[str]:
         f"data.validation={arguments.pool.resolve()}/validation/manifest.json",
         f"data.tokenizer={arguments.pool.resolve()}/tokenizer.model",
         f"data.unique_tokens={arguments.unique_tokens}",
-        f"data.epochs={RUNS[run]}",
+        f"data.epochs={arguments.epochs[RUNS.index(run)]}",
         f"data.seq_length={length}",
         f"train.global_batch_size={batch}",
         f"train.precision={'float32' if cpu else 'bfloat16'}",

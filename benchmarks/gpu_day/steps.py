@@ -83,6 +83,7 @@ class Steps:
         self.engine.config = build.engine_config(self.config, self.topology)
         # DeepSpeed was told a micro-batch of 1, so that its batch is the number of forward passes.
         self.engine.deepspeed.set_train_batch_size(row.accumulate)
+        self.engine.deepspeed.micro_steps = 0  # an update where they are a multiple of that number
         self.position = torch.arange(row.micro_batch)
         self.evaluated = self.positions = 0
         self.corruption: deque[float] = deque(maxlen=16)
@@ -111,7 +112,9 @@ class Steps:
         while len(self.ready) < self.row.accumulate:
             self.ready.append(self._batch())
         batches, self.ready = self.ready, []
-        return self.engine.step(batches, self.tokens, LR, self._prepare)
+        result = self.engine.step(batches, self.tokens, LR, self._prepare)
+        assert self.engine.deepspeed.micro_steps % self.row.accumulate == 0, "no update at the end"
+        return result
 
     @property
     def tokens(self) -> int:

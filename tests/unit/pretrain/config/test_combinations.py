@@ -122,7 +122,7 @@ KERNELS_REFUSED = [
     (["train.loss_chunk=-1"], "greater than or equal to 0"),
     (["objective=gaussian", "train.loss_chunk=64"], "is null or 0, not 64; lower"),
     (["objective=autoregressive", "objective.orders=2", "data.documents=masked"],
-     "needs data.documents=packed"),
+     "set data.documents to packed"),
 ]  # fmt: skip
 
 LEGAL = [

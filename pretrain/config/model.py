@@ -36,9 +36,9 @@ class ModelConfig(Section):
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2
     num_layers)."""
     short_convolution: Annotated[int, Field(ge=0), BeforeValidator(_or_zero)] = 0
-    """Tokens that a depthwise convolution over neighbours reads, in front of attention and of the
-    MLP; 0 or null none. Autoregressive models read the tokens before (published: 4), others both
-    sides (5)."""
+    """Kernel size of depthwise convolutions over neighbouring tokens, before attention and before
+    the MLP; 0 or null means none. They are causal in autoregressive models (published: 4) and
+    symmetric in others (5)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an element of the embeddings, and of the outputs of attention and
     MLP, in training."""

@@ -30,8 +30,8 @@ class ObjectiveConfig(Component):
 
     layouts: ClassVar[Layouts] = Layouts()
     convolution: ClassVar[Literal["causal", "symmetric", "refused"]] = "symmetric"
-    """Neighbours that `model.short_convolution` reads: the tokens before, as many on both sides, or
-    none, where the text's neighbours of a token stand elsewhere in the batch."""
+    """Neighbours in `model.short_convolution`: the tokens before (`causal`), or as many on both
+    sides (`symmetric`). It is `refused` where neighbours in the text are elsewhere in the batch."""
     teacher: ClassVar[bool] = False
     """True where training keeps a frozen second copy of the model."""
     scores_in_chunks: ClassVar[bool] = True

@@ -171,7 +171,7 @@ def _layer_saved(
     heads, groups = m.num_attention_heads, m.query_groups
     width, qkv = heads * d, (heads + 2 * groups) * d
     up = (2 if m.activation == "swiglu" else 1) * f
-    stay = [
+    kept = [
         Saved(2 * h, "sequence"),  # the residual stream in front of both norms
         Saved(2, "sequence", 4),  # their inverse norms
         Saved(qkv, "tensor", under="any" if m.qk_norm else "alone"),  # queries, keys and values
@@ -180,25 +180,25 @@ def _layer_saved(
         Saved(heads, "tensor", 4),  # its log-sum-exp
         Saved(up, "tensor"),
     ]
-    again = [
+    recomputed = [
         Saved(2 * h, "sequence"),  # normed inputs of both parts
         Saved((heads + groups) * d, "tensor", under="alone"),  # rotated queries and keys
         Saved(f, "tensor"),  # the activation
     ]
     if heads > groups > 1:
-        again.append(Saved(width, "tensor", under="alone"))  # queries, copied out of their groups
+        recomputed.append(Saved(width, "tensor", under="alone"))  # queries outside their groups
     if m.qk_norm:
-        again.append(Saved(heads + groups, "tensor", 4))
+        recomputed.append(Saved(heads + groups, "tensor", 4))
     if m.short_convolution > 0:
-        again.append(Saved(2 * h, "sequence"))  # normed, before the convolutions
+        recomputed.append(Saved(2 * h, "sequence"))  # normed, before the convolutions
     if m.activation == "swiglu":
-        again.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows, separated
+        recomputed.append(Saved(h * up, "tensor", fixed=True))  # gate and up rows, separated
     if objective.dense_mask:
-        stay.append(Saved(length, "whole"))  # the mask that attention takes
+        kept.append(Saved(length, "whole"))  # the mask that attention takes
     if m.time_conditioning:
-        stay.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
-        again.append(Saved(2 * h, "sequence"))  # normed, before the modulation
-    return (*stay, *again), {"selective": tuple(stay), "full": (Saved(h, "sequence"),)}
+        kept.append(Saved(2 * h, "sequence"))  # outputs of both parts, for their gates
+        recomputed.append(Saved(2 * h, "sequence"))  # normed, before the modulation
+    return (*kept, *recomputed), {"selective": tuple(kept), "full": (Saved(h, "sequence"),)}
 
 
 def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
@@ -228,7 +228,7 @@ def _last(m: ModelConfig, vocabulary: int) -> Part:
 
 def _final(m: ModelConfig) -> tuple[Saved, ...]:
     """Tensors of the last norm, which acts on slices of the sequence."""
-    stay = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
+    kept = [Saved(m.hidden_size, "sequence"), Saved(1, "sequence", 4)]
     if m.time_conditioning:
-        stay.append(Saved(m.hidden_size, "sequence"))
-    return tuple(stay)
+        kept.append(Saved(m.hidden_size, "sequence"))
+    return tuple(kept)

@@ -166,7 +166,7 @@ def _remedies(planned: Planned) -> Section:
     found = planned.found.fitting
     if planned.remedies:
         title = (
-            "Smallest change that fits" if found else "No layout fits these GPUs; it would fit with"
+            "Smallest change that fits" if found else "No layout fits these GPUs; these changes fit"
         )
         return Section(title, rows)
     if found or planned.given.fits:

@@ -102,7 +102,7 @@ def test_settings_that_do_not_fit_are_refused():
         ("parallel.context_parallel_size=2", "context_parallel_size at most 1"),
         ("parallel.zero_stage=3", "zero_stage at most 2"),
         ("objective.round_sequences=0", "round_sequences is 0"),
-        ("objective.round_sequences=100", "positive number of steps"),
+        ("objective.round_sequences=100", "positive multiple of train.global_batch_size"),
         ("objective.gap_interval=[0.9,0.2]", "low < high"),
     ):
         with pytest.raises(ConfigError, match=match):

@@ -138,7 +138,7 @@ class TestAnswer:
         name = machine.removeprefix("--machine ").removesuffix(" --gpus 2")
         assert plan(config("model=13b"), machine=name, num_gpus=2).found.fitting
         titles = [part.title for part in sections(planned, 3)]
-        assert "No layout fits these GPUs; these would" in titles
+        assert "No layout fits these GPUs; these changes fit" in titles
         assert len(to_dict(planned, 3)["remedies"]) == 3
 
     def test_a_layout_with_memory_to_spare_comes_before_its_equals(self) -> None:

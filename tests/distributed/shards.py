@@ -59,12 +59,13 @@ def shapes_of(topology: Topology, model: ModelConfig, space: TokenSpace) -> Shap
 
 
 def shards(layout: Layout, model: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-    """Shapes at every (pipeline, tensor) coordinate, and whether the last data rank's are alike."""
+    """Shapes of the first and last tensor rank of every stage, and whether the last data rank's are
+    alike."""
     config, space = _model(model, vocabulary)
     tp, dp = layout.tensor_parallel_size, layout.data_parallel_size
     found: dict[tuple[int, int], Shapes] = {}
     for pp_rank in range(layout.pipeline_parallel_size):
-        for tp_rank in range(tp):
+        for tp_rank in sorted({0, tp - 1}):
             place, shapes = _rank(layout, tp_rank + tp * dp * pp_rank, config, space)
             assert place == (pp_rank, tp_rank)
             found[place] = shapes

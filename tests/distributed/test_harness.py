@@ -53,7 +53,7 @@ def test_a_failing_rank_fails_the_call_although_the_other_one_hangs() -> None:
 def test_a_hang_ends_at_the_time_limit_and_leaves_no_process(tmp_path) -> None:
     with pytest.raises(RankError, match="Died"):
         # Long enough for both to have begun on a busy machine.
-        run_ranks(2, record_pid_and_hang, str(tmp_path / "pids"), timeout=10.0)
+        run_ranks(2, record_pid_and_hang, str(tmp_path / "pids"), timeout=5.0)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -41,13 +41,17 @@ def chosen(objective: str, *more: str) -> tuple[str, ...]:
     ("objective", "ranks", "layout"),
     [
         ("duo", 2, ["parallel.zero_stage=1"]),
-        ("duo", 4, TENSOR),
         ("distillation", 2, ["parallel.zero_stage=2", "train.micro_batch_size=2"]),
-        ("distillation", 4, [*TENSOR, "parallel.sequence_parallel=true"]),
+        ("distillation", 2, [*TENSOR, "parallel.sequence_parallel=true"]),
         ("gidd", 2, TENSOR),
-        ("block", 4, TENSOR),
+        ("block", 2, TENSOR),
         ("esoteric_hybrid", 2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
         ("autoregressive_orders", 2, ["parallel.zero_stage=1"]),
+        pytest.param("duo", 4, TENSOR, marks=pytest.mark.slow),
+        pytest.param(
+            "distillation", 4, [*TENSOR, "parallel.sequence_parallel=true"], marks=pytest.mark.slow
+        ),
+        pytest.param("block", 4, TENSOR, marks=pytest.mark.slow),
     ],
     ids=lambda value: (
         "-".join(v.split(".")[-1] for v in value) if isinstance(value, list) else None

@@ -28,7 +28,7 @@ def train_with_signal(pool: Path, run: Path, rank: int, step: int) -> int:
     return train.main(runs.overrides(pool, run, "objective=masked"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(pool: Path, tmp_path: Path, rank: int):
     """Rank-local decisions would save different steps on different ranks, or hang."""
     assert run_ranks(2, train_with_signal, pool, tmp_path, rank, 6) == [75, 75]
@@ -57,7 +57,7 @@ def train_with_nan(pool: Path, run: Path, rank: int, step: int, *more: str) -> i
     return train.main(runs.overrides(pool, run, "objective=masked", *more))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_gradient_that_is_not_finite_saves_the_weights_before_it_and_stops(
     pool: Path, tmp_path: Path, zero_stage: int
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
@@ -16,44 +17,54 @@ from pretrain.training.compilation import missing_compiler
 OBJECTIVES = ["autoregressive", "masked"]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(
-    ("ranks", "layout"),
-    [
-        (1, ["parallel.zero_stage=1"]),
-        (1, ["parallel.zero_stage=2", "train.micro_batch_size=2"]),
-        (2, ["parallel.zero_stage=0"]),
-        (2, ["parallel.zero_stage=1"]),
-        (2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
-        (2, ["parallel.zero_stage=0", "parallel.tensor_parallel_size=2"]),
-        (2, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
-        (4, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
-    ],
-    ids=lambda value: (
-        "-".join(v.split(".")[-1] for v in value) if isinstance(value, list) else None
-    ),
-)
+LAYOUTS = [
+    (1, ["parallel.zero_stage=1"]),
+    (1, ["parallel.zero_stage=2", "train.micro_batch_size=2"]),
+    (2, ["parallel.zero_stage=0"]),
+    (2, ["parallel.zero_stage=1"]),
+    (2, ["parallel.zero_stage=2", "train.micro_batch_size=1"]),
+    (2, ["parallel.zero_stage=0", "parallel.tensor_parallel_size=2"]),
+    (2, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
+    (4, ["parallel.zero_stage=1", "parallel.tensor_parallel_size=2"]),
+]
+DEATHS = [
+    [(3, "before")],
+    [(8, "saving")],
+    [(5, "after"), (11, "before")],
+    [(8, "after"), (12, "saving")],
+]
+
+
+def in_turn(cases: list[Any], names: list[str]) -> list[Any]:
+    """(case, objective): one objective each in turn, in the slow suite also the other."""
+    return [
+        pytest.param(
+            case,
+            objective,
+            marks=[] if number % len(OBJECTIVES) == turn else [pytest.mark.slow],
+            id=f"{objective}-{names[number]}",
+        )
+        for number, case in enumerate(cases)
+        for turn, objective in enumerate(OBJECTIVES)
+    ]
+
+
+NAMES = ["-".join([str(ranks), *(v.split(".")[-1] for v in more)]) for ranks, more in LAYOUTS]
+
+
+@pytest.mark.parametrize(("layout", "objective"), in_turn(LAYOUTS, NAMES))
 def test_every_layout_gives_the_one_rank_curve(
-    pool: Path, tmp_path: Path, undisturbed, objective: str, ranks: int, layout: list[str]
+    pool: Path, tmp_path: Path, undisturbed, layout: tuple[int, list[str]], objective: str
 ):
-    more = (f"objective={objective}", *layout)
+    ranks, settings = layout
+    more = (f"objective={objective}", *settings)
     assert run_ranks(ranks, runs.train, pool, tmp_path, *more) == [0] * ranks
     assert_same_curve(tmp_path, undisturbed(f"objective={objective}"))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(
-    "deaths",
-    [
-        [(3, "before")],
-        [(8, "saving")],
-        [(5, "after"), (11, "before")],
-        [(8, "after"), (12, "saving")],
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("deaths", "objective"), in_turn(DEATHS, [*map(str, DEATHS)]))
 def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
-    pool: Path, tmp_path: Path, undisturbed, objective: str, deaths: list[tuple[int, str]]
+    pool: Path, tmp_path: Path, undisturbed, deaths: list[tuple[int, str]], objective: str
 ):
     more = (f"objective={objective}", "parallel.zero_stage=0")
     for step, when in deaths:
@@ -91,7 +102,9 @@ def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(
         assert_same_run(run, undisturbed(*chosen))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", ["masked", pytest.param("autoregressive", marks=pytest.mark.slow)]
+)
 def test_a_run_resumed_on_two_ranks_goes_on_as_on_one(
     pool: Path, tmp_path: Path, undisturbed, objective: str
 ):

@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo
+CODE   := pretrain parallel data_pipeline cluster benchmarks
 SHELL_FILES := .ci/run $(wildcard cluster/slurm/*.sbatch tests/cluster/*.sh benchmarks/*/*.sh)
 
 # One thread a process: tests start several ranks, and threads that wait for each other are slower.
@@ -40,10 +41,13 @@ test-slow: $(STAMP)  ## Tests that take long, on an NVIDIA GPU also those of its
 test-cluster: $(STAMP)  ## A real SLURM on this machine (root; Debian packages slurm-wlm munge)
 	$(BIN)/python -m pytest -x -m cluster tests/cluster $(ARGS)
 
-lint: $(STAMP)  ## ruff, mypy and shellcheck, as before every commit
+lint: $(STAMP)  ## Style, types, unused code and dependencies, shell: as before every commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@sed -n 's/.*implementation: ClassVar.*:\([A-Za-z_]*\)"$$/\1/p' pretrain/config/*.py > $(VENV)/components.py
+	$(BIN)/vulture $(CODE) $(VENV)/components.py
+	$(BIN)/deptry .
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SHELL_FILES); shellcheck $(SHELL_FILES); \
 	  else echo "shellcheck is not installed; skipped (apt-get install shellcheck)"; fi
 

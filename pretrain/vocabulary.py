@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -42,8 +41,3 @@ class TokenSpace:
         return sorted(set(self.never_targets)) + list(
             range(self.vocab_size, self.padded_vocab_size)
         )
-
-    @property
-    def uniform_nats(self) -> float:
-        """Loss ln K of a model that predicts all targets alike."""
-        return math.log(self.num_targets)

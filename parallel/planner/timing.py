@@ -17,7 +17,6 @@ from parallel.planner.machine import Machine
 from parallel.planner.memory import StageParts, layer_positions, scored_rows
 from parallel.planner.offload import offload_seconds
 from parallel.planner.traffic import (
-    Messages,
     context_messages,
     data_messages,
     pipeline_messages,
@@ -170,6 +169,3 @@ def _held(stage: StageParts, tp: int) -> tuple[int, int]:
 
 def _dp(candidate: Candidate) -> int:
     return candidate.layout.data_parallel_size
-
-
-__all__ = ["Messages", "StepTime", "part_seconds", "stage_seconds", "step_time"]

@@ -36,7 +36,7 @@ class Job:
     module: str
     arguments: list[str]
     folder: Path
-    """Where the ranks state how they ended; it exists and is locked by this process."""
+    """Folder in which the ranks state how they ended; it exists and is locked by this process."""
     ranks: int
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that all ranks get beside those of this process."""

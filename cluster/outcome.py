@@ -41,7 +41,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as far as it could tell."""
+    """End of a run, as far as it could tell."""
 
     state: str
     step: int | None

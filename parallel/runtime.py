@@ -30,7 +30,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 @dataclass(frozen=True)
 class Environment:
-    """Where this process stands, as its launcher told it."""
+    """Place of this process among the ranks, as its launcher gave it."""
 
     rank: int
     world_size: int

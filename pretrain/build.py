@@ -1,4 +1,4 @@
-"""What a configuration makes of the model: the module, its teacher, and what the engine is told."""
+"""Module, teacher and engine settings of a configuration."""
 
 from __future__ import annotations
 

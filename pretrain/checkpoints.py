@@ -78,7 +78,7 @@ def export_checkpoint(
 
 
 def describe(manifest: Manifest) -> dict[str, str]:
-    """What a file of weights should say about their origin."""
+    """Metadata of a file of weights about their origin."""
     state = manifest.state
     return {
         "step": str(manifest.step),

@@ -42,7 +42,7 @@ class ObjectiveModule(nn.Module):
         self.loss_chunk = loss_chunk
         self.compile_loss = compile_loss
         self.teacher: Teacher | None = None
-        """What a distilling objective learns from while training."""
+        """Frozen model that a distilling objective learns from while training."""
 
     @property
     def tied_parameters(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pretrain.training.session import Session
 
 MIXTURE_FACTS = ("unique_tokens", "share", "epochs")
-"""What is recorded of every source of a mix."""
+"""Facts recorded of every source of a mix."""
 
 
 def train(session: Session, hooks: Hooks) -> None:

@@ -122,17 +122,17 @@ class Topology:
 
     @property
     def sequence_parallel(self) -> bool:
-        """Whether activations between matrices are split over the tensor-parallel ranks."""
+        """True where activations between matrices are sharded over the tensor-parallel ranks."""
         return self.layout.sequence_parallel
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank embeds the tokens."""
+        """True where this rank embeds the tokens."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
+        """True where this rank computes the loss."""
         return self.pp_rank == self.pipeline_parallel_size - 1
 
     def stage(
@@ -144,7 +144,7 @@ class Topology:
 
     @property
     def mpu(self) -> ModelParallelUnit:
-        """What DeepSpeed asks for ranks and groups."""
+        """Ranks and groups under the names that DeepSpeed asks for."""
         return ModelParallelUnit(self)
 
 

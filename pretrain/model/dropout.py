@@ -23,7 +23,7 @@ from pretrain.noise.key import stream_key
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """Where masks of one micro-batch are drawn."""
+    """Key of the masks of one micro-batch."""
 
     seed: int
     """Of the micro-batch: `NoiseKey.number`."""

@@ -52,6 +52,6 @@ class TokenEmbedding(VocabParallelEmbedding):
         ).view(*ids.shape[:2], -1)
 
     def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of this rank's rows each id is, and whether it is one of them at all."""
+        """Row of this rank's shard for each id, and True where the id lies in it."""
         first, last = self.vocab_start_index, self.vocab_end_index
         return (ids - first).clamp(0, last - first - 1), (ids >= first) & (ids < last)

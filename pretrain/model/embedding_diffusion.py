@@ -1,4 +1,4 @@
-"""What Gaussian diffusion puts around the transformer: noisy embeddings in, parts of a bound out.
+"""Gaussian diffusion around the transformer: noisy embeddings in, parts of a bound out.
 
     z = alpha E[x] + sigma eps                    rows of E have unit norm
     in   enter(z / sqrt(alpha^2 / d + sigma^2)) + remember(m sqrt(d)) + tell(sinusoids of gamma)

@@ -1,4 +1,4 @@
-"""What a layer keeps for its backward pass: everything, what is dear to make again, or its input.
+"""Activations that a layer keeps for its backward pass: all, the expensive ones, or its input.
 
     none        everything
     selective   results of matrix products and of the attention kernel; norms, modulations, rotated
@@ -27,7 +27,7 @@ Mode = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class Recompute:
-    """How much the layers of a stage keep."""
+    """Amount that the layers of a stage keep."""
 
     mode: Mode = "none"
     layers: int | None = None
@@ -83,7 +83,7 @@ class Keep:
 
 
 class _Recipe:
-    """How a tensor is made, and for a moment the tensor."""
+    """Recipe of a tensor, and for a moment the tensor."""
 
     def __init__(self, made: Tensor, make: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
         self.made: Tensor | None = made
@@ -93,13 +93,13 @@ class _Recipe:
         self.views = self.left = 0
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether `tensor` lies in the memory of what was made."""
+        """True where `tensor` lies in the memory of a recomputed one."""
         assert self.made is not None
         own = self.made.untyped_storage().data_ptr()
         return tensor.dtype == self.made.dtype and tensor.untyped_storage().data_ptr() == own
 
     def view(self, tensor: Tensor) -> _View:
-        """What is kept in place of `tensor`."""
+        """Value kept in place of `tensor`."""
         self.views += 1
         return _View(self, tensor.shape, tensor.stride(), tensor.storage_offset())
 

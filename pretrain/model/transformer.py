@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         return DropoutKey(seed, f"{residual}/{context}", f"{tensor}/{context}")
 
     def _mode(self, i: int) -> Mode:
-        """How much of layer i is kept."""
+        """Amount of layer i that is kept."""
         return self.recompute.of(i - self.stage.layers.start)
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
         return chunk
 
     def score(self, rows: Tensor, score: Score) -> Tensor:
-        """What `score` makes of the vocabulary outputs of hidden rows [n, h]."""
+        """Result of `score` on the vocabulary outputs of hidden rows [n, h]."""
         result: Tensor = self.head(rows, self._tied, score)
         return result
 

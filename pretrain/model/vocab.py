@@ -1,4 +1,4 @@
-"""What a loss sees of the head: probabilities over the vocabulary, its shards kept inside.
+"""Head as a loss sees it: probabilities over the vocabulary, its shards kept inside.
 
 Under tensor parallelism every rank holds a slice of the columns. Objectives ask for log
 probabilities or sums over the vocabulary and get the same numbers on every rank, with gradients

@@ -82,7 +82,7 @@ class GaussianTime:
 
     @staticmethod
     def between(duality: Duality, interval: tuple[float, float]) -> GaussianTime:
-        """Where T runs through `interval` (smallest and largest alpha)."""
+        """Times at which T runs through `interval` (smallest and largest alpha)."""
         low, high = interval
         return GaussianTime(
             -2.0 * math.log(duality.signal(high)), -2.0 * math.log(duality.signal(low))

@@ -58,7 +58,7 @@ class NoiseKey:
     seed: int
     """Run seed, 0 <= seed < 2^63."""
     position: Tensor
-    """What the draws belong to, int64 [b]: global sample positions (or rows of a weight)."""
+    """Owners of the draws, int64 [b]: global sample positions (or rows of a weight)."""
     attempt: int = 0
     """Number of the draw where a position is drawn several times."""
     stratum: tuple[int, int] = (0, 1)

@@ -22,7 +22,7 @@ from pretrain.noise.key import NoiseKey
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """What a softened token embeds to: sum over k of mix * E[ids]."""
+    """Embedding of a softened token: sum over k of mix * E[ids]."""
 
     ids: Tensor
     """int64 [b, s, k], the largest entry first: slot 0 is the argmax."""

@@ -52,7 +52,7 @@ class NoiseProcess(ABC):
     spread: ClassVar[float] = 2.0
     """Power of `spread_time` under which an estimate of the bound has finite variance."""
     mask_only: bool = False
-    """Whether a noisy token is always <mask>; clean tokens then carry no loss."""
+    """True where a noisy token is always <mask>; clean tokens then carry no loss."""
 
     def __init__(self, space: TokenSpace) -> None:
         self.space = space

@@ -28,7 +28,7 @@ MODULE = "pretrain.train"
 
 
 def plan_run(config: Config, environ: Mapping[str, str] | None = None) -> Launch:
-    """What would start the ranks of a checked configuration; raises ClusterError where none can."""
+    """Launch of a checked configuration; raises ClusterError where none is possible."""
     environ = os.environ if environ is None else environ
     slots = {} if config.parallel.hostfile is None else read_hostfile(config.parallel.hostfile)
     here = is_this_machine(tuple(slots))

@@ -1,4 +1,4 @@
-"""Which kernel computes which attention rule in which call, and what to tell the user about it.
+"""Choice of the kernel that computes an attention rule in a call, and its description.
 
     rule of                  with auto on CUDA                              on a CPU
     whole sequences          flash-attn 4, 2, else SDPA                     SDPA
@@ -41,14 +41,14 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Call:
-    """What a kernel has to cope with."""
+    """Properties of a call that a kernel must support."""
 
     device: str
     """Type of the device: `cpu` or `cuda`."""
     dtype: torch.dtype
     head_size: int
     dropout: bool = False
-    """Whether attention weights are ever dropped in this model."""
+    """True where this model ever drops attention weights."""
 
     @staticmethod
     def like(x: Tensor, head_size: int, dropout: bool = False) -> Call:

@@ -35,7 +35,7 @@ def test_a_wrong_configuration_is_refused_before_anything_starts(
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
-    assert "deepspeed" not in result.stdout
+    assert "pretrain.train" not in result.stdout
     assert not (tmp_path / "r" / "checkpoints").exists()
 
 

@@ -1,4 +1,4 @@
-"""The installed command, run as a user runs it."""
+"""The command of a user: installed and run, or its program alone in a forked process."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # `installed`, for the tests beside this file
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))  # the harness
+sys.path.insert(0, str(Path(__file__).parent))
 
-from installed import EPOCHAL, ONE_EPOCH, environment
+import installed
+from harness import run_ranks
+from installed import EPOCHAL, ONE_EPOCH, Answer, environment, small_run
 
-SMALL = [
-    "model.num_layers=1",
-    "model.hidden_size=32",
-    "model.num_attention_heads=4",
-    "data.seq_length=32",
-    "data.unique_tokens=6400",
-    "train.global_batch_size=8",
-    "train.log_interval=5",
-    "evaluation.sequences=16",
-    "run.device=cpu",
-]
+Call = Callable[..., Answer]
 
 
 @pytest.fixture(scope="session")
@@ -39,26 +32,28 @@ def epochal() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def program() -> Call:
+    """The same in a forked process, for what starts no ranks."""
+    return lambda *words: run_ranks(1, installed.command, [*map(str, words)], launcher=False)[0]
+
+
+@pytest.fixture(scope="session")
+def rank() -> Call:
+    """One rank of `epochal train ARGUMENTS`, forked."""
+    return lambda *words: run_ranks(1, installed.train, [*map(str, words)], launcher=False)[0]
+
+
 @pytest.fixture
 def overrides(pool: Path, tmp_path: Path) -> list[str]:
     """Overrides of a small run on the shared pool, in a folder of its own."""
     return [*small_run(pool), f"run.root={tmp_path}", "run.name=r"]
 
 
-def small_run(pool: Path) -> list[str]:
-    """Overrides of a small run on this pool."""
-    return [
-        *SMALL,
-        f"data.train={pool / 'train' / 'manifest.json'}",
-        f"data.validation={pool / 'validation' / 'manifest.json'}",
-        f"data.tokenizer={pool / 'tokenizer.model'}",
-    ]
-
-
 @pytest.fixture(scope="session")
-def finished(epochal, pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(rank: Call, pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run of `ONE_EPOCH` on one rank; what it holds is not to be changed."""
     run = tmp_path_factory.mktemp("finished")
-    result = epochal("train", *small_run(pool), *ONE_EPOCH, f"run.dir={run}")
+    result = rank(*small_run(pool), *ONE_EPOCH, f"run.dir={run}")
     assert result.returncode == 0, result.stdout + result.stderr
     return run

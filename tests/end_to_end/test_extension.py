@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import small_run
-from installed import environment
+from installed import environment, small_run
 from safetensors import safe_open
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "epochal-example"

@@ -149,7 +149,7 @@ def test_random_length_cuts_its_share_of_sequences_by_padding(name):
 def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
     """At most eight sizes, everything that is scored is in, and the rest weighs nothing."""
     sizes = set()
-    for start in range(40):
+    for start in range(20):
         clean = toy.clean_batch([toy.SEQUENCES[start % 27]] * 8, range(8 * start, 8 * start + 8))
         key = NoiseKey(1, clean.position)
         exact = getattr(objective(name, **fields), method)(clean, key)
@@ -223,16 +223,16 @@ FAMILIES = [
 def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
     """Rank, micro-batch and resume only choose which positions are drawn, never what."""
     family = objective(name, **fields)
-    tokens = torch.tensor([toy.SEQUENCES[i % 27] for i in range(48)]).repeat(1, 4)
+    tokens = torch.tensor([toy.SEQUENCES[i % 27] for i in range(24)]).repeat(1, 4)
 
     def batch(a, b):
         clean = toy.clean_batch(tokens[a:b], range(100 + a, 100 + b))
         return getattr(family, method)(clean, NoiseKey(1, clean.position))
 
-    whole = batch(0, 48)
+    whole = batch(0, 24)
     columns = whole.attention.columns
     for cut in (1, 7, 16):
-        parts = [batch(a, min(a + cut, 48)) for a in range(0, 48, cut)]
+        parts = [batch(a, min(a + cut, 24)) for a in range(0, 24, cut)]
         assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
         if whole.mix is not None:
             assert torch.equal(torch.cat([p.mix for p in parts]), whole.mix)

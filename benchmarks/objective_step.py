@@ -5,7 +5,8 @@
 Every family trains the same transformer on the same tokens: corruption, forward and backward pass.
 The optimizer is left out, because it costs all of them the same. Rounds go over the families in
 turn, so that a busy machine slows all of them alike; on the CPU it counts CPU seconds of this
-process on one thread. The median of the rounds is reported.
+process on one thread. The median of the rounds is reported. `--families masked masked+5` also
+measures masked with a short convolution of five tokens.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def steps_of(
 def build(
     name: str, arguments: argparse.Namespace, space: TokenSpace, device: torch.device
 ) -> tuple[Any, Any]:
-    """Module and objective of an option of configs/objective."""
+    """Module and objective of an option of configs/objective, `+K` with a short convolution."""
     from parallel.layout.topology import Topology
     from parallel.runtime import init_distributed
     from pretrain.build import build_model
@@ -124,9 +125,11 @@ def build(
     from pretrain.model.transformer import Transformer
 
     init_distributed(device=device.type)
+    option, _, kernel = name.partition("+")
     config = configuration(
         "model=tiny",
-        f"objective={name}",
+        f"model.short_convolution={kernel or 0}",
+        f"objective={option}",
         f"objective.time_window={arguments.batch}",
         f"model.num_layers={arguments.layers}",
         f"model.hidden_size={arguments.hidden}",

@@ -26,6 +26,7 @@ from attention_cases import (
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from pretrain.batch import AttentionRule, TrainBatch
 from pretrain.errors import ConfigError
@@ -100,8 +101,8 @@ def test_flex(name: str) -> None:
 def test_a_new_batch_compiles_nothing_again() -> None:
     """Each batch brings a rule of its own; only the columns differ, and they are inputs."""
     masks, kernels = CompileCounterWithBackend("eager"), CompileCounterWithBackend("eager")
-    build = torch.compile(flex.create_block_mask, backend=masks)
-    run = torch.compile(flex.flex_attention, backend=kernels)
+    build = torch.compile(create_block_mask, backend=masks)
+    run = torch.compile(flex_attention, backend=kernels)
     hidden = family("autoregressive", hide="queries")
     clean = clean_batch(True, False)
     q, k, v = (torch.zeros(ROWS, 2, LENGTH, 16) for _ in range(3))
@@ -119,7 +120,7 @@ def test_flex_compiles_its_rule_and_its_tiles() -> None:
     _, rule = CASES["hidden from queries"]
     q, k, v = (x.detach().float() for x in inputs(rule, 4, 2, 16)[:3])
     with torch.no_grad():
-        build, run = torch.compile(flex.create_block_mask), torch.compile(flex.flex_attention)
+        build, run = torch.compile(create_block_mask), torch.compile(flex_attention)
         mask = build(flex.reads(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
         out = run(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), block_mask=mask, enable_gqa=True)
     expected = reference(q.double(), k.double(), v.double(), readable(rule, ROWS, LENGTH))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def test_a_finished_run(stage: Stage) -> None:
     assert out.startswith("2 ranks: ")
     assert f"-m stand_in {stage.run}" in out
     assert {"rank 0 has finished", "rank 1 has finished"} <= set(out.splitlines())
-    assert not any(map(is_running, stage.pids(kind="child")))
+    wait_for(lambda: not any(map(is_running, stage.pids(kind="child"))), "the children's end")
 
 
 def test_every_rank_is_told_its_place(stage: Stage) -> None:
@@ -64,7 +63,7 @@ def test_a_killed_rank_is_named_and_takes_the_others_along(stage: Stage, rank: i
     code, out = stage.end(front)
     assert code == DIED, out
     assert f"rank {rank} was killed by SIGKILL (often: out of memory)" in stage.outcome()["message"]
-    assert not any(map(is_running, pids))
+    wait_for(lambda: not any(map(is_running, pids)), "the end of the ranks and their children")
 
 
 def test_another_signal_is_named_too(stage: Stage) -> None:
@@ -103,7 +102,8 @@ def test_a_second_signal_kills_what_does_not_listen(stage: Stage) -> None:
     front = stage.start("stubborn")
     pids = stage.pids() + stage.pids(kind="child")
     front.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert front.stdout is not None
+    assert any(line.startswith("SIGINT: the ranks save and stop") for line in front.stdout)
     assert all(map(is_running, pids))
     front.send_signal(signal.SIGINT)
     assert stage.end(front)[0] == DIED

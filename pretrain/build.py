@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from parallel.engine.base import Engine, EngineConfig
-from parallel.errors import LayoutError
+from parallel.layout.rules import split_batch
 from parallel.layout.topology import Topology
 from pretrain.config.run import Config
 from pretrain.model.initialize import initialize
@@ -53,27 +53,19 @@ def _looks_back(objective: Objective) -> bool:
 
 def engine_config(config: Config, topology: Topology) -> EngineConfig:
     """The engine's part of the configuration, for the ranks that are really there."""
-    dp, size = topology.data_parallel_size, config.train.global_batch_size
-    if size % dp:
-        raise LayoutError(
-            f"train.global_batch_size {size} is not divisible by the {dp} data-parallel ranks; "
-            "change the number of ranks or the batch size"
-        )
-    micro = config.train.micro_batch_size or size // dp
-    if (size // dp) % micro:
-        raise LayoutError(
-            f"train.micro_batch_size {micro} does not divide the {size // dp} sequences of a rank "
-            f"(train.global_batch_size {size} over {dp} data-parallel ranks)"
-        )
+    train = config.train
+    micro, count = split_batch(
+        train.global_batch_size, train.micro_batch_size, topology.data_parallel_size
+    )
     return EngineConfig(
         optimizer=config.optimizer.spec(),
         zero_stage=config.parallel.zero_stage,
         offload=config.parallel.offload,
         overlap_comm=config.parallel.overlap_comm,
-        precision=config.train.precision,
+        precision=train.precision,
         micro_batch_size=micro,
-        num_microbatches=size // dp // micro,
+        num_microbatches=count,
         clip_grad_norm=config.optimizer.clip_grad_norm,
-        ema_decay=config.train.ema_decay,
-        ema_warmup=config.train.ema_warmup,
+        ema_decay=train.ema_decay,
+        ema_warmup=train.ema_warmup,
     )

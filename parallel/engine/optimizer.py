@@ -100,18 +100,18 @@ def check_optimizer(
     """Refuse, by LayoutError, layouts under which an optimizer would compute something else."""
     if offload != "none" and not spec.offload:
         raise LayoutError(
-            f"optimizer {spec.name} cannot update in host memory; set offload to none"
+            f"optimizer {spec.name} cannot update in host memory; set parallel.offload to none"
         )
     if spec.elementwise:
         return
     stage = effective_stage(layout, zero_stage, precision, offload)
     if stage > 0:
         raise LayoutError(
-            f"optimizer {spec.name} updates whole tensors and needs zero_stage 0 (or one "
+            f"optimizer {spec.name} updates whole tensors and needs parallel.zero_stage 0 (or one "
             f"data-parallel rank in float32), not {stage}: ZeRO hands it slices of flat tensors"
         )
     if layout.tensor_parallel_size > 1:
         raise LayoutError(
-            f"optimizer {spec.name} updates whole tensors and needs tensor_parallel_size 1, not "
-            f"{layout.tensor_parallel_size}: a rank would hand it slices of matrices"
+            f"optimizer {spec.name} updates whole tensors and needs parallel.tensor_parallel_size "
+            f"1, not {layout.tensor_parallel_size}: a rank would hand it slices of matrices"
         )

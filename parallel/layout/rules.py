@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from parallel.errors import LayoutError
+from parallel.layout.stages import check_stages
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def check_layout(
         ("data_parallel_size", 1 if data_parallel_size is None else data_parallel_size),
     ):
         if size < 1:
-            raise LayoutError(f"{name} is {size}; it must be 1 or more")
+            key = name if name == "world_size" else f"parallel.{name}"
+            raise LayoutError(f"{key} is {size}; it must be 1 or more")
     model = tp * pp * cp
     if world_size % model:
         raise LayoutError(
@@ -84,13 +86,13 @@ def check_layout(
     dp = world_size // model
     if data_parallel_size is not None and data_parallel_size != dp:
         raise LayoutError(
-            f"data_parallel_size {data_parallel_size} x tensor {tp} x pipeline {pp} x context {cp} "
-            f"= {data_parallel_size * model} ranks, but {world_size} were started; start "
-            f"{data_parallel_size * model}, or leave data_parallel_size empty to get {dp}"
+            f"parallel.data_parallel_size {data_parallel_size} x tensor {tp} x pipeline {pp} x "
+            f"context {cp} = {data_parallel_size * model} ranks, but {world_size} were started; "
+            f"start {data_parallel_size * model}, or leave it empty to get {dp}"
         )
     layout = Layout(tp, pp, cp, dp, sequence_parallel)
     check_rules(layout, zero_stage, precision)
-    _check_sizes(layout, sizes or {}, num_query_groups, num_layers, seq_length)
+    check_sizes(layout, sizes or {}, num_query_groups, num_layers, seq_length)
     return layout
 
 
@@ -108,41 +110,48 @@ def check_rules(
         layout.context_parallel_size,
     )
     if zero_stage not in (0, 1, 2, 3):
-        raise LayoutError(f"zero_stage is {zero_stage}; allowed are 0, 1, 2, 3")
+        raise LayoutError(f"parallel.zero_stage is {zero_stage}; allowed are 0, 1, 2, 3")
     if precision not in ("float32", "bfloat16"):
-        raise LayoutError(f"precision is {precision!r}; allowed are float32, bfloat16")
+        raise LayoutError(f"train.precision is {precision!r}; allowed are float32, bfloat16")
     if precision == "bfloat16" and zero_stage == 0:
         raise LayoutError(
-            "precision bfloat16 needs zero_stage 1 or higher: DeepSpeed's stage 0 takes a wrong "
-            "first step in bfloat16. Stage 1 costs nothing on one rank"
+            "train.precision bfloat16 needs parallel.zero_stage 1 or higher, not 0: DeepSpeed's "
+            "stage 0 makes a wrong first step in bfloat16. Stage 1 costs nothing on one rank"
         )
     if offload not in ("none", "cpu"):
-        raise LayoutError(f"offload is {offload!r}; allowed are none, cpu")
+        raise LayoutError(f"parallel.offload is {offload!r}; allowed are none, cpu")
     if offload != "none" and zero_stage == 0:
         raise LayoutError(
-            f"offload {offload} needs zero_stage 1 or higher: stage 0 keeps the optimizer where "
-            "the weights are"
+            f"parallel.offload {offload} needs parallel.zero_stage 1 or higher, not 0: stage 0 "
+            "keeps optimizer state where the weights are"
         )
     obstacle = overlap_obstacle(layout, zero_stage, precision, offload)
     if overlap_comm and obstacle is not None:
-        raise LayoutError(f"overlap_comm true has no effect {obstacle}; leave it empty")
+        raise LayoutError(
+            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or set "
+            "parallel.zero_stage to 2 or 3 without a pipeline"
+        )
     if pp > 1 and zero_stage != 1:
         raise LayoutError(
-            f"pipeline_parallel_size {pp} needs zero_stage 1, not {zero_stage}: stage 0 clips "
-            "wrongly across stages, 2 and 3 cannot hold gradients of several micro-batches"
+            f"parallel.pipeline_parallel_size {pp} needs parallel.zero_stage 1, not {zero_stage}: "
+            "stage 0 clips wrongly across stages, 2 and 3 cannot hold gradients of several "
+            "micro-batches"
         )
     if pp > 1 and cp > 1:
         raise LayoutError(
-            f"context_parallel_size {cp} is legal at pipeline_parallel_size 1 only, not {pp}"
+            f"parallel.context_parallel_size {cp} is legal at parallel.pipeline_parallel_size 1 "
+            f"only, not {pp}"
         )
     if layout.sequence_parallel and tp == 1:
         raise LayoutError(
-            "sequence_parallel splits over the tensor-parallel ranks, but tensor_parallel_size is "
-            "1; set tensor_parallel_size to 2 or more, or sequence_parallel to false"
+            "parallel.sequence_parallel splits over the tensor-parallel ranks, but "
+            "parallel.tensor_parallel_size is 1; set that to 2 or more, or "
+            "parallel.sequence_parallel to false"
         )
     if layout.sequence_parallel and cp > 1:
         raise LayoutError(
-            f"sequence_parallel and context_parallel_size {cp} both split the sequence; choose one"
+            f"parallel.sequence_parallel and parallel.context_parallel_size {cp} both split the "
+            "sequence; choose one"
         )
 
 
@@ -182,7 +191,7 @@ def overlap_obstacle(
     return None
 
 
-def _check_sizes(
+def check_sizes(
     layout: Layout,
     sizes: Mapping[str, int],
     num_query_groups: int | None,
@@ -198,25 +207,48 @@ def _check_sizes(
     for name, size in sizes.items():
         if size % tp:
             raise LayoutError(
-                f"tensor_parallel_size {tp} does not divide {name} {size}; "
+                f"parallel.tensor_parallel_size {tp} does not divide {name} {size}; "
                 f"allowed here: {divisors(size)}"
             )
     if num_query_groups is not None and num_query_groups % (tp * cp):
         raise LayoutError(
-            f"num_query_groups {num_query_groups} is not divisible by tensor_parallel_size {tp} x "
-            f"context_parallel_size {cp}; their product may be {divisors(num_query_groups)}"
+            f"model.num_query_groups {num_query_groups} is not divisible by "
+            f"parallel.tensor_parallel_size {tp} x parallel.context_parallel_size {cp}; their "
+            f"product may be {divisors(num_query_groups)}"
         )
-    if num_layers is not None and num_layers < pp:
-        raise LayoutError(
-            f"pipeline_parallel_size {pp} is larger than num_layers {num_layers}; "
-            "every stage needs a layer"
-        )
+    if num_layers is not None:
+        check_stages(num_layers, pp)
     parts = cp * (tp if layout.sequence_parallel else 1)
     if seq_length is not None and seq_length % parts:
         raise LayoutError(
-            f"the sequence is split into {parts} parts and seq_length {seq_length} is not "
+            f"the sequence is split into {parts} parts and data.seq_length {seq_length} is not "
             f"divisible by it; allowed here: {divisors(seq_length)}"
         )
+
+
+def split_batch(
+    global_batch_size: int, micro_batch_size: int | None, data_parallel_size: int
+) -> tuple[int, int]:
+    """Sequences of a forward pass and forward passes of a step, on each rank.
+
+    `micro_batch_size` None takes all sequences of a rank at once. Raises LayoutError where the
+    batch does not divide, with the sizes that would.
+    """
+    if global_batch_size % data_parallel_size:
+        raise LayoutError(
+            f"train.global_batch_size {global_batch_size} is not divisible by the "
+            f"{data_parallel_size} data-parallel ranks; take a multiple of {data_parallel_size}, "
+            f"or a parallel.data_parallel_size of {divisors(global_batch_size)}"
+        )
+    per_rank = global_batch_size // data_parallel_size
+    micro = micro_batch_size or per_rank
+    if per_rank % micro:
+        raise LayoutError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
+            f"(train.global_batch_size {global_batch_size} over {data_parallel_size} data-parallel "
+            f"ranks); allowed here: {divisors(per_rank)}"
+        )
+    return micro, per_rank // micro
 
 
 def divisors(n: int) -> str:

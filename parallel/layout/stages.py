@@ -29,6 +29,15 @@ def whole_model(num_layers: int) -> Stage:
     return Stage(first=True, last=True, layers=range(num_layers))
 
 
+def check_stages(num_layers: int, num_stages: int) -> None:
+    """Refuse, by LayoutError, more stages than layers."""
+    if num_layers < num_stages:
+        raise LayoutError(
+            f"parallel.pipeline_parallel_size {num_stages} is larger than model.num_layers "
+            f"{num_layers}; every stage needs a layer"
+        )
+
+
 def split_layers(
     layer_costs: Sequence[float], num_stages: int, first_cost: float = 0.0, last_cost: float = 0.0
 ) -> list[range]:
@@ -39,11 +48,7 @@ def split_layers(
     more stages than layers.
     """
     n = len(layer_costs)
-    if n < num_stages:
-        raise LayoutError(
-            f"pipeline_parallel_size {num_stages} is larger than num_layers {n}; every stage needs "
-            "a layer"
-        )
+    check_stages(n, num_stages)
     total = [0.0]
     for layer_cost in layer_costs:
         total.append(total[-1] + layer_cost)

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from parallel.engine.optimizer import OptimizerSpec, check_optimizer
 from parallel.errors import LayoutError
-from parallel.layout.rules import Layout, check_layout, check_rules
+from parallel.layout.rules import Layout, check_layout, check_rules, split_batch
 from parallel.layout.stages import split_layers
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost, Offload, Recompute
@@ -199,15 +199,9 @@ def _candidates(
                     num_layers=model.num_layers,
                     seq_length=model.seq_length,
                 )
+                split_batch(space.global_batch_size, None, layout.data_parallel_size)
             except LayoutError as error:
                 refused[str(error)] = refused.get(str(error), 0) + 1
-                continue
-            if space.global_batch_size % layout.data_parallel_size:
-                reason = (
-                    f"{layout.data_parallel_size} data-parallel ranks do not divide "
-                    f"train.global_batch_size {space.global_batch_size}"
-                )
-                refused[reason] = refused.get(reason, 0) + 1
                 continue
             per_rank = space.global_batch_size // layout.data_parallel_size
             for micro in divisors(per_rank, space.largest_micro_batch):

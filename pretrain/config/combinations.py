@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parallel.layout.rules import Layout, divisors, overlap_obstacle
+from parallel.errors import LayoutError
+from parallel.layout.rules import Layout, check_rules, check_sizes, split_batch
 from pretrain.training.compilation import conflict, loss_conflict
 
 if TYPE_CHECKING:
-    from pretrain.config.run import Config, ParallelConfig
+    from pretrain.config.run import Config
 
 FLASH_HEADS, FLEX_HEADS = 256, 16
 """Largest head size of flash-attn, smallest of FlexAttention."""
@@ -20,9 +21,7 @@ FLASH_HEADS, FLEX_HEADS = 256, 16
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for the first impossible combination, with the values that are allowed."""
-    _check_sizes(config)
-    _check_batch(config)
-    _check_precision(config)
+    _check_layout(config)
     _check_attention(config)
     _check_convolution(config)
     _check_recompute(config)
@@ -30,61 +29,29 @@ def check_combinations(config: Config) -> None:
     config.objective.check(config)
 
 
-def _check_sizes(config: Config) -> None:
-    tp, m = config.parallel.tensor_parallel_size, config.model
-    for what, size in (
-        ("model.num_attention_heads", m.num_attention_heads),
-        ("model.num_query_groups", m.query_groups),
-        ("model.ffn_hidden_size", m.ffn_size),
-        ("model.vocab_multiple", m.vocab_multiple),
-    ):
-        if size % tp:
-            raise ValueError(
-                f"parallel.tensor_parallel_size {tp} does not divide {what} {size}; "
-                f"allowed here: {divisors(size)}"
-            )
-
-
-def _check_batch(config: Config) -> None:
-    size, micro = config.train.global_batch_size, config.train.micro_batch_size
-    dp = config.parallel.data_parallel_size or 1
-    if size % dp:
-        raise ValueError(
-            f"train.global_batch_size {size} is not divisible by parallel.data_parallel_size {dp}; "
-            f"take a multiple of {dp}, or a data-parallel size of {divisors(size)}"
-        )
-    per_rank = size // dp
-    if micro is not None and per_rank % micro:
-        raise ValueError(
-            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
-            f"(global_batch_size {size} over {dp} data-parallel ranks); allowed here: "
-            f"{divisors(per_rank)}"
-        )
-
-
-def _check_precision(config: Config) -> None:
-    if config.train.precision == "bfloat16" and config.parallel.zero_stage == 0:
-        raise ValueError(
-            "train.precision bfloat16 needs parallel.zero_stage 1 or higher, not 0: DeepSpeed's "
-            "stage 0 makes a wrong first step in bfloat16"
-        )
-    if config.parallel.offload != "none" and config.parallel.zero_stage == 0:
-        raise ValueError(
-            f"parallel.offload {config.parallel.offload} needs parallel.zero_stage 1 or higher, "
-            "not 0: stage 0 keeps optimizer state where the weights are"
-        )
-    _check_overlap(config.parallel, config.train.precision)
-
-
-def _check_overlap(p: ParallelConfig, precision: str) -> None:
-    """Raise ValueError where `parallel.overlap_comm` is true without effect."""
-    layout = Layout(pipeline_parallel_size=p.pipeline_parallel_size)
-    obstacle = overlap_obstacle(layout, p.zero_stage, precision, p.offload)
-    if p.overlap_comm and obstacle is not None:
-        raise ValueError(
-            f"parallel.overlap_comm true has no effect {obstacle}; leave it empty, or set "
-            "parallel.zero_stage to 2 or 3 without a pipeline"
-        )
+def _check_layout(config: Config) -> None:
+    """Raise ValueError where `parallel.layout.rules` refuse the layout, the model or the batch."""
+    p, m, t = config.parallel, config.model, config.train
+    dp = p.data_parallel_size or 1
+    layout = Layout(
+        p.tensor_parallel_size,
+        p.pipeline_parallel_size,
+        p.context_parallel_size,
+        dp,
+        p.sequence_parallel,
+    )
+    sizes = {
+        "model.num_attention_heads": m.num_attention_heads,
+        "model.num_query_groups": m.query_groups,
+        "model.ffn_hidden_size": m.ffn_size,
+        "model.vocab_multiple": m.vocab_multiple,
+    }
+    try:
+        check_rules(layout, p.zero_stage, t.precision, p.offload, p.overlap_comm)
+        check_sizes(layout, sizes, m.query_groups, m.num_layers, config.data.seq_length)
+        split_batch(t.global_batch_size, t.micro_batch_size, dp)
+    except LayoutError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_attention(config: Config) -> None:

@@ -94,18 +94,9 @@ def _check_layout(config: Config) -> None:
     from parallel.engine.optimizer import check_optimizer
     from parallel.layout.topology import check_layout
 
-    p, m = config.parallel, config.model
-    layout = check_layout(
-        world_size=config.world_size,
-        **p.degrees,
-        precision=config.train.precision,
-        sizes={"model.num_attention_heads": m.num_attention_heads},
-        num_query_groups=m.query_groups,
-        num_layers=m.num_layers,
-        seq_length=config.data.seq_length,
-    )
-    optimizer = config.optimizer.spec()
-    check_optimizer(optimizer, layout, p.zero_stage, config.train.precision, p.offload)
+    p, precision = config.parallel, config.train.precision
+    layout = check_layout(world_size=config.world_size, **p.degrees, precision=precision)
+    check_optimizer(config.optimizer.spec(), layout, p.zero_stage, precision, p.offload)
 
 
 def _check_machine(config: Config) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parallel.layout.rules import check_layout
+from parallel.layout.rules import check_layout, split_batch
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost
 from parallel.planner.machine import Machine
@@ -144,25 +144,12 @@ def given_candidate(config: Config, model: ModelCost, num_gpus: int) -> Candidat
         num_layers=model.num_layers,
         seq_length=config.data.seq_length,
     )
-    dp = layout.data_parallel_size
-    if t.global_batch_size % dp:
-        raise ConfigError(
-            f"train.global_batch_size {t.global_batch_size} is not divisible by the {dp} "
-            f"data-parallel ranks of {num_gpus} GPUs; change one of them"
-        )
-    per_rank = t.global_batch_size // dp
-    micro = t.micro_batch_size or per_rank
-    if per_rank % micro:
-        raise ConfigError(
-            f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
-            f"(train.global_batch_size {t.global_batch_size} over {dp} data-parallel ranks); "
-            f"take a divisor of {per_rank}"
-        )
+    micro, count = split_batch(t.global_batch_size, t.micro_batch_size, layout.data_parallel_size)
     return Candidate(
         layout=layout,
         zero_stage=p.zero_stage,
         micro_batch_size=micro,
-        num_microbatches=per_rank // micro,
+        num_microbatches=count,
         optimizer=config.optimizer.spec(),
         precision=t.precision,
         recompute=t.recompute,

@@ -145,8 +145,8 @@ def test_wrong_declarations_layouts_and_checkpoints_are_refused(tmp_path) -> Non
         assert "keeps {'square': 'bfloat16', 'debt': 'float32'}" in said[f"undeclared {zero}"]
         assert "no counter step" in said[f"counted {zero}"]
         assert "keeps {'velocity': 'float32'}" in said[f"typed {zero}"]
-    assert "whole tensors and needs zero_stage 0" in said["dp2-zero1"]
-    assert "whole tensors and needs tensor_parallel_size 1, not 2" in said["tp2-zero0"]
+    assert "whole tensors and needs parallel.zero_stage 0" in said["dp2-zero1"]
+    assert "whole tensors and needs parallel.tensor_parallel_size 1, not 2" in said["tp2-zero0"]
     assert "dp2-zero0" not in said
     assert "it holds exp_avg, exp_avg_sq, momentum keeps velocity. Use" in said["checkpoint"]
     assert not said["applied"]

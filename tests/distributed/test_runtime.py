@@ -102,5 +102,5 @@ def refuse() -> list[str]:
 def test_illegal_layouts_are_refused_before_any_group_exists() -> None:
     for degrees, topology, engine in run_ranks(2, refuse):
         assert "does not divide the 2 ranks" in degrees
-        assert "bfloat16 needs zero_stage 1" in topology
-        assert "bfloat16 needs zero_stage 1" in engine
+        assert "bfloat16 needs parallel.zero_stage 1" in topology
+        assert "bfloat16 needs parallel.zero_stage 1" in engine

@@ -103,11 +103,11 @@ DP2, TP2, PP2 = Layout(data_parallel_size=2), Layout(2), Layout(1, 2)
         (DP2, 0, "float32", "none", None),
         (Layout(), 3, "float32", "none", None),  # runs as stage 0
         (Layout(context_parallel_size=2), 0, "float32", "none", None),
-        (DP2, 1, "float32", "none", "needs zero_stage 0 .*, not 1"),
-        (Layout(), 1, "bfloat16", "none", "needs zero_stage 0 .*, not 1"),
-        (PP2, 1, "float32", "none", "needs zero_stage 0 .*, not 1"),
-        (TP2, 0, "float32", "none", "needs tensor_parallel_size 1, not 2"),
-        (Layout(), 2, "float32", "cpu", "needs zero_stage 0 .*, not 2"),
+        (DP2, 1, "float32", "none", "needs parallel.zero_stage 0 .*, not 1"),
+        (Layout(), 1, "bfloat16", "none", "needs parallel.zero_stage 0 .*, not 1"),
+        (PP2, 1, "float32", "none", "needs parallel.zero_stage 0 .*, not 1"),
+        (TP2, 0, "float32", "none", "needs parallel.tensor_parallel_size 1, not 2"),
+        (Layout(), 2, "float32", "cpu", "needs parallel.zero_stage 0 .*, not 2"),
     ],
 )
 def test_an_optimizer_of_whole_tensors_needs_them(

@@ -53,20 +53,20 @@ LAYOUTS_REFUSED = [
     ([TP(8), "model.ffn_hidden_size=516"], None, r"ffn_hidden_size 516; allowed here: 1, 2, 3, 4"),
     ([TP(8), "model.vocab_multiple=4"], None, r"vocab_multiple 4; allowed here: 1, 2, 4"),
     # sequence parallelism
-    ([SP("true")], None, "tensor_parallel_size is 1; set tensor_parallel_size to 2 or more"),
+    ([SP("true")], None, "tensor_parallel_size is 1; set that to 2 or more"),
     ([TP(2), CP(2), SP("true")], None, "both split the sequence; choose one"),
     ([TP(2), SP("true"), "data.seq_length=97"], None, "seq_length 97 is not divisible by it"),
     # context parallelism
-    ([CP(5)], None, "tensor_parallel_size 1 x context_parallel_size 5; their product may be 1, 2"),
+    ([CP(5)], None, "size 1 x parallel.context_parallel_size 5; their product may be 1, 2"),
     ([CP(8), "data.seq_length=100"], None, "allowed here: 1, 2, 4, 5, 10"),
     ([TP(4), CP(4)], None, "their product may be 1, 2, 4, 8"),
     ([CP(4), "model.num_query_groups=2"], None, "their product may be 1, 2"),
     # pipelines
-    ([PP(2), CP(2), ZERO(1)], None, "legal at pipeline_parallel_size 1 only"),
-    ([PP(2), ZERO(0)], None, "needs zero_stage 1, not 0"),
-    ([PP(2), ZERO(2)], None, "needs zero_stage 1, not 2"),
-    ([PP(2), ZERO(3)], None, "needs zero_stage 1, not 3"),
-    ([PP(8), ZERO(1)], None, "larger than num_layers 4; every stage needs a layer"),
+    ([PP(2), CP(2), ZERO(1)], None, "legal at parallel.pipeline_parallel_size 1 only"),
+    ([PP(2), ZERO(0)], None, "needs parallel.zero_stage 1, not 0"),
+    ([PP(2), ZERO(2)], None, "needs parallel.zero_stage 1, not 2"),
+    ([PP(2), ZERO(3)], None, "needs parallel.zero_stage 1, not 3"),
+    ([PP(8), ZERO(1)], None, "larger than model.num_layers 4; every stage needs a layer"),
     # two passes through the whole model
     (["objective=gaussian", PP(2), ZERO(1)], None, "pipeline_parallel_size at most 1, not 2; use"),
     (["objective=gaussian", CP(2)], None, "context_parallel_size at most 1, not 2; use data"),
@@ -82,7 +82,7 @@ LAYOUTS_REFUSED = [
     ([OFFLOAD("nvme"), ZERO(3)], None, "'none' or 'cpu'"),
     # precision and batch
     ([BF16, ZERO(0)], None, "needs parallel.zero_stage 1 or higher"),
-    (["train.global_batch_size=9"], 2, "9 is not divisible by parallel.data_parallel_size 2"),
+    (["train.global_batch_size=9"], 2, "9 is not divisible by the 2 data-parallel ranks"),
     (["train.micro_batch_size=16"], 2, r"does not divide the 24 sequences.*allowed here: 1, 2, 3"),
 ]  # fmt: skip
 

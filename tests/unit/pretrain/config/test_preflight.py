@@ -22,7 +22,6 @@ from data_pipeline.shards.manifest import (
     SplitRule,
 )
 from data_pipeline.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from parallel.errors import LayoutError
 from pretrain.config.compose import compose, known_keys, replace_values, save_config
 from pretrain.config.preflight import _may_change, has_checkpoint, preflight, with_world_size
 from pretrain.config.run import Config
@@ -226,9 +225,8 @@ class TestWorldSize:
             preflight(config, 4)
 
     def test_illegal_layouts_are_refused_without_a_process_group(self, pool: Path) -> None:
-        config = configuration(pool, "parallel.pipeline_parallel_size=2", "parallel.zero_stage=3")
-        with pytest.raises(LayoutError, match="ero"):
-            preflight(config)
+        with pytest.raises(ConfigError, match=r"needs parallel\.zero_stage 1, not 3"):
+            configuration(pool, "parallel.pipeline_parallel_size=2", "parallel.zero_stage=3")
 
 
 class TestResume:

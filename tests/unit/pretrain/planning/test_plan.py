@@ -189,7 +189,10 @@ class TestAnswer:
         (["objective.name=maskd"], "unknown objective"),
         (["parallel.tensor_parallel_size=16"], "does not divide"),
         (["parallel.pipeline_parallel_size=3"], "does not divide the 8 ranks"),
-        (["parallel.pipeline_parallel_size=2", "parallel.zero_stage=2"], "needs zero_stage 1"),
+        (
+            ["parallel.pipeline_parallel_size=2", "parallel.zero_stage=2"],
+            "needs parallel.zero_stage 1",
+        ),
         (["train.global_batch_size=12"], "12 is not divisible by the 8 data-parallel ranks"),
         (["train.micro_batch_size=64"], "micro_batch_size 64 does not divide the 32 sequences"),
     ],

@@ -178,7 +178,11 @@ def test_bound_is_minus_log_p_with_the_leave_one_out_predictive(name):
     joint = rng.dirichlet(np.ones(k * k)).reshape(k, k)
     for x in ((0, 0), (1, 2), (2, 0)):
         bound = tables.exact_bound(
-            family, family.process, x, lambda z, q: tables.leave_one_out(joint, z, q), n=nodes(name) // 2
+            family,
+            family.process,
+            x,
+            lambda z, q: tables.leave_one_out(joint, z, q),
+            n=nodes(name) // 2,
         )
         assert abs(bound + math.log(joint[x])) < 2e-5
 

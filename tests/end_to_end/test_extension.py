@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from installed import environment, small_run
@@ -21,22 +22,15 @@ from safetensors import safe_open
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "epochal-example"
 WAY = """
 import json, sys
-from typer.testing import CliRunner
-from pretrain.cli.main import app
-from pretrain.train import main
+from dataclasses import asdict
+sys.path.insert(0, sys.argv[1])
+from installed import command, train
 
-train, run, masked = json.loads(sys.argv[1])
-assert main(train) == 0
-answers = {}
-for name, *command in (
-    ("likelihood", "evaluate", run, "--draws", "2", "--json"),
-    ("samples", "sample", run, "--num", "2", "--prompt", "the end", "--json"),
-    ("confident", "sample", masked, "sampler=confident", "sampler.steps=5", "--num", "2", "--json"),
-):
-    done = CliRunner().invoke(app, command, catch_exceptions=False)
-    answers[name] = json.loads(done.stdout)
-print("ANSWERS" + json.dumps(answers))
+kinds = {"train": train, "command": command}
+calls = json.loads(sys.argv[2])
+print("ANSWERS" + json.dumps({name: asdict(kinds[k](w)) for name, (k, *w) in calls.items()}))
 """
+"""What the program answers, in one process: the imports of each call would take seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +45,53 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment() | {"PYTHONPATH": path}
 
 
-def test_an_objective_an_optimizer_a_sampler_and_a_tracker_from_another_package(
-    outside: dict[str, str], pool: Path, finished: Path, tmp_path: Path
-):
-    """Trained, evaluated, sampled, tracked and planned by name."""
-    run = tmp_path / "run"
-    train = [*small_run(pool), "objective=backwards", "optimizer=lion", "tracking=table"]
-    train += ["optimizer.lr=0.003"]
-    train += ["data.epochs=1", "train.log_interval=1", f"run.dir={run}"]
-    call = [sys.executable, "-c", WAY, json.dumps([train, str(run), str(finished)])]
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with all that the example brings."""
+    return tmp_path_factory.mktemp("outside") / "run"
+
+
+@pytest.fixture(scope="module")
+def answers(
+    outside: dict[str, str], run: Path, pool: Path, finished: Path
+) -> dict[str, dict[str, Any]]:
+    """Exit code and output of each call."""
+    small = small_run(pool)
+    mine = [*small, "objective=backwards"]
+    trained = [*mine, "optimizer=lion", "tracking=table", "optimizer.lr=0.003", "data.epochs=1"]
+    confident = ["sampler=confident", "sampler.steps=5", "--num", "2"]
+    calls = {
+        "train": ["train", *trained, "train.log_interval=1", f"run.dir={run}"],
+        "likelihood": ["command", "evaluate", str(run), "--draws", "2", "--json"],
+        "samples": ["command", "sample", str(run), "--num", "2", "--prompt", "the end", "--json"],
+        "confident": ["command", "sample", str(finished), *confident, "--json"],
+        "plan": ["command", "plan", *mine, "optimizer=lion", "--machine", "h100x8", "--json"],
+        "misspelt": ["command", "train", *small, "objective=backward"],
+        "foreign": ["command", "train", *mine, "objective.loss=elbo"],
+        "unfit": ["command", "train", *mine, "data.documents=masked"],
+    }
+    call = [sys.executable, "-c", WAY, str(Path(__file__).parent), json.dumps(calls)]
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=outside)
     assert done.returncode == 0, done.stdout + done.stderr
-    answers = json.loads(done.stdout.partition("ANSWERS")[2])
+    return json.loads(done.stdout.partition("ANSWERS")[2])
 
-    likelihood = answers["likelihood"]
+
+def test_an_objective_an_optimizer_a_sampler_and_a_tracker_from_another_package(answers, run: Path):
+    """Trained, evaluated, sampled, tracked and planned by name."""
+    for name in ("train", "likelihood", "samples", "confident", "plan"):
+        assert answers[name]["returncode"] == 0, answers[name]["stdout"] + answers[name]["stderr"]
+    likelihood = json.loads(answers["likelihood"]["stdout"])
     assert likelihood["objective"] == "backwards"
     assert likelihood["noise_error"] == 0  # it says that its likelihood is exact
     assert not likelihood["is_bound"]
-    for sample in answers["samples"]:
+    for sample in json.loads(answers["samples"]["stdout"]):
         assert sample["sampler"] == "backwards"
         assert sample["text"].endswith("the end")
-    for sample in answers["confident"]:
+    for sample in json.loads(answers["confident"]["stdout"]):
         assert sample["sampler"] == "confident"
         assert sample["network_evaluations"] == 5
         assert sample["settings"]["sampler"] == "confident"
+    assert json.loads(answers["plan"]["stdout"])["model"]["flops_per_token"] > 0
     rows = list(csv.DictReader((run / "table.csv").open()))
     losses = [row for row in rows if row["name"] == "train/loss"]
     assert [int(row["step"]) for row in losses] == list(range(1, 26))
@@ -84,25 +101,16 @@ def test_an_objective_an_optimizer_a_sampler_and_a_tracker_from_another_package(
         assert {name.partition("/")[0] for name in file.keys()} == {"momentum"}  # noqa: SIM118
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("misspelt", "unknown objective 'backward'; did you mean backwards"),
+        ("foreign", "objective backwards has no setting"),
+        ("unfit", "needs data.documents=packed"),
+    ],
+)
 def test_its_names_are_known_and_its_settings_checked_before_anything_starts(
-    outside: dict[str, str], pool: Path
+    answers, name: str, message: str
 ):
-    """`plan` reads it; a misspelt name, a foreign key and its own check are refused in a line."""
-
-    def epochal(*words: str) -> subprocess.CompletedProcess[str]:
-        code = "from pretrain.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=outside)
-
-    words = [*small_run(pool), "objective=backwards", "optimizer=lion", "--machine", "h100x8"]
-    planned = epochal("plan", *words, "--json")
-    assert planned.returncode == 0, planned.stderr
-    assert "backwards" in planned.stdout
-    for words, message in (
-        (["objective=backward"], "unknown objective 'backward'; did you mean backwards"),
-        (["objective=backwards", "objective.loss=elbo"], "objective backwards has no setting"),
-        (["objective=backwards", "data.documents=masked"], "needs data.documents=packed"),
-    ):
-        refused = epochal("train", *small_run(pool), *words)
-        assert refused.returncode == 2
-        assert message in refused.stderr
+    assert answers[name]["returncode"] == 2
+    assert message in answers[name]["stderr"]

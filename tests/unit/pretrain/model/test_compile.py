@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
@@ -13,13 +14,13 @@ from pretrain.training.compilation import missing_compiler
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 CASES = [
-    pytest.param("plain", "causal", "none", marks=pytest.mark.slow),
-    pytest.param("plain", "columns", "selective", marks=pytest.mark.slow),
-    pytest.param("plain", "causal", "full", marks=pytest.mark.slow),
-    pytest.param("grouped", "bidirectional", "none", marks=pytest.mark.slow),
-    pytest.param("squared_relu", "bidirectional", "none", marks=pytest.mark.slow),
-    pytest.param("convolved", "columns", "selective", marks=pytest.mark.slow),
-    pytest.param("convolved", "causal", "none", marks=pytest.mark.slow),
+    ("plain", "causal", "none"),
+    ("plain", "columns", "selective"),
+    ("plain", "causal", "full"),
+    ("grouped", "bidirectional", "none"),
+    ("squared_relu", "bidirectional", "none"),
+    ("convolved", "columns", "selective"),
+    ("convolved", "causal", "none"),
     ("conditioned", "bidirectional", "none"),
 ]
 
@@ -49,9 +50,22 @@ def assert_same(model, reference, kind):
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
+@pytest.mark.parametrize(("shape", "kind", "mode"), [CASES[1], CASES[-1]])
+def test_layers_are_traced_whole_and_once(topology, shape, kind, mode, monkeypatch):
+    """All that the compiler does up to kernels, which take half a minute each."""
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    check(topology, shape, kind, mode)
+
+
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "kind", "mode"), CASES)
 def test_compiled_layers_compute_what_they_did(topology, shape, kind, mode):
+    check(topology, shape, kind, mode)
+
+
+def check(topology, shape, kind, mode):
     model = compiled(topology, mode, **SHAPES[shape])
     assert_same(model, eager(topology, mode, **SHAPES[shape]), kind)
     # All layers share one graph, and no part of a layer is left outside.

@@ -110,7 +110,7 @@ def trained(topology, objective, dtype, compile_loss, chunk=7):
     ("family", "dtype"),
     [
         ("autoregressive", torch.bfloat16),
-        ("autoregressive", torch.float32),
+        pytest.param("autoregressive", torch.float32, marks=pytest.mark.slow),
         pytest.param("masked", torch.float32, marks=pytest.mark.slow),
         pytest.param("uniform", torch.float32, marks=pytest.mark.slow),
         pytest.param("uniform", torch.bfloat16, marks=pytest.mark.slow),

@@ -203,16 +203,16 @@ app.command()(reshard)
 
 @app.command()
 def demo(
-    fast: Annotated[bool, typer.Option(help="At most 4 minutes instead of 20.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="20 minutes instead of 6.")] = False,
     folder: Annotated[Path, typer.Option("--dir", help="Folder of all results.")] = Path("demo"),
 ) -> None:
     """Make a figure from raw text: AR and masked diffusion on the same repeated tokens.
 
-    `epochal demo --fast`
+    `epochal demo`
     """
     from pretrain.cli.demo import run_demo
 
-    raise typer.Exit(run_demo(folder, fast))
+    raise typer.Exit(run_demo(folder, full))
 
 
 app.command()(plan)

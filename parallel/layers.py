@@ -1,8 +1,8 @@
-"""The few things megatron's tensor-parallel layers need when megatron's own optimizer is not used.
+"""Additions to megatron-core's tensor-parallel layers, needed without megatron's optimizer.
 
-megatron repairs partial gradients of replicated weights after the backward pass, in a function that
-DeepSpeed never calls; here the repair is part of the autograd graph, so that it cannot be forgotten
-by an engine. All functions are identities on one tensor-parallel rank.
+megatron sums partial gradients of replicated weights after the backward pass, in a function that
+DeepSpeed never calls. Here the sum is part of the autograd graph, so that no engine can leave it
+out. All functions are identities on one tensor-parallel rank.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def parallel_config(topology: Topology) -> Any:
-    """megatron's ModelParallelConfig for this layout: float32 parameters, no fused extensions.
+    """ModelParallelConfig of megatron for this layout: float32 parameters, no fused extensions.
 
-    Weights are made on the CPU and drawn by the model after construction, as a function of their
-    names; megatron's own initialisation is off.
+    Weights are allocated on the CPU. The model draws them after construction, as a function of
+    their names; megatron's initialisation is off.
     """
     from megatron.core.model_parallel_config import ModelParallelConfig
 
@@ -36,7 +36,7 @@ def parallel_config(topology: Topology) -> Any:
 
 
 def sum_gradient(weight: Tensor, topology: Topology) -> Tensor:
-    """`weight` unchanged; its gradient is summed over the tensor-parallel ranks.
+    """Return `weight` unchanged; its gradient is summed over the tensor-parallel ranks.
 
     For a replicated weight of which every tensor-parallel rank sees only a part of the work: query
     and key norms (a rank has its heads only), anything applied to a sequence shard.
@@ -60,7 +60,7 @@ def scatter_sequence(x: Tensor, topology: Topology) -> Tensor:
 def gather_sequence(x: Tensor, topology: Topology) -> Tensor:
     """All positions [s, ...] from sequence shards [s/tp, ...]; each rank gets its gradient back.
 
-    For what follows when its gradient is already whole on every tensor-parallel rank, as that of a
+    For a following layer whose gradient is whole on every tensor-parallel rank, such as a
     column-parallel layer built without sequence parallelism.
     """
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region

@@ -1,8 +1,8 @@
-"""Transformer and objective as the engine sees them: a batch in, a sum of losses out.
+"""Module of transformer and objective that the engine trains: a batch in, a sum of losses out.
 
-Every host of the engine calls this module the same way, so that neither knows the other's business:
-`module(batch)` is what is differentiated, `module(batch, exact=True)` the bound per sequence. An
-objective may bring a network of its own (`own`), which then calls the transformer in its place.
+Every engine calls it the same way: `module(batch)` is the loss that is differentiated, and
+`module(batch, exact=True)` the bound of each sequence. The auxiliary network of an objective
+(`own`) is called in place of the transformer, and calls the transformer itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pretrain.objectives.base import Objective
 
 
 class ObjectiveModule(nn.Module):
-    """The trained module; parameters carry the transformer's canonical names."""
+    """Trained module; its parameters have the transformer's canonical names after `model.`."""
 
     def __init__(
         self,
@@ -33,8 +33,11 @@ class ObjectiveModule(nn.Module):
         loss_chunk: int | None = None,
         compile_loss: bool = False,
     ) -> None:
-        """`seed` is that of the weights which the objective brings; `loss_chunk` rows are scored at
-        once, 0 all, None as many as memory suggests; `compile_loss` concerns training only."""
+        """Join both; `seed` is that of the auxiliary network's weights.
+
+        `loss_chunk` rows are scored at once: 0 means all, None as many as memory suggests.
+        `compile_loss` affects training only.
+        """
         super().__init__()
         self.model = model
         self.objective = objective
@@ -51,7 +54,7 @@ class ObjectiveModule(nn.Module):
 
     @property
     def lr_scales(self) -> dict[str, float]:
-        """Parameters with a learning rate of their own, as factors of the run's; none decays."""
+        """Factors of the learning rate for some parameters, which have no weight decay."""
         if self.own is None:
             return {}
         return {f"own.{name}": scale for name, scale in self.own.lr_scales.items()}
@@ -62,8 +65,8 @@ class ObjectiveModule(nn.Module):
         """Sum of weighted token losses (0-d), or with `exact` the bound [b] in float64 nats.
 
         An objective with `bound_parts` p gives [p b]: one part of all sequences after the other.
-        A pipeline stage goes on from what the one before `carried` out; all but the last return
-        what they carry out themselves.
+        A pipeline stage continues from `carried`, the result of the stage before; every stage but
+        the last returns such tensors.
         """
         if self.own is not None:
             scored: Tensor = self.own(self.model, batch, exact)
@@ -79,6 +82,7 @@ class ObjectiveModule(nn.Module):
         )
         if not self.model.stage.last:
             return hidden
+        # Rows that are scored [n, h], then this context-parallel rank's share of them.
         rows = hidden.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         if batch.rows is not None:
             rows = rows.index_select(0, batch.rows)
@@ -86,7 +90,7 @@ class ObjectiveModule(nn.Module):
         targets, weight = local(batch.targets), local(batch.weight)
         extra = {name: local(values) for name, values in batch.extra.items()}
         term = self.objective.token_bound if exact else self.objective.token_loss
-        taught = None if exact or self.teacher is None else self.teacher.read(batch)
+        taught = None if exact or self.teacher is None else self.teacher.outputs(batch)
 
         def terms(chunk: VocabChunk, part: slice) -> Tensor:
             if self.compile_loss and not exact:

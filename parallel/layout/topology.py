@@ -1,4 +1,4 @@
-"""The layout of a run: every degree of parallelism, every rank and every group, in one class.
+"""Layout of a run: every degree of parallelism, every rank and every group, in one class.
 
 `Topology.build` refuses illegal layouts (`parallel.layout.rules`) and then creates the groups with
 megatron-core, whose rank order (tensor, context, data, pipeline; tensor ranks adjacent) DeepSpeed's
@@ -75,8 +75,8 @@ class Topology:
             pipeline_model_parallel_size=layout.pipeline_parallel_size,
             context_parallel_size=layout.context_parallel_size,
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
-            # Second groups on gloo, for megatron-core's own checkpoints; ours need none, and each
-            # costs every rank threads and sockets.
+            # megatron-core's checkpoints would need second groups on gloo. Ours do not, and each
+            # group costs every rank threads and sockets.
             create_gloo_process_groups=False,
         )
         return cls(
@@ -138,9 +138,9 @@ class Topology:
     def stage(
         self, layer_costs: Sequence[float], first_cost: float = 0.0, last_cost: float = 0.0
     ) -> Stage:
-        """The part of the model that this rank holds, stages balanced by cost (`split_layers`)."""
-        cuts = split_layers(layer_costs, self.pipeline_parallel_size, first_cost, last_cost)
-        return Stage(self.is_first_stage, self.is_last_stage, cuts[self.pp_rank])
+        """Part of the model that this rank holds, stages balanced by cost (`split_layers`)."""
+        stages = split_layers(layer_costs, self.pipeline_parallel_size, first_cost, last_cost)
+        return Stage(self.is_first_stage, self.is_last_stage, stages[self.pp_rank])
 
     @property
     def mpu(self) -> ModelParallelUnit:

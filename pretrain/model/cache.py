@@ -1,8 +1,8 @@
-"""The interface by which a pass reads what earlier passes have computed.
+"""Interface of a key/value cache, by which a pass uses results of earlier passes.
 
-A sampler computes only the tokens that are new. Everything that such a token reads from other
-places of its sequence then comes from a cache, which the sampler implements
-(`pretrain.sampling.cache`) and hands to the transformer as an argument. Training has none.
+A sampler computes only the tokens that are new. Whatever these tokens need of other places of their
+sequences comes from a cache. The sampler implements it (`pretrain.sampling.cache`) and passes it to
+the transformer as an argument; training has none.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from torch import Tensor
 
 
 class LayerCache(Protocol):
-    """Memory of one layer during one pass; a tokens are new in each of n places."""
+    """Cache of one layer in one pass, for n new tokens in each of a rows."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the new q [n, a, heads, d] over the keys and values that they read.
+        """Attention of the new q [n, a, heads, d] over the keys and values of their sequences.
 
-        The new k, v [n, a, groups, d] are kept first, so that they are among them.
+        The new k, v [n, a, groups, d] are stored first, so that they are among them.
         """
         ...
 
     def neighbours(self, place: str, x: Tensor, offsets: range) -> Tensor:
         """Inputs of a short convolution at all offsets from the new tokens, [k, n, a, h].
 
-        The new inputs x [n, a, h] are kept first, under the name `place`; 0 stands where a token
-        may not read its neighbour.
+        The new inputs x [n, a, h] are stored first, under the name `place`. The result is 0 where
+        a token may not attend to its neighbour.
         """
         ...
 
 
 class Cache(Protocol):
-    """Memory of all layers during one pass, which also knows who reads whom."""
+    """Cache of all layers in one pass; it also says which tokens attend to which."""
 
     def layer(self, number: int) -> LayerCache:
-        """The part of layer `number`, counted over the whole model."""
+        """Part of layer `number`, counted over the whole model."""
         ...

@@ -1,9 +1,9 @@
-"""Losses from hidden rows, so many rows at a time that [rows x vocabulary] never exists as a whole.
+"""Losses of hidden rows in chunks, so that logits [rows, vocabulary] never exist as a whole.
 
-A training loss is a sum, so that its gradients can be computed chunk by chunk in the forward pass:
-what is kept for the backward pass is the gradient of each row and that of the weight. Nothing is
-computed twice. The price is one addition of [vocabulary x hidden] a chunk, which is why the chunks
-are as large as memory comfortably allows, and why a loss that fits is computed in one piece.
+A training loss is a sum. Its gradients are therefore computed chunk by chunk in the forward pass,
+and only the gradients of the rows and of the weight are kept for the backward pass. Nothing is
+computed twice. Each chunk costs one addition of [vocabulary, hidden]; so chunks are as large as
+memory allows, and a loss that fits into memory is computed in one chunk.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pretrain.model.vocab import VocabChunk
 Outputs = Callable[[Tensor, Tensor], VocabChunk]
 """(rows [n, h], weight [v/tp, h]) -> vocabulary outputs."""
 Terms = Callable[[VocabChunk, slice], Tensor]
-"""(outputs of some rows, which rows) -> the term of each, [n]."""
+"""(outputs of a slice of the rows, the slice) -> the term of each of its rows, [n]."""
 
 CHUNK_BYTES = 256 << 20
-"""Float32 logits of a chunk."""
+"""Bytes of the float32 logits of one chunk."""
 WHOLE_BYTES = 1 << 30
-"""Float32 logits up to which a CPU takes all rows at once: chunks cost it time."""
+"""Bytes of float32 logits up to which a CPU computes all rows at once, because chunks cost time."""
 
 
 def slices(rows: Tensor, weight: Tensor, chunk: int | None) -> list[slice]:
-    """Chunks of nearly equal size: `chunk` rows (0: all), None as many as memory suggests.
+    """Chunks of nearly equal size, of `chunk` rows each; 0 takes all rows, None chooses by memory.
 
-    Never none at all: where context parallelism leaves a rank without a row, its loss is the sum
-    of an empty chunk, so that it takes part in the collectives of the others.
+    There is always at least one chunk. Where context parallelism leaves a rank without rows, its
+    loss is the sum of an empty chunk, so that the rank takes part in the collectives of the others.
     """
     n, row_bytes = rows.shape[0], 4 * weight.shape[0]
     if chunk is None:
@@ -58,17 +58,20 @@ def total(
 
 
 def each(outputs: Outputs, rows: Tensor, weight: Tensor, terms: Terms, chunk: int | None) -> Tensor:
-    """The term of each row, [n]; in chunks where no gradient is wanted."""
+    """Term of each row, [n]; computed in chunks where no gradient is needed."""
     parts = slices(rows, weight, 0 if torch.is_grad_enabled() else chunk)
     return torch.cat([terms(outputs(rows[p], weight), p) for p in parts])
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 class _Total(torch.autograd.Function):
-    """The gradients are those of the plain sum; under tensor parallelism every chunk reduces."""
+    """Sum of terms whose gradients are computed in the forward pass.
+
+    They are those of the plain sum. Under tensor parallelism every chunk reduces its gradients.
+    """
 
     @staticmethod
     def forward(
@@ -77,17 +80,18 @@ class _Total(torch.autograd.Function):
         """Loss and gradients of one chunk after another."""
         leaf = weight.detach().requires_grad_()
         row_gradient = torch.empty_like(rows)
-        # Half-precision sums of many chunks would lose what each adds.
+        # In half precision the sum over many chunks would round away what each of them adds.
         wide = torch.promote_types(weight.dtype, torch.float32)
         weight_gradient = torch.zeros_like(weight, dtype=wide)
         values = []
         for part in parts:
-            # Hooks from outside (offloading, measuring) concern what is kept; this is not.
-            with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
-                own = rows[part].detach().requires_grad_()
-                value = terms(outputs(own, leaf), part).sum()
-            row_gradient[part], of_weight = torch.autograd.grad(value, (own, leaf))
-            weight_gradient += of_weight
+            # Hooks set outside (offloading, measurements) are for tensors kept until the backward
+            # pass; these are not.
+            with torch.enable_grad(), saved_tensors_hooks(_unchanged, _unchanged):
+                chunk = rows[part].detach().requires_grad_()  # [n / chunks, h]
+                value = terms(outputs(chunk, leaf), part).sum()
+            row_gradient[part], added = torch.autograd.grad(value, (chunk, leaf))
+            weight_gradient += added  # [v / tp, h]
             values.append(value.detach())
         ctx.save_for_backward(row_gradient, weight_gradient)
         ctx.dtype = weight.dtype
@@ -96,8 +100,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The gradients are there; the loss may have been scaled since."""
+        """Scale the gradients, as the loss may have been scaled since the forward pass."""
         (scale,) = gradients
         row_gradient, weight_gradient = ctx.saved_tensors
-        of_weight = (weight_gradient * scale).to(ctx.dtype)
-        return row_gradient * scale, of_weight, None, None, None
+        weight = (weight_gradient * scale).to(ctx.dtype)
+        return row_gradient * scale, weight, None, None, None

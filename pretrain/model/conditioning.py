@@ -1,6 +1,7 @@
-"""adaLN conditioning on the noise level (DiT, arXiv 2212.09748), as the diffusion papers use it.
+"""adaLN conditioning on the noise level (DiT, arXiv 2212.09748), as in the diffusion papers.
 
-Zero-initialised: a fresh conditioned model ignores the level and each block starts as the identity.
+Modulations are initialised to zero: a fresh noise-conditioned model ignores the noise level, and
+each of its layers is the identity.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _FREQUENCIES = 256
 
 
 class NoiseEmbedding(nn.Module):
-    """Conditioning vector of a noise level: sinusoids, then a small MLP."""
+    """Conditioning vector of a noise level: sinusoids and a small MLP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class NoiseEmbedding(nn.Module):
         self.second = nn.Linear(CONDITION_SIZE, CONDITION_SIZE)
 
     def forward(self, level: Tensor) -> Tensor:
-        """level float32 [b] (sigma_t = -log alpha_t) -> [b, CONDITION_SIZE]."""
+        """Embed levels sigma_t = -log alpha_t, float32 [b], as [b, CONDITION_SIZE]."""
         half = _FREQUENCIES // 2
         steps = torch.arange(half, device=level.device, dtype=torch.float32)
         phase = level[:, None] * torch.exp(-math.log(10000.0) * steps / half)
@@ -48,7 +49,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(CONDITION_SIZE, count * size)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """[b, CONDITION_SIZE] -> count tensors [1, b, size]."""
+        """Map conditions [b, CONDITION_SIZE] to `count` tensors [1, b, size]."""
         vectors = self.linear(condition)
         if self.topology.sequence_parallel:
             vectors = sum_gradient(vectors, self.topology)
@@ -56,5 +57,5 @@ class Modulation(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift for x [s, b, h]."""
+    """Compute x (1 + scale) + shift for x [s, b, h]."""
     return x * (1.0 + scale) + shift

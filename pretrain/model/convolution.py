@@ -1,15 +1,15 @@
-"""Short convolutions: a token reads its nearest neighbours, each channel by weights of its own.
+"""Short convolutions: depthwise convolutions over neighbouring tokens, before attention and MLP.
 
     y_l = x_l + sum over d of w_d x_(l+d)        w_d [h];  d = -(k-1)..0 or -(k-1)/2..(k-1)/2
 
-In front of attention and of the MLP they give a layer what attention must otherwise learn first:
-which tokens stand side by side. A neighbour is read only where the attention rule lets the token
-read it, so that nothing hidden comes in by this way (`readable_neighbours`). Weights start small
-and random, so that channels tell neighbours apart from the first step on: from zero a model learns
-later what they are for.
+They give a layer what attention must otherwise learn first: the tokens next to each token. A
+neighbour is read only where the attention rule lets the token attend to it, so that nothing hidden
+passes through a convolution (`readable_neighbours`). Weights start small and random, so that the
+channels differ between neighbours from the first step on; a model whose weights start at zero
+learns to use them later.
 
-Everything is a sum of shifted copies, which on a CPU costs a tenth of torch's own depthwise
-convolution; a compiled layer takes the plain form, of which the compiler makes one pass.
+The sum is computed by shifted copies, which on a CPU cost a quarter of torch's depthwise
+convolution. A compiled layer takes the plain formula, which the compiler fuses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from pretrain.batch import AttentionRule
-from pretrain.model.attention.flex import reads
+from pretrain.model.attention.flex import mask_function
 from pretrain.model.cache import LayerCache
 
 
@@ -41,8 +41,11 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, readable: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; `readable` [k, s, b or 1, 1] is 1 where a neighbour is read, None
-        reads all. With a `cache` x are new tokens, whose neighbours the cache knows."""
+        """Add to x [s, b, h] its convolution.
+
+        `readable` [k, s, b or 1, 1] is 1 where a neighbour is read; None reads all. With a `cache`
+        x are new tokens, and the cache gives their neighbours.
+        """
         if cache is not None:
             around = cache.neighbours(self.place, x, self.offsets)
             return x + (around * self.weight[:, None, None]).sum(dim=0)
@@ -56,10 +59,11 @@ def kernel_offsets(kernel: int, causal: bool) -> range:
 
 
 def readable_neighbours(rule: AttentionRule, offsets: range, x: Tensor) -> Tensor | None:
-    """1 where a token reads its neighbour, else 0: [k, s, b or 1, 1] for k offsets, x [s, b, h].
+    """Mask of neighbours, 1 where a token reads its neighbour: [k, s, b or 1, 1], x [s, b, h].
 
-    A neighbour counts if the sequence has it and the rule lets the token read it. None where
-    nothing but the ends of the sequence is left out. Built once a batch; no host waits for it.
+    A token reads a neighbour if the sequence has it and the rule lets the token attend to it. None
+    where nothing but the ends of the sequence is excluded. The mask is built once a batch, without
+    a wait for the device.
     """
     looks_ahead = offsets.stop > 1
     if rule.kind == "bidirectional" or (rule.kind == "causal" and not looks_ahead):
@@ -73,12 +77,12 @@ def readable_neighbours(rule: AttentionRule, offsets: range, x: Tensor) -> Tenso
         allowed = allowed & (key <= query)
     else:
         row = torch.arange(rule.columns.shape[1], device=device)[:, None, None]
-        allowed = allowed & reads(rule)(row, query, query, key)
+        allowed = allowed & mask_function(rule)(row, query, query, key)
     return allowed.permute(2, 1, 0)[..., None].to(x.dtype)  # [b, s, k] -> [k, s, b, 1]
 
 
 def convolve(x: Tensor, weight: Tensor, readable: Tensor | None, before: int) -> Tensor:
-    """x [s, b, h] plus its convolution with `weight` [k, h], of which `before` rows look back."""
+    """Add to x [s, b, h] its convolution with `weight` [k, h], of which `before` rows look back."""
     if torch.compiler.is_compiling():
         return _plain(x, weight, readable, before)
     out: Tensor = _Convolution.apply(x, weight, readable, before)
@@ -86,7 +90,7 @@ def convolve(x: Tensor, weight: Tensor, readable: Tensor | None, before: int) ->
 
 
 def _plain(x: Tensor, weight: Tensor, readable: Tensor | None, before: int) -> Tensor:
-    """The definition."""
+    """Plain formula of `convolve`."""
     padded = F.pad(x, (0, 0, 0, 0, before, len(weight) - 1 - before))
     y = x
     for j in range(len(weight)):
@@ -96,7 +100,7 @@ def _plain(x: Tensor, weight: Tensor, readable: Tensor | None, before: int) -> T
 
 
 class _Convolution(Function):
-    """One fused multiply-add over memory for each weight, forward; two more backward."""
+    """Convolution with one pass over memory for each weight forward, and three backward."""
 
     @staticmethod
     def forward(
@@ -133,7 +137,7 @@ class _Convolution(Function):
 
 
 def _shifts(length: int, kernel: int, before: int) -> list[tuple[slice, slice]]:
-    """For each weight the positions that read a neighbour, and these neighbours."""
+    """Positions that have a neighbour, and these neighbours, for each weight."""
     shifts = []
     for d in range(-before, kernel - before):
         first, last = max(0, -d), max(0, length - max(0, d))

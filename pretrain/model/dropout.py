@@ -1,11 +1,13 @@
-"""Dropout whose masks follow from a key, so that nothing of them is kept or restored.
+"""Dropout with keyed masks, which are neither kept for the backward pass nor checkpointed.
 
 A mask is a function of (run seed, first position of the micro-batch, layer and place in it, shard).
-A position of the run is visited in one step only, so the step is in it. The backward pass and a
-recomputed layer draw the same mask again, a resumed run goes on with the masks it would have had,
-and no global generator moves. Ranks that hold the same activations name the same shard and so drop
-the same elements; ranks that hold different parts of them name different ones. Another layout or
-micro-batch size draws other masks of the same distribution.
+The step need not be named, because a position of the run belongs to one step. The backward pass and
+a recomputed layer draw the same mask again. A resumed run goes on with the masks that it would have
+had. No global generator changes its state.
+
+Ranks that hold the same activations name the same shard, and so drop the same elements. Ranks that
+hold different parts name different shards. Another layout or micro-batch size draws other masks of
+the same distribution.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ class DropoutKey:
     """Key of the masks of one micro-batch."""
 
     seed: int
-    """Of the micro-batch: `NoiseKey.number`."""
+    """Seed of the micro-batch, from `NoiseKey.number`."""
     residual: str = ""
-    """The part of the residual stream that this rank holds, and shares with nobody else."""
+    """Name of the part of the residual stream that only this rank holds."""
     heads: str = ""
-    """The same of attention heads."""
+    """Name of the attention heads that only this rank holds."""
     layer: int = -1
-    """-1 before the first."""
+    """Number of the layer in the model; -1 before the first."""
 
     def of(self, place: str) -> int:
         """Seed of the mask at `place` in the layer, 63 bits."""
@@ -41,7 +43,10 @@ class DropoutKey:
 
 
 def dropout(x: Tensor, p: float, key: DropoutKey | None, place: str) -> Tensor:
-    """x with each element 0 with probability p, else divided by 1 - p; x itself without a key."""
+    """Set each element of x to 0 with probability p and divide the others by 1 - p.
+
+    Without a key x is returned as it is.
+    """
     if key is None or p == 0.0:
         return x
     dropped: Tensor = _Dropout.apply(x, p, key.of(f"{place}/{key.residual}"))
@@ -50,9 +55,10 @@ def dropout(x: Tensor, p: float, key: DropoutKey | None, place: str) -> Tensor:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside, torch's generator of `device` draws as from `seed`; afterwards as if nothing was.
+    """Context in which torch's generator of `device` draws from `seed`; then its state is restored.
 
-    For attention kernels, which draw from that generator and remember for themselves what.
+    For attention kernels, which draw from that generator and save its state for their backward
+    pass.
     """
     generator = torch.default_generator
     if device.type == "cuda":
@@ -78,7 +84,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _factors(like: Tensor, p: float, seed: int) -> Tensor:
-    """0 with probability p, else 1 / (1 - p); a function of seed and shape."""
+    """Factors 0 with probability p, else 1 / (1 - p); a function of seed and shape."""
     generator = torch.Generator(like.device).manual_seed(seed)
     factors = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     return factors.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)

@@ -1,8 +1,9 @@
-"""The token embedding: a row of the matrix, or a weighted sum of a few.
+"""Token embedding: a row of the matrix for each token, or a weighted sum of a few rows.
 
-Under tensor parallelism each rank sums the rows it holds and the sums are reduced once, so that a
-mix of k tokens costs no more communication than one token. megatron-core's own look-up indexes by a
-mask of what other ranks hold, which can make the host wait for a GPU; here such rows are filled.
+Under tensor parallelism each rank sums the rows that it holds, and the sums are reduced once. A mix
+of k tokens therefore costs no more communication than one token. megatron-core's look-up selects
+by a boolean mask the rows of other ranks, which can make the host wait for a GPU; here they are
+filled with zeros.
 """
 
 from __future__ import annotations
@@ -17,33 +18,35 @@ from torch import Tensor
 
 
 class TokenEmbedding(VocabParallelEmbedding):
-    """megatron-core's embedding that can also mix."""
+    """Embedding of megatron-core, extended to weighted sums."""
 
     def forward(self, ids: Tensor, mix: Tensor | None = None) -> Tensor:
-        """ids int64 [b, s] -> [b, s, h]; with mix [b, s, k] ids are [b, s, k] and weighted by it.
+        """Embed ids int64 [b, s] as [b, s, h]; with mix [b, s, k] ids are [b, s, k] and weighted.
 
-        With sequence parallelism the result is [s / tp, b, h] instead, as megatron-core has it. No
+        With sequence parallelism the result is [s / tp, b, h] instead, as in megatron-core. No
         gradient reaches mix.
         """
-        own = self._rows(ids) if mix is None else self._mixed(ids, mix)
+        partial = self._rows(ids) if mix is None else self._mixed(ids, mix)
         if self.reduce_scatter_embeddings:
-            own = own.transpose(0, 1).contiguous()
-            scattered: Tensor = reduce_scatter_to_sequence_parallel_region(own, group=self.tp_group)
+            partial = partial.transpose(0, 1).contiguous()  # [s, b, h]
+            scattered: Tensor = reduce_scatter_to_sequence_parallel_region(
+                partial, group=self.tp_group
+            )
             return scattered
-        whole: Tensor = reduce_from_tensor_model_parallel_region(own, group=self.tp_group)
+        whole: Tensor = reduce_from_tensor_model_parallel_region(partial, group=self.tp_group)
         return whole
 
     def _rows(self, ids: Tensor) -> Tensor:
-        """Rows of this rank's ids, zero where another rank holds them."""
+        """Rows of the matrix for ids [b, s]; zeros where another rank holds the row."""
         if self.tp_group.size() == 1:
             return F.embedding(ids, self.weight)
         local, mine = self._local(ids)
         return F.embedding(local, self.weight).masked_fill_(~mine[..., None], 0.0)
 
     def _mixed(self, ids: Tensor, mix: Tensor) -> Tensor:
-        """Weighted sums of the rows that this rank holds."""
+        """Weighted sums [b, s, h] of the rows that this rank holds."""
         local, mine = self._local(ids)
-        # embedding_bag weighs and sums without a [b, s, k, h] tensor in between.
+        # embedding_bag weights and sums without a temporary tensor [b, s, k, h].
         return F.embedding_bag(
             local.flatten(0, 1),
             self.weight,

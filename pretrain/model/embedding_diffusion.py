@@ -1,15 +1,17 @@
-"""Gaussian diffusion around the transformer: noisy embeddings in, parts of a bound out.
+"""Auxiliary network of Gaussian diffusion: embeds noisy inputs, computes the parts of the bound.
 
     z = alpha E[x] + sigma eps                    rows of E have unit norm
     in   enter(z / sqrt(alpha^2 / d + sigma^2)) + remember(m sqrt(d)) + tell(sinusoids of gamma)
     out  p = softmax(logits + (alpha / sigma^2) z . E_v),   m = sum_v p_v E_v
 
 The second summand of the softmax is log N(z; alpha E_v, sigma^2) up to a constant (the output
-prior), so that the transformer answers what the other tokens say. m is the estimate of E[x]; where
-sequences condition on themselves it comes from a first pass without gradient. Everything outside
-the transformer is float64, but for sums over the vocabulary, which are as precise as the logits.
+prior). The transformer therefore needs to predict only what the other tokens say of a token. m is
+the estimate of E[x]; with self-conditioning it comes from a first pass without gradient. Everything
+outside the transformer is float64, except sums over the vocabulary, which have the precision of the
+logits.
 
-Tensor parallelism cuts E by rows; the rest here is replicated and computed alike on every rank.
+Tensor parallelism shards E by rows. The other weights are replicated, and every rank computes the
+same with them.
 """
 
 from __future__ import annotations
@@ -33,21 +35,24 @@ from pretrain.model.vocab_expectation import VocabularyMean
 from pretrain.noise.learned import LearnedSchedule, Level
 
 LR_SCALE = 7.0
-"""Rate of embeddings and schedule, as a factor of the matrices' (1e-2 over 1.4e-3 in Plaid)."""
+"""Learning rate of embeddings and schedule, as a factor of that of matrices (1e-2 over 1.4e-3 in
+Plaid)."""
 
 
 class UnitEmbedding(TokenEmbedding):
-    """Embeddings whose rows are normalised whenever they are read."""
+    """Embeddings whose rows are normalised at every use."""
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Rows of ids [b, s] as [b, s, d], and this rank's part of all rows [v/tp, d]; float64."""
+        """Unit rows of ids [b, s], [b, s, d], and this rank's slice of all rows [v/tp, d]; float64.
+
+        Both are computed here, because ZeRO 3 gathers the weight only while this method runs.
+        """
         rows = F.normalize(super().forward(ids).double(), dim=-1)
-        # Both come from here, because ZeRO 3 holds the weight only while this method runs.
         return rows, F.normalize(self.weight.double(), dim=-1)
 
 
 class EmbeddingDiffusion(nn.Module):
-    """Weights of the gaussian objective beside the transformer's, and its two passes."""
+    """Weights that the gaussian objective adds to the transformer's, and its two passes."""
 
     def __init__(
         self,
@@ -73,7 +78,7 @@ class EmbeddingDiffusion(nn.Module):
 
     @property
     def lr_scales(self) -> dict[str, float]:
-        """Parameters with a rate of their own, which do not decay."""
+        """Factors of the learning rate by parameter; these parameters have no weight decay."""
         return {
             name: LR_SCALE
             for name, _ in self.named_parameters()
@@ -83,17 +88,19 @@ class EmbeddingDiffusion(nn.Module):
     def forward(self, model: Transformer, batch: TrainBatch, exact: bool = False) -> Tensor:
         """Sum of weighted terms (0-d), or with `exact` the parts of the bound, float64 [3 b].
 
-        Parts are reconstruction, diffusion and prior of b sequences, one after the other, from
-        2 b rows: the sequences at t = 0, then the same at their own t.
+        Parts are reconstruction, diffusion and prior of b sequences, one after the other. They come
+        from 2 b rows: the sequences at t = 0, then the same sequences each at its own t.
         """
-        own, (b, s) = batch.auxiliary, batch.ids.shape
-        learns = ~own["conditioned"]
-        rows, table = self.embedding(batch.ids)
-        factor = torch.zeros_like(own["time"])
-        gamma, speed, last = (_keep(value, learns) for value in self.schedule(own["time"], factor))
+        given, (b, s) = batch.auxiliary, batch.ids.shape
+        # In a sequence that conditions on a first pass, only the transformer gets a gradient.
+        learns = ~given["conditioned"]
+        rows, table = self.embedding(batch.ids)  # [b, s, d], [v / tp, d]
+        factor = torch.zeros_like(given["time"])
+        schedule = self.schedule(given["time"], factor)
+        gamma, speed, last = (_learned(value, learns) for value in schedule)  # [b] each
         level = Level(gamma[:, None, None])
-        e = _keep(rows, learns[:, None, None])
-        z = level.alpha * e + level.sigma * own["normal"]
+        e = _learned(rows, learns[:, None, None])
+        z = level.alpha * e + level.sigma * given["normal"]  # [b, s, d]
         memory = self._first_pass(model, batch, z, gamma, table)
         answer, query = self.ask(
             model,
@@ -116,10 +123,11 @@ class EmbeddingDiffusion(nn.Module):
             )
         )
         parts = parts * batch.weight.double().view(b, s)
-        sums = (parts * own["terms"].t()[..., None]).sum(dim=-1)  # [3, b]
+        sums = (parts * given["terms"].t()[..., None]).sum(dim=-1)  # [3, b]
         if exact:
             return sums.view(3, 2, -1).sum(dim=1).flatten()
         tokens = batch.weight.double().view(b, s).sum(dim=-1).clamp(min=1.0)
+        # The schedule's gradient becomes that of the squared loss, i.e. of the bound's variance.
         factor.copy_(2.0 * parts[1].detach().sum(dim=-1) / tokens)
         return sums.sum().float()
 
@@ -134,7 +142,7 @@ class EmbeddingDiffusion(nn.Module):
         memory: Tensor,
         dropout_seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The transformer's hidden rows [b * s, h] for z [b, s, d] at gamma [b], and queries
+        """Hidden rows [b * s, h] of the transformer for z [b, s, d] at gamma [b], and queries
         [b * s, d] of the output prior; `memory` [b, s, d] is an earlier estimate, 0 for none."""
         level = Level(gamma[:, None, None])
         scale = (level.alpha.square() / self.size + level.sigma.square()).rsqrt()
@@ -153,8 +161,8 @@ class EmbeddingDiffusion(nn.Module):
     def _first_pass(
         self, model: Transformer, batch: TrainBatch, z: Tensor, gamma: Tensor, table: Tensor
     ) -> Tensor:
-        """Estimates [b, s, d] of a pass without gradient where sequences condition on themselves,
-        0 elsewhere."""
+        """Estimates [b, s, d] of a pass without gradient, 0 for sequences without
+        self-conditioning."""
         memory = torch.zeros_like(z, requires_grad=False)
         index = batch.auxiliary.get("first_pass")
         if index is None:
@@ -165,15 +173,15 @@ class EmbeddingDiffusion(nn.Module):
         with torch.no_grad():
             ids, part = batch.ids[index], z[index]
             answer, query = self.ask(model, ids, positions, rule, part, gamma[index], memory[index])
-            nobody = torch.zeros(len(index), dtype=torch.bool, device=z.device)
-            _, mean = mean_embedding(model, answer, query, table, ids.flatten(), nobody)
+            none = torch.zeros(len(index), dtype=torch.bool, device=z.device)
+            _, mean = mean_embedding(model, answer, query, table, ids.flatten(), none)
             conditioned = batch.auxiliary["conditioned"][index, None, None]
             memory[index] = torch.where(conditioned, mean.double().view_as(part), 0.0)
         return memory
 
     @torch.no_grad()
     def _initialize(self, seed: int, tp_rank: int) -> None:
-        """Keyed by (seed, name, element); what remembers and what tells the level start at zero."""
+        """Draw weights keyed by (seed, name, element); `remember` and `tell` start at zero."""
 
         def draw(name: str, rows: range, width: int) -> Tensor:
             return keyed_normal(seed, f"own.{name}", rows, slice(None), width)
@@ -201,10 +209,10 @@ def mean_embedding(
     targets: Tensor,
     learns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """log p(targets) [n] and mean embeddings [n, d] of hidden rows [n, h], under the output prior.
+    """Log-probabilities of targets [n] and mean embeddings [n, d] under the output prior.
 
-    `learns` [b] says in which sequences the table gets a gradient. Without gradients the vocabulary
-    is worked in chunks of rows.
+    Both are of hidden rows [n, h]. `learns` [b] is True for sequences in which the table gets a
+    gradient. Without gradients the rows are computed in chunks.
     """
     learning = learns.repeat_interleave(len(targets) // len(learns))
 
@@ -225,13 +233,13 @@ def mean_embedding(
     return scored[:, 0], scored[:, 1:]
 
 
-def _keep(value: Tensor, learns: Tensor) -> Tensor:
-    """`value` unchanged, its gradient only where `learns` is True."""
+def _learned(value: Tensor, learns: Tensor) -> Tensor:
+    """Return `value` unchanged, with a gradient only where `learns` is True."""
     return torch.where(learns, value, value.detach())
 
 
 def _sinusoids(gamma: Tensor) -> Tensor:
-    """Features of gamma [b] as [b, 2 LEVEL_FREQUENCIES], of frequencies from e^-5 to e^5."""
+    """Sinusoids of gamma [b] at frequencies from e^-5 to e^5, [b, 2 LEVEL_FREQUENCIES]."""
     exponent = torch.linspace(-5.0, 5.0, LEVEL_FREQUENCIES, dtype=gamma.dtype, device=gamma.device)
     phase = gamma[:, None] * exponent.exp()
     return torch.cat((phase.sin(), phase.cos()), dim=-1)

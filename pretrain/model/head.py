@@ -1,4 +1,4 @@
-"""The last part of the transformer: hidden rows to outputs over the vocabulary."""
+"""Head of the transformer: from hidden rows to outputs over the vocabulary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Score = Callable[[Outputs, Tensor, Tensor], Tensor]
 
 
 class Head(nn.Module):
-    """Final norm and projection to the vocabulary; excluded columns get probability zero."""
+    """Final norm and projection to the vocabulary; excluded columns have probability zero."""
 
     def __init__(self, config: ModelConfig, topology: Topology, space: TokenSpace) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Head(nn.Module):
         self.register_buffer("excluded", torch.tensor(mine, dtype=torch.int64), persistent=False)
 
     def hidden(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Final norm: [s, b, h] -> [s, b, h]."""
+        """Apply the final norm to x [s, b, h]; condition [b, c] or None."""
         x = self.norm(x)
         if self.modulation is not None:
             assert condition is not None, "a time-conditioned model needs a noise level"
@@ -60,25 +60,25 @@ class Head(nn.Module):
     def forward(
         self, rows: Tensor, tied: nn.Module | None, score: Score | None = None
     ) -> VocabChunk | Tensor:
-        """Vocabulary outputs of rows [n, h], or what `score` makes of them.
+        """Vocabulary outputs of rows [n, h], or the result of `score` for them.
 
-        `tied` is the embedding, if the weight is its. Everything that reads the weight happens
-        in here, because ZeRO 3 gathers it here, once.
+        `tied` is the embedding where the head shares its weight. Every use of the weight is inside
+        this method, because ZeRO 3 gathers the weight here, once.
         """
         weight: Tensor = (self.projection if tied is None else tied).weight  # type: ignore[assignment]
         if score is None:
             return self._outputs(rows, weight, self.projection)
-        # Called as a module, the projection would make ZeRO 3 drop the weight after every chunk.
+        # As a call of the module, each chunk would make ZeRO 3 release the weight after it.
         return score(
             functools.partial(self._outputs, project=self.projection.forward), rows, weight
         )
 
     def _outputs(self, rows: Tensor, weight: Tensor, project: Callable[..., Any]) -> VocabChunk:
-        """Outputs of rows [n, h]; excluded columns hold -inf."""
-        # Three dimensions, because megatron-core's layer counts on [s, b, h].
+        """Outputs of rows [n, h], this rank's columns; excluded columns hold -inf."""
+        # megatron-core's layer expects three dimensions: [n, 1, h] -> [n, 1, v / tp].
         logits = project(rows[:, None], weight=weight)[0]
-        # A column of probability zero has gradient zero either way. Filled before any view is
-        # taken: after it, the gradient of the view would become a zero-filled copy of the whole.
+        # The gradient of a column of probability zero is zero either way. Filling comes before any
+        # view is taken; after it the gradient of the view would be a zero-filled copy of the whole.
         with torch.no_grad():
             logits.index_fill_(2, self.excluded, -torch.inf)
         return VocabChunk(logits.squeeze(1), self.topology)

@@ -1,7 +1,7 @@
-"""Initial weights as a function of (seed, canonical name, element), in every layout the same.
+"""Initial weights as a function of (seed, canonical name, element), the same in every layout.
 
-Each row of a weight is a keyed draw, so that a rank fills its shard without seeing the rest and
-tensor parallelism, pipeline cuts or the order of construction change nothing.
+Each row of a weight is a keyed draw. A rank fills its slice without the rest of the matrix; tensor
+parallelism, pipeline stages and the order of construction change nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROWS = 4096  # rows drawn at once; bounds the memory of the float64 draws
 
 
 def keyed_normal(seed: int, name: str, rows: range, columns: slice, width: int) -> Tensor:
-    """Standard normals [len(rows), columns] of the full weight `name` with `width` columns."""
+    """Standard normals [len(rows), columns]: a part of the whole weight `name` of width `width`."""
     pieces = []
     for start in range(rows.start, rows.stop, _ROWS):
         index = torch.arange(start, min(start + _ROWS, rows.stop))
@@ -36,7 +36,7 @@ def keyed_normal(seed: int, name: str, rows: range, columns: slice, width: int) 
 
 @torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
-    """Fill every parameter of `model` and mark the sharded ones for megatron-core and DeepSpeed.
+    """Fill every parameter of `model` and mark slices of larger weights for the engine.
 
     Matrices are normal with `init_std`; projections back into the residual stream are divided by
     sqrt(2 num_layers) (GPT-2). Short convolutions of k weights have deviation 1 / sqrt(3 k), as

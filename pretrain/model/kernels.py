@@ -1,10 +1,9 @@
 """Elementwise parts of the transformer in few passes over memory, forward and backward.
 
 On a CPU a small model spends more time in norms, rotary phases and gates than in matrix products
-when autograd strings them together from single operations. Each function here is the formula of
-its plain form (given beside it, and compared with it in the tests), with its gradient by hand. On
-CUDA the norm is torch's fused kernel. A compiled layer takes the plain forms: there the compiler
-makes the few passes.
+when autograd composes them from single operations. Each function here computes its plain formula
+(tests compare the two) with a gradient written by hand. On CUDA the norm is torch's fused kernel. A
+compiled layer takes the plain formulas, because the compiler fuses them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.autograd import Function
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    """Compute x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
     if x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     out: Tensor = _RMSNorm.apply(x, weight, eps)
@@ -26,9 +25,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the last dimension: (a cos - b sin, b cos + a sin).
+    """Rotate the halves a, b of the last dimension to (a cos - b sin, b cos + a sin).
 
-    x [s, b, groups, heads, d]; cos and sin broadcast to [s, b, groups, heads, d/2].
+    x is [s, b, groups, heads, d]; cos and sin broadcast to [s, b, groups, heads, d/2].
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if torch.compiler.is_compiling():
@@ -39,7 +38,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def swiglu(y: Tensor) -> Tensor:
-    """silu(gate) * up for y = [gate, up] along the last dimension."""
+    """Compute silu(gate) * up for y = [gate, up] along the last dimension."""
     if torch.compiler.is_compiling():
         gate, up = y.chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -48,7 +47,7 @@ def swiglu(y: Tensor) -> Tensor:
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
+    """Compute max(x, 0)^2."""
     if torch.compiler.is_compiling():
         return F.relu(x).square()
     out: Tensor = _SquaredReLU.apply(x)

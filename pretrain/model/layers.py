@@ -1,9 +1,11 @@
 """Parts of a transformer layer on megatron-core's tensor-parallel linear layers.
 
-Everything is [s, b, h] (sequence first, as megatron-core's sequence parallelism wants it). Sharded
-weights stay concatenation-safe: query, key and value rows are grouped per key/value head, gate and
-up rows of SwiGLU interleave, so that shards of any tensor-parallel size concatenate to the same
-matrix.
+Activations are [s, b, h], sequence first, as megatron-core's sequence parallelism requires. Slices
+of a weight concatenate to the same matrix for any tensor-parallel size: query, key and value rows
+are grouped by key/value head, and gate and up rows of SwiGLU alternate.
+
+Letters in shapes: s positions, b sequences, h hidden size, g key/value heads (groups) of this rank,
+m query heads of a group, d head size, f width of the MLP on this rank.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from pretrain.model.recompute import Keep
 
 
 def no_init(weight: Tensor) -> Tensor:
-    """Weights are filled in by `pretrain.model.initialize`, by name, in every layout alike."""
+    """Leave `weight` as it is: `pretrain.model.initialize` fills it, by name, in every layout."""
     return weight
 
 
 def column_linear(topology: Topology, inputs: int, outputs: int) -> ColumnParallelLinear:
-    """Linear layer whose outputs are sharded; no bias."""
+    """Linear layer without bias whose outputs are split over tensor-parallel ranks."""
     return ColumnParallelLinear(
         inputs,
         outputs,
@@ -44,7 +46,7 @@ def column_linear(topology: Topology, inputs: int, outputs: int) -> ColumnParall
 
 
 def row_linear(topology: Topology, inputs: int, outputs: int) -> RowParallelLinear:
-    """Linear layer whose inputs are sharded; no bias."""
+    """Linear layer without bias whose inputs are split over tensor-parallel ranks."""
     return RowParallelLinear(
         inputs,
         outputs,
@@ -59,9 +61,10 @@ def row_linear(topology: Topology, inputs: int, outputs: int) -> RowParallelLine
 def _project(
     linear: ColumnParallelLinear | RowParallelLinear, x: Tensor, **weight: Tensor
 ) -> Tensor:
-    """x by a bias-free linear layer (`weight` in place of its own).
+    """Apply a linear layer without bias to x, with its weight or the `weight` given.
 
-    megatron-core's layers warn, which ends a compiled graph; on one rank they are a product.
+    megatron-core's layers issue a warning, which would break a compiled graph; on one rank they are
+    a matrix product.
     """
     if torch.compiler.is_compiling() and linear.config.tensor_model_parallel_size == 1:
         return F.linear(x, weight.get("weight", linear.weight))
@@ -72,9 +75,9 @@ def _project(
 class RMSNorm(nn.Module):
     """Root-mean-square norm (arXiv 1910.07467) with a replicated weight.
 
-    `partial` says that each tensor-parallel rank sees only part of what the weight touches (heads,
-    or a slice of the sequence), so that its gradient must be summed over those ranks; without this
-    the replicas drift apart without any error.
+    With `partial` each tensor-parallel rank applies the weight to a part of the activations only
+    (its heads, or a slice of the sequence). The weight's gradient is then summed over these ranks;
+    otherwise the replicas would diverge without an error.
     """
 
     def __init__(self, size: int, eps: float, topology: Topology, partial: bool) -> None:
@@ -84,7 +87,7 @@ class RMSNorm(nn.Module):
         self.topology, self.partial = topology, partial
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalise x over its last dimension."""
         weight = sum_gradient(self.weight, self.topology) if self.partial else self.weight
         return rms_norm(x, weight, self.eps)
 
@@ -132,24 +135,33 @@ class Attention(nn.Module):
         key: DropoutKey | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; without a key nothing is dropped.
+        """Attend from and to x [s, b, h]; returns [s, b, h]. Without a key nothing is dropped.
 
-        Either a `plan` of the whole batch says who reads whom, or a `cache` does.
+        Who attends to whom is said by the `plan` of the whole batch, or by a `cache`.
         """
+        # One product gives queries, keys and values: [s, b, h] -> [s, b, g (m + 2) d]. For each
+        # group of this rank they are m query heads, one key head and one value head.
         qkv = _project(self.qkv, x)
         s, b = qkv.shape[:2]
-        qkv = qkv.view(s, b, self.groups, self.heads_per_group + 2, self.head_size)
         m = self.heads_per_group
-        # Splits, not slices: the gradient of a slice is a zero-filled copy of the whole.
+        qkv = qkv.view(s, b, self.groups, m + 2, self.head_size)
+        # Views of v [s, b, g, 1, d] and of queries and keys, together [s, b, g, m + 1, d], or
+        # apart if they have norms. They are splits, not slices, because the gradient of a slice is
+        # a zero-filled copy of the whole.
         *parts, v = qkv.split((m + 1, 1) if self.q_norm is None else (m, 1, 1), dim=3)
-        qk = self._positioned(phases, *parts)
+        # Norm queries and keys if configured, then rotate them by their positions.
+        qk = self._positioned(phases, *parts)  # [s, b, g, m + 1, d]
         q, k = qk.split((m, 1), dim=3)
-        q = q.flatten(2, 3)  # a copy where a group has several queries
+        q = q.flatten(2, 3)  # [s, b, g m, d]; a copy where a group has several query heads
+        # The attention kernel saves q and k; a recomputing layer keeps `parts` instead.
         with (
             self.keep.instead_of(qk, self._positioned, phases, *parts),
             self.keep.instead_of(q, self._queries, phases, *parts),
         ):
+            # k and v are [s, b, g, d]; the result is [s, b, g m, d].
             y = self._attend(q, k.squeeze(3), v.squeeze(3), plan, key, cache)
+        # Concatenate the heads of this rank, [s, b, g m d], and project them to [s, b, h]. The
+        # product sums over tensor-parallel ranks.
         joined = _join_heads(y)
         with self.keep.instead_of(joined, _join_heads, y):
             out = _project(self.out, joined)
@@ -164,6 +176,7 @@ class Attention(nn.Module):
         key: DropoutKey | None,
         cache: LayerCache | None,
     ) -> Tensor:
+        """Attention of q [s, b, heads, d] over k, v [s, b, g, d] -> [s, b, heads, d]."""
         if cache is not None:
             return cache.attend(q, k, v)
         if key is None or self.dropout == 0.0:
@@ -172,21 +185,21 @@ class Attention(nn.Module):
             return self.attend(q, k, v, plan, self.dropout)
 
     def _positioned(self, phases: tuple[Tensor, Tensor], *parts: Tensor) -> Tensor:
-        """Queries and key of each group, normed if they are to be and rotated, [s, b, g, m + 1, d].
+        """Rotated queries and key of each group, normed if configured, [s, b, g, m + 1, d].
 
-        `parts` is both together, or queries and key apart if they have norms.
+        `parts` are both in one tensor, or queries and keys in two if they have norms.
         """
         if self.q_norm is None or self.k_norm is None:
             return rotate(parts[0], *phases)
         return rotate(torch.cat((self.q_norm(parts[0]), self.k_norm(parts[1])), dim=3), *phases)
 
     def _queries(self, phases: tuple[Tensor, Tensor], *parts: Tensor) -> Tensor:
-        """The queries among `_positioned`, [s, b, heads, d]."""
+        """Queries of `_positioned`, [s, b, heads, d]."""
         return self._positioned(phases, *parts)[:, :, :, :-1].flatten(2, 3)
 
 
 def _join_heads(y: Tensor) -> Tensor:
-    """[s, b, heads, d] -> [s, b, heads * d], contiguous."""
+    """Concatenate heads: [s, b, heads, d] -> [s, b, heads * d], contiguous."""
     return y.reshape(*y.shape[:2], -1)
 
 
@@ -203,22 +216,24 @@ class MLP(nn.Module):
         self.down = row_linear(topology, config.ffn_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[s, b, h] -> [s, b, h]."""
+        """Apply the MLP to x [s, b, h]; returns [s, b, h]."""
+        # To [s, b, 2 f], gates before the rest, or without a gate to [s, b, f].
         if self.gated:
-            # Gate and up rows interleave in storage; apart, they are read at full speed. Moving the
-            # weight costs less than reading every activation with a stride.
-            apart = self._weight_apart()
-            with self.keep.instead_of(apart, self._weight_apart):
-                y = _project(self.up, x, weight=apart)
+            # Gate and up rows alternate in the weight. Sorting its rows costs less than reading
+            # every activation with a stride.
+            weight = self._gates_first()
+            with self.keep.instead_of(weight, self._gates_first):
+                y = _project(self.up, x, weight=weight)
         else:
             y = _project(self.up, x)
+        # Activation [s, b, f], then back to [s, b, h]; the product sums over tensor-parallel ranks.
         z = self.activation(y)
         with self.keep.instead_of(z, self.activation, y):
             out = _project(self.down, z)
         return out
 
-    def _weight_apart(self) -> Tensor:
-        """Weight of `up` with all rows of gates before all others."""
+    def _gates_first(self) -> Tensor:
+        """Weight of `up` [2 f, h] with all rows of gates before all others."""
         return self.up.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
 
 

@@ -1,14 +1,14 @@
 """Activations that a layer keeps for its backward pass: all, the expensive ones, or its input.
 
     none        everything
-    selective   results of matrix products and of the attention kernel; norms, modulations, rotated
-                queries and keys and the activation of the MLP are made again from them. No matrix
-                product, attention or collective runs twice, so that this costs a few passes over
-                memory
-    full        the input of the layer; its whole forward pass runs again (a third more operations)
+    selective   results of matrix products and of the attention kernel. Norms, modulations,
+                convolutions, rotated queries and keys and the activation of the MLP are recomputed
+                from them. No matrix product, attention or collective runs twice, so that this
+                costs a few passes over memory
+    full        the input of the layer. Its whole forward pass runs again (a third more operations)
 
-Whatever is made again is made by the same function of the same numbers, dropout by its key, so
-that gradients are bit for bit those of a layer that keeps everything.
+A recomputed tensor comes from the same function of the same numbers, and dropout from its key.
+Gradients are therefore bit for bit those of a layer that keeps everything.
 """
 
 from __future__ import annotations
@@ -27,100 +27,102 @@ Mode = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class Recompute:
-    """Amount that the layers of a stage keep."""
+    """Mode of recomputation of each layer of a pipeline stage."""
 
     mode: Mode = "none"
     layers: int | None = None
-    """Concerns the first so many layers of each stage; None all of them."""
+    """Number of layers of each stage, from its first, that recompute; None means all."""
 
     def of(self, place: int) -> Mode:
-        """Mode of the layer at `place` in its stage."""
+        """Mode of the layer at `place` in its stage, counted from 0."""
         return self.mode if self.layers is None or place < self.layers else "none"
 
 
 class Keep:
-    """Lets saved tensors be replaced by what they are made of.
+    """Replacement of tensors saved for the backward pass by the inputs they are computed from.
 
         h = norm(x)
         with keep.instead_of(h, norm, x):
-            y = linear(h)           # keeps x, makes h again when its weight's gradient needs it
+            y = linear(h)           # keeps x; recomputes h for the gradient of its weight
 
-    `active` False changes nothing. One object serves the parts of one layer, whose contexts nest.
+    With `active` False nothing changes. One object serves one layer; its contexts nest.
     """
 
     def __init__(self, active: bool) -> None:
         self.active = active
-        self._recipes: list[_Recipe] = []
+        self._active: list[_Recomputed] = []
 
     def instead_of(
-        self, made: Tensor, make: Callable[..., Tensor], *inputs: Any
+        self, result: Tensor, function: Callable[..., Tensor], *inputs: Any
     ) -> AbstractContextManager[None]:
-        """Inside, whatever saves `made` or a view of it for the backward pass keeps `inputs`.
+        """Context in which operations that save `result`, or a view of it, keep `inputs` instead.
 
-        `make(*inputs)` must give `made` again, bit for bit and in the same strides. In a compiled
-        layer nothing is replaced: there the compiler chooses what is made again.
+        `function(*inputs)` must compute `result` again, bit for bit and with the same strides. In a
+        compiled layer nothing is replaced: there the compiler chooses what is recomputed.
         """
         if not self.active or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return nullcontext()
-        return self._replacing(_Recipe(made, make, inputs))
+        return self._replacing(_Recomputed(result, function, inputs))
 
     @contextmanager
-    def _replacing(self, recipe: _Recipe) -> Iterator[None]:
-        self._recipes.append(recipe)
+    def _replacing(self, recomputed: _Recomputed) -> Iterator[None]:
+        self._active.append(recomputed)
         try:
-            # Only the innermost hooks are called: they look through the recipes of all.
+            # torch calls only the innermost hooks, so that these search all active contexts.
             with saved_tensors_hooks(self._pack, _unpack):
                 yield
         finally:
-            self._recipes.pop()
-            recipe.made = None
+            self._active.pop()
+            recomputed.result = None
 
     def _pack(self, tensor: Tensor) -> Tensor | _View:
-        for recipe in reversed(self._recipes):
-            if recipe.holds(tensor):
-                return recipe.view(tensor)
-        return tensor  # parameters stay themselves: ZeRO 3 gathers them again before they are read
+        for recomputed in reversed(self._active):
+            if recomputed.holds(tensor):
+                return recomputed.view(tensor)
+        return tensor  # parameters are not replaced: ZeRO 3 gathers them before the backward pass
 
 
-class _Recipe:
-    """Recipe of a tensor, and for a moment the tensor."""
+class _Recomputed:
+    """Function and inputs of a tensor; the tensor itself only while it is needed."""
 
-    def __init__(self, made: Tensor, make: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
-        self.made: Tensor | None = made
-        self.stride = made.stride()
-        self.make = make
+    def __init__(
+        self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Any, ...]
+    ) -> None:
+        self.result: Tensor | None = result
+        self.stride = result.stride()
+        self.function = function
         self.inputs = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
-        self.views = self.left = 0
+        self.views = self.remaining = 0
 
     def holds(self, tensor: Tensor) -> bool:
-        """True where `tensor` lies in the memory of a recomputed one."""
-        assert self.made is not None
-        own = self.made.untyped_storage().data_ptr()
-        return tensor.dtype == self.made.dtype and tensor.untyped_storage().data_ptr() == own
+        """True where `tensor` shares the memory of the result."""
+        assert self.result is not None
+        storage = self.result.untyped_storage().data_ptr()
+        return tensor.dtype == self.result.dtype and tensor.untyped_storage().data_ptr() == storage
 
     def view(self, tensor: Tensor) -> _View:
-        """Value kept in place of `tensor`."""
+        """Value to save in place of `tensor`."""
         self.views += 1
         return _View(self, tensor.shape, tensor.stride(), tensor.storage_offset())
 
-    def again(self) -> Tensor:
-        """The tensor, made once for all of its views and let go after the last."""
-        if self.made is None:
+    def compute(self) -> Tensor:
+        """Result, computed once for all of its views and released after the last one."""
+        if self.result is None:
             with torch.no_grad():
-                self.made = self.make(*self.inputs)
-            assert self.made.stride() == self.stride, "made again in another layout"
-            self.left = self.views
-        made, self.left = self.made, self.left - 1
-        if self.left == 0:
-            self.made = None
-        return made
+                self.result = self.function(*self.inputs)
+            assert self.result.stride() == self.stride, "recomputed with other strides"
+            self.remaining = self.views
+        result, self.remaining = self.result, self.remaining - 1
+        if self.remaining == 0:
+            self.result = None
+        return result
 
 
 @dataclass(frozen=True)
 class _View:
-    """A part of what a recipe makes."""
+    """View of a recomputed tensor."""
 
-    recipe: _Recipe
+    base: _Recomputed
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int | torch.SymInt
@@ -129,4 +131,4 @@ class _View:
 def _unpack(kept: Tensor | _View) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
-    return kept.recipe.again().as_strided(kept.shape, kept.stride, kept.offset)
+    return kept.base.compute().as_strided(kept.shape, kept.stride, kept.offset)

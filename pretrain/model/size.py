@@ -1,4 +1,4 @@
-"""Parameter counts of a model configuration, without building it."""
+"""Parameter counts of a model configuration, computed without building the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEVEL_FREQUENCIES = 32
 
 
 def matrix_parameters(model: ModelConfig) -> int:
-    """Parameters of the layers' matrices (each token passes through every one of them once)."""
+    """Parameters of the matrices of all layers; each is one multiply-add for every token."""
     h, d = model.hidden_size, model.head_size
     qkv = h * (model.num_attention_heads + 2 * model.query_groups) * d
     out = model.num_attention_heads * d * h
@@ -25,7 +25,7 @@ def convolution_parameters(model: ModelConfig) -> int:
 
 
 def parameter_count(model: ModelConfig, padded_vocab_size: int) -> int:
-    """Every parameter of the transformer, as built."""
+    """Number of parameters of the transformer as it is built."""
     h = model.hidden_size
     norms = model.num_layers * (2 * h + (2 * model.head_size if model.qk_norm else 0)) + h
     embeddings = padded_vocab_size * h * (1 if model.tie_embeddings else 2)
@@ -40,6 +40,6 @@ def parameter_count(model: ModelConfig, padded_vocab_size: int) -> int:
 def stage_costs(
     model: ModelConfig, padded_vocab_size: int, head_share: float
 ) -> tuple[list[float], float]:
-    """Multiply-adds per token of each layer, and those of the head, to balance a pipeline by."""
+    """Multiply-adds per token of each layer and of the head, by which stages are balanced."""
     layer = (matrix_parameters(model) + convolution_parameters(model)) / model.num_layers
     return [layer] * model.num_layers, model.hidden_size * padded_vocab_size * head_share

@@ -1,8 +1,8 @@
-"""The frozen copy of the student that a distilling objective learns from.
+"""Teacher of distillation: a frozen copy of the student.
 
-It is no `nn.Module`, so that neither optimizer nor ZeRO nor DeepSpeed's casts know of it; the
-engine only carries its weights through checkpoints. Every rank holds what it holds of the student:
-under ZeRO 1 and 2 all of its tensor-parallel slice, in the precision that the student computes in.
+It is not an `nn.Module`, so that optimizer, ZeRO and DeepSpeed's casts do not find it. The engine
+only saves and restores its weights. Every rank holds the same part of teacher and student: under
+ZeRO 1 and 2 its whole tensor-parallel slice, in the precision in which the student computes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from pretrain.model.vocab import VocabChunk
 
 
 class Teacher:
-    """Answers with the weights that the student had when it was last renewed."""
+    """Copy of the student as it was at the beginning of the round."""
 
     def __init__(self, model: Transformer) -> None:
-        """`model` has the student's shape and layout; its weights are overwritten by `renew`."""
+        """Take a `model` of the student's shape and layout; `renew` overwrites its weights."""
         self.model = model.requires_grad_(False).eval()
         mark_parallel_layers(model)
 
     @torch.no_grad()
     def renew(self, student: Transformer) -> None:
-        """Take over the student's present weights, bit for bit; no communication."""
+        """Copy the student's present weights, bit for bit and without communication."""
         theirs = dict(student.named_parameters())
         for name, parameter in self.model.named_parameters():
             parameter.data = theirs[name].detach().clone()
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The weights under the names they have in the student's `ObjectiveModule`."""
+        """Weights, under the names that they have in the student's `ObjectiveModule`."""
         return {f"model.{name}": p for name, p in self.model.named_parameters()}
 
     @torch.no_grad()
-    def read(self, batch: TrainBatch) -> Callable[[slice], VocabChunk]:
-        """Read what `batch.teacher` holds; gives vocabulary outputs of flat positions [b * s]."""
+    def outputs(self, batch: TrainBatch) -> Callable[[slice], VocabChunk]:
+        """Run the inputs of `batch.teacher`; returns a function from slices of the flat positions
+        [b * s] to their vocabulary outputs."""
         given = batch.teacher
         hidden = self.model(given["ids"], batch.positions, batch.attention, given["noise_level"])
         rows = hidden.transpose(0, 1).flatten(0, 1)

@@ -1,7 +1,7 @@
-"""The one transformer that every objective trains: pre-norm, rotary, SwiGLU, tied head by default.
+"""Transformer of every objective: pre-norm, rotary positions, SwiGLU and a tied head by default.
 
-It is a list of parts (`embedding`, `layers`, `head`) rather than one graph, so that stages of a
-pipeline can be cut between any two of them. No part knows which objective runs.
+It is a list of parts (`embedding`, `layers`, `head`), so that pipeline stages can begin at any
+layer. No part depends on the objective.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from pretrain.vocabulary import TokenSpace
 
 
 class Transformer(nn.Module):
-    """Token ids to hidden states, hidden states to vocabulary chunks.
+    """Map from token ids to hidden states, and from hidden states to vocabulary outputs.
 
-    In a pipeline, `stage` says which part of it exists here; names of parameters stay those of the
-    whole, and a tied embedding exists on the last stage too.
+    In a pipeline `stage` names the parts that exist on this rank. Names of parameters are those of
+    the whole model, and a tied embedding exists on the last stage too.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Transformer(nn.Module):
         recompute: Recompute | None = None,
         causal: bool = False,
     ) -> None:
-        """`causal` says that short convolutions look back only, as attention always will."""
+        """Build the part of `stage` (None: the whole model). With `causal` short convolutions read
+        earlier tokens only."""
         super().__init__()
         self.causal = causal
         self.config, self.space, self.topology = config, space, topology
@@ -86,26 +87,29 @@ class Transformer(nn.Module):
         dropout_seed: int | None = None,
         cache: Cache | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """ids [b, s], positions [b or 1, s] -> normalised hidden states [s, b, h].
+        """Hidden states after the final norm, [s, b, h], for ids [b, s], positions [b or 1, s].
 
-        With mix [b, s, k] ids are [b, s, k] and each input is a weighted sum of embeddings.
-        A training pass with dropout needs the `dropout_seed` of its micro-batch; in evaluation
-        nothing is dropped. `carried` enters the first layer here; without it the first stage embeds
-        ids. With a `cache` ids are the new tokens of longer sequences, at any `positions`; the
-        cache says what they read, and `rule` is None.
+        With mix [b, s, k] ids are [b, s, k], and each input is a weighted sum of embeddings. A
+        training pass with dropout needs the `dropout_seed` of its micro-batch; in evaluation
+        nothing is dropped. With a `cache` ids are the new tokens of longer sequences, at any
+        `positions`; the cache says what they attend to, and `rule` is None.
 
-        Between stages of a pipeline travels what is not last: `carried`, in a conditioned model the
-        condition [b, c], and the hidden states [s, b, h]. These come last, because DeepSpeed runs a
-        backward pass for each and keeps the graph until the last one; a compiled layer's is never
-        kept.
+        `carried` replaces the embeddings as the input of the first layer here. It is also the
+        result of every pipeline stage but the last: in a noise-conditioned model the condition
+        [b, c], then the hidden states [s, b, h]. These are last, because DeepSpeed runs a backward
+        pass for each and keeps the graph until the last one; that of a compiled layer is not kept.
         """
+        # On the first stage: (condition [b, c],) x [s, b, h], less with sequence parallelism
+        # ([s / tp, b, h]) or context parallelism ([s / cp, b, h]).
         if self.stage.first and not carried:
             carried = self._embed(ids, mix, noise_level)
         *rest, x = carried
+        condition = rest[0] if rest else None
         key = self._dropout_key(dropout_seed)
         if self.stage.first:
             x = dropout(x, self.config.dropout, key, "embedding")
-        condition = rest[0] if rest else None
+        # Shared by all layers: rotary phases of this rank's positions, and the attention plan of
+        # whole sequences.
         local = local_positions(positions, 1, self.topology)
         phases = rotary_phases(local, self.config.head_size, self.config.rope_base)
         plan = None if cache is not None else self._plan(rule, x, ids)
@@ -131,8 +135,8 @@ class Transformer(nn.Module):
         return gather_positions(hidden, self.topology)
 
     def _plan(self, rule: AttentionRule | None, x: Tensor, ids: Tensor) -> AttentionPlan:
-        """All that layers must know of this batch's rule, for hidden states like x."""
-        assert rule is not None, "without a cache a rule says who reads whom"
+        """Attention plan of a batch for all layers, for hidden states like x and ids [b, s]."""
+        assert rule is not None, "without a cache the pass needs an attention rule"
         call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
         plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
         if self.config.short_convolution == 0:
@@ -141,14 +145,15 @@ class Transformer(nn.Module):
         return replace(plan, neighbours=readable_neighbours(rule, offsets, x))
 
     def compile_layers(self) -> None:
-        """Let torch compile each layer when it is first called; modules and names stay."""
+        """Let torch compile each layer at its first call; modules and their names stay the same."""
         for i in self.stage.layers:
             self.layers[i].compile(dynamic=False)
 
     def _embed(
         self, ids: Tensor, mix: Tensor | None, noise_level: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """In a conditioned model the condition, and hidden states before the first layer."""
+        """Condition [b, c] (in a noise-conditioned model) and hidden states before the first
+        layer."""
         if mix is not None:
             mix = local_positions(mix, 1, self.topology)
         x = self.embedding(local_positions(ids, 1, self.topology), mix)
@@ -161,7 +166,7 @@ class Transformer(nn.Module):
         return self.noise_embedding(noise_level), x
 
     def _dropout_key(self, seed: int | None) -> DropoutKey | None:
-        """Key of the masks of this pass on this rank; None where nothing is dropped."""
+        """Key of the dropout masks of this pass on this rank; None where nothing is dropped."""
         drops = self.config.dropout > 0 or self.config.attention_dropout > 0
         if seed is None or not drops or not self.training:
             training = self.training and torch.is_grad_enabled()
@@ -173,7 +178,7 @@ class Transformer(nn.Module):
         return DropoutKey(seed, f"{residual}/{context}", f"{tensor}/{context}")
 
     def _mode(self, i: int) -> Mode:
-        """Amount of layer i that is kept."""
+        """Mode of recomputation of layer i."""
         return self.recompute.of(i - self.stage.layers.start)
 
     def vocabulary(self, rows: Tensor) -> VocabChunk:

@@ -20,13 +20,13 @@ from pretrain.model.recompute import Keep
 
 
 class TransformerLayer(nn.Module):
-    """Attention and MLP, each behind a norm, a modulation (if conditioned) and a convolution (if
-    any)."""
+    """Attention and MLP, each after a norm, a modulation (if noise-conditioned) and a short
+    convolution (if configured), added to the residual stream."""
 
     def __init__(
         self, config: ModelConfig, topology: Topology, keep: Keep, causal: bool = False
     ) -> None:
-        """`causal` says that convolutions look back only."""
+        """Build the layer; with `causal` its convolutions read earlier tokens only."""
         super().__init__()
         self.keep = keep
         size, eps, partial = config.hidden_size, config.norm_eps, topology.sequence_parallel
@@ -51,7 +51,8 @@ class TransformerLayer(nn.Module):
         key: DropoutKey | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """[s, b, h] -> [s, b, h]; condition [b, c] or None; without a key nothing is dropped."""
+        """Apply the layer to x [s, b, h]; condition [b, c] or None. Without a key nothing is
+        dropped."""
         drop = functools.partial(dropout, p=self.dropout, key=key)
         attention = (self.attention, plan, phases, key, cache)
         mixes = self._convolutions(plan, cache)
@@ -86,7 +87,10 @@ class TransformerLayer(nn.Module):
         part: nn.Module,
         *rest: Any,
     ) -> Tensor:
-        """`part` of x [s, b, h], normed, modulated and convolved by `mix`; only x need be kept."""
+        """Apply `part` to x [s, b, h], normed, modulated and convolved by `mix`.
+
+        A recomputing layer keeps x only.
+        """
 
         def modulated(x: Tensor, *modulation: Tensor) -> Tensor:
             h = norm(x)

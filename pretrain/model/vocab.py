@@ -1,8 +1,8 @@
-"""Head as a loss sees it: probabilities over the vocabulary, its shards kept inside.
+"""Vocabulary outputs for losses: log-probabilities and sums that hide tensor parallelism.
 
-Under tensor parallelism every rank holds a slice of the columns. Objectives ask for log
-probabilities or sums over the vocabulary and get the same numbers on every rank, with gradients
-that need no further reduction.
+Under tensor parallelism every rank holds a slice of the columns. Objectives get the same
+log-probabilities and sums over the vocabulary on every rank, with gradients that need no further
+reduction.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class VocabChunk:
     """Head outputs of n positions; excluded columns already hold -inf."""
 
     def __init__(self, outputs: Tensor, topology: Topology) -> None:
-        """`outputs` [n, v/tp]: this rank's columns in the precision of the projection."""
+        """Wrap `outputs` [n, v/tp], this rank's columns in the precision of the projection."""
         self.outputs, self.topology = outputs, topology
         self.tp_size, self.group = topology.tensor_parallel_size, topology.tp_group
         self.first = topology.tp_rank * outputs.shape[-1]
-        """Column of the whole vocabulary that this rank's first one is."""
+        """Number, in the whole vocabulary, of this rank's first column."""
 
     @property
     def logits(self) -> Tensor:
-        """The outputs in float32 (or float64), which take the place of those they come from."""
+        """Outputs in float32 (or float64); they replace the outputs in lower precision."""
         self.outputs = widen(self.outputs)
         return self.outputs
 
     def cross_entropy(self, ids: Tensor) -> Tensor:
-        """-log p(ids), float32 [n]; ids int64 [n]."""
+        """Compute -log p(ids), float32 [n]; ids int64 [n]."""
         if self.tp_size == 1 and self.logits.is_cuda:
             return F.cross_entropy(self.logits, ids, reduction="none")  # one fused kernel
         return -LogProbability.apply(self.logits, ids[:, None], self.first, self.group)[:, 0]
 
     def log_sum_exp(self) -> Tensor:
-        """log of the partition sum, float32 [n]."""
+        """Logarithm of the partition sum, float32 [n]."""
         if self.tp_size == 1:
             return self.logits.logsumexp(dim=-1)
         top = self.logits.detach().amax(dim=-1)
@@ -51,18 +51,20 @@ class VocabChunk:
         return top + self._sum(total).log()
 
     def log_prob_at(self, ids: Tensor) -> Tensor:
-        """log p(ids), float32 [n]; ids int64 [n]."""
+        """Log-probability of ids int64 [n], float32 [n]."""
         return -self.cross_entropy(ids)
 
     def sum_over_vocabulary(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """sum_v f(p_v), float32 [n], for an elementwise f of probabilities [n, v/tp]; excluded
-        columns have p = 0, so f(0) must be 0."""
+        """Sum f(p_v) over the vocabulary, float32 [n], for an elementwise f of [n, v/tp].
+
+        Excluded columns have p = 0, so f(0) must be 0.
+        """
         log_probability = self.logits - self.log_sum_exp()[:, None]
         total = f(log_probability.exp()).sum(dim=-1)
         return self._sum(total)
 
     def log1p_terms(self, ids: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(ids) [n, k] and sum_v log(1 + rho p_v) [n] in one pass; ids int64 [n, k].
+        """Compute log p(ids) [n, k] and sum_v log(1 + rho p_v) [n] in one pass; ids int64 [n, k].
 
         rho [n] is a constant: no gradient reaches it.
         """
@@ -84,5 +86,5 @@ class VocabChunk:
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64."""
+    """Convert x to float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

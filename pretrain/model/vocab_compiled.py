@@ -1,13 +1,13 @@
-"""The sums over the vocabulary as plain formulas that torch's compiler fuses.
+"""Sums over the vocabulary as plain formulas that torch's compiler fuses.
 
-In bfloat16 a loss put together from single operations writes a float32 copy of the logits and two
-or three tensors of its size. Compiled, it reads the logits as the projection left them and writes
-their gradient, and nothing of that size beside it; the arithmetic inside is still float32. The
-price is a compilation in the first step, and once more when the number of rows begins to vary.
+In bfloat16 a loss of single operations writes a float32 copy of the logits and two or three further
+tensors of that size. A compiled loss reads the logits in the precision of the projection and writes
+their gradient, and no other tensor of that size; its arithmetic is still float32. It costs a
+compilation in the first step, and another when the number of rows begins to vary.
 
-The projection stays outside, and so does the way in which `chunked` makes gradients while it goes
-forward: no logit is computed twice, a row may have any weight, and an excluded column keeps its
--inf. Training only: bounds are always evaluated by `VocabChunk`.
+The projection is not compiled, nor is the way in which `chunked` computes gradients in the forward
+pass: no logit is computed twice, a row may have any weight, and an excluded column keeps its -inf.
+Compiled losses are for training only; bounds are always evaluated by `VocabChunk`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CompiledChunk(VocabChunk):
 
     def cross_entropy(self, ids: Tensor) -> Tensor:
         """-log p(ids), float32 [n]; ids int64 [n]."""
-        if not len(ids):  # a rank without rows takes part in what others reduce, not in this
+        if not len(ids):  # a rank without rows takes part in collectives, but compiles nothing
             return super().cross_entropy(ids)
         loss: Tensor = _compiled(cross_entropy)(self.outputs, ids)
         return loss

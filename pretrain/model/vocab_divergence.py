@@ -1,6 +1,6 @@
 """KL divergence between two distributions over the vocabulary, in one pass, forward and back.
 
-Nothing but the two tensors of logits is saved; rows are worked in slices that stay in the cache.
+Only the two tensors of logits are saved. Rows are computed in slices that fit into the cache.
 
     reverse   KL(p || q)     d / d logit_k of p  =  p_k (log p_k - log q_k - KL)
     forward   KL(q || p)     d / d logit_k of p  =  p_k - q_k
@@ -20,7 +20,7 @@ class Divergence(torch.autograd.Function):
     """(logits of p [n, v/tp], logits of q [n, v/tp], reverse, ranks) -> KL [n]; q is a constant.
 
     Columns that hold -inf in both have probability zero. Under tensor parallelism every rank gets
-    the same values, and the gradient of its own columns.
+    the same values, and the gradient of its columns.
     """
 
     @staticmethod

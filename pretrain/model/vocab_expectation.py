@@ -1,11 +1,11 @@
-"""Probability of a token and the mean embedding under softmax(logits + query . table), in one pass.
+"""Log-probability of a token and mean embedding under softmax(logits + query . table), in one pass.
 
 For a table of embeddings e_v [v, d] and queries q [n, d]:
 
     f_v = logits_v + q . e_v,   p = softmax(f),   log p_x,   m = sum_v p_v e_v
 
-Neither f nor p is ever held for more than a slice of rows; only the logits are saved. Backward, for
-gradients c of log p_x and g of m:
+f and p exist only for a slice of rows at a time, and only the logits are saved. The backward pass,
+for gradients c of log p_x and g of m:
 
     d f_v = p_v (g . (e_v - m) - c) + c 1[v = x],   d q = sum_v d f_v e_v
     d e_v = sum_n (p_v g + d f_v q),   over the rows n that `learns` names

@@ -1,8 +1,8 @@
-"""Log probabilities, and sum_v log(1 + rho p_v), in one pass over the vocabulary, forward and back.
+"""Log-probabilities, and sum_v log(1 + rho p_v), in one pass over the vocabulary each way.
 
-A cross-entropy that autograd puts together passes over [n, v] seven times, the sum of uniform and
-interpolating bounds keeps four tensors of that size more. Here one is kept, and rows are worked in
-slices that stay in the cache: on a CPU both cost less than a plain cross-entropy.
+A cross-entropy that autograd composes passes over [n, v] seven times, and the sum in uniform and
+interpolating bounds keeps four more tensors of that size. Here one is kept, and rows are computed
+in slices that fit into the cache. On a CPU both cost less than a plain cross-entropy.
 
     d log p_i / d logit_k                 = 1[k = i] - p_k
     d sum_v log(1 + rho p_v) / d logit_k  = rho (r_k - p_k sum_j r_j),   r_j = p_j / (1 + rho p_j)
@@ -17,13 +17,13 @@ from torch import Tensor
 
 _SLICE_ON_CPU = 1 << 17
 _SLICE_ON_GPU = 1 << 28
-"""Elements of the logits that are worked at once: what fits a core's cache, or bounds memory."""
+"""Elements of the logits in one slice: what fits into a core's cache, or a bound of memory."""
 
 
 class LogProbability(torch.autograd.Function):
     """(logits [n, v/tp], ids [n, k], first column, ranks) -> log p(ids) [n, k].
 
-    Under tensor parallelism every rank gets the same values, and the gradient of its own columns.
+    Under tensor parallelism every rank gets the same values, and the gradient of its columns.
     """
 
     @staticmethod
@@ -46,9 +46,9 @@ class LogProbability(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gradient of this rank's columns, in the memory that was kept; nothing is left to reduce.
+        """Gradient of this rank's columns, written into the kept tensor; needs no reduction.
 
-        A second backward pass through the same graph is therefore an error, and autograd says so.
+        A second backward pass through the same graph is therefore an error, which autograd raises.
         """
         (log_grad,) = grads
         grown, local, mine, share = ctx.saved_tensors

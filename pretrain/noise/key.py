@@ -1,8 +1,9 @@
-"""Counter-based randomness: every draw is a pure function of where it belongs.
+"""Counter-based randomness: every draw is a pure function of its key and its position.
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in torch
-integer operations, so that the same words come out on every device, rank, layout and resume. The
-price is about a hundred small integer operations a call, which a CPU hides behind the step.
+integer operations gives the same words on every device, on every rank, in every layout and after
+every resume. It costs about a hundred small integer operations a call, which the host runs in the
+background of a step.
 
     key      two words hashed from (run seed, stream name)
     counter  element // 4  |  draw + attempt * 2^16  |  position low  |  position high
@@ -27,7 +28,7 @@ _LIMIT = 1 << 16
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox-4x32 on int64 tensors that hold 32-bit words (broadcast together)."""
+    """Apply ten rounds of Philox-4x32 to int64 tensors of 32-bit words (broadcast together)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -44,7 +45,7 @@ def philox(
 
 
 def stream_key(seed: int, stream: str) -> tuple[int, int]:
-    """Two 32-bit key words from the run seed and a stream name."""
+    """Hash the seed of a run and the name of a stream to two 32-bit key words."""
     digest = hashlib.blake2b(
         seed.to_bytes(8, "little") + stream.encode(), digest_size=8, person=b"epochal-noise-v1"
     ).digest()
@@ -65,16 +66,16 @@ class NoiseKey:
     """(k, n): noise levels come from the k-th of n equal parts of (0, 1)."""
 
     def at(self, position: Tensor) -> NoiseKey:
-        """The same run at other positions."""
+        """Key of the same run at other positions."""
         return replace(self, position=position)
 
     def number(self, stream: str) -> int:
-        """An integer of 63 bits that belongs to the first position: seeds another generator."""
+        """Integer of 63 bits of the first position, to seed another generator."""
         high, low = stream_key(self.seed, f"{stream}/{int(self.position[0])}")
         return (high << 32 | low) >> 1
 
     def words(self, stream: str, length: int, draw: int = 0) -> Tensor:
-        """32-bit words as int64 [b, length]; `draw` numbers independent draws of one stream."""
+        """Random 32-bit words, int64 [b, length]; `draw` numbers independent draws of a stream."""
         if not (0 <= draw < _LIMIT and 0 <= self.attempt < _LIMIT):
             raise ValueError(f"draw {draw} and attempt {self.attempt} must be below {_LIMIT}")
         position = self.position[:, None]
@@ -93,7 +94,7 @@ class NoiseKey:
         return (self.words(stream, length, draw).double() + 0.5) * 2.0**-32
 
     def fine_uniform(self, stream: str, length: int, draw: int = 0) -> Tensor:
-        """Uniforms in (0, 1) with 52 bits, float64 [b, length]: for tails that 32 bits cut off."""
+        """Uniforms in (0, 1) with 52 bits, float64 [b, length], for tails beyond 32 bits."""
         w = self.words(stream, 2 * length, draw)
         high, low = w[:, 0::2], w[:, 1::2]
         return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52

@@ -1,13 +1,14 @@
 """Softened tokens: softmax(w / tau) of w = a x + s eps, without drawing K normals (Duo++).
 
-The k largest of the K - 1 noise-only entries come straight from the law of order statistics
-(arXiv 2602.21185, section 4), their ids are a random ordered choice among the others, and the
-token's own entry is one more normal. Exact in law are the k largest entries, their ids and the
-argmax. The denominator of the softmax holds the entries drawn and, for the K - 1 - k below them,
-their expected sum; it is exact for k = K - 1 and as tau goes to 0. Weights are not renormalised.
+The k largest of the K - 1 entries that are noise only come from the law of order statistics
+(arXiv 2602.21185, section 4). Their ids are a random ordered choice among the other tokens, and the
+entry of the token itself is one more normal. The k largest entries, their ids and the argmax are
+exact in law. The denominator of the softmax is the sum of the drawn entries and the expected sum of
+the K - 1 - k entries below them; it is exact for k = K - 1 and as tau goes to 0. Weights are not
+renormalised.
 
-The argmax is that of all entries. (The reference code calls a token alive whenever it is among the
-k largest, which at half noise is a share of .31 instead of .24.)
+The argmax is that of all entries. (The reference code counts a token as clean whenever it is among
+the k largest, which at half noise is a share of .31 instead of .24.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class SoftTokens:
     ids: Tensor
     """int64 [b, s, k], the largest entry first: slot 0 is the argmax."""
     mix: Tensor
-    """Softmax weights, float64 [b, s, k]; their sum is below 1 by what was left out."""
+    """Softmax weights, float64 [b, s, k]; their sum is below 1 by the share of the other tokens."""
 
 
 def soft_tokens(
@@ -41,12 +42,13 @@ def soft_tokens(
     assert 1 <= k <= others, "at most all other ids can be mixed in"
     spread = torch.rsqrt(1.0 + mu.square()) / tau  # of w / tau
     epsilon = largest_normals(others, k, x0.shape[1], noise)
-    own = torch.special.ndtri(noise.fine_uniform("latent/own", x0.shape[1]))
-    values = torch.cat((epsilon, (mu + own)[..., None]), dim=-1) * spread[..., None]
-    own_index = torch.searchsorted(allowed, x0).clamp(max=others)
+    # Entry of the token itself [b, s], after the k largest of the others [b, s, k + 1].
+    itself = mu + torch.special.ndtri(noise.fine_uniform("latent/own", x0.shape[1]))
+    values = torch.cat((epsilon, itself[..., None]), dim=-1) * spread[..., None]
+    token = torch.searchsorted(allowed, x0).clamp(max=others)
     index = _distinct(others, k, x0.shape[1], noise)
-    index += index >= own_index[..., None]
-    ids = allowed[torch.cat((index, own_index[..., None]), dim=-1)]
+    index += index >= token[..., None]  # numbers among all K, the token itself left out
+    ids = allowed[torch.cat((index, token[..., None]), dim=-1)]
     rest = _rest(values[..., k - 1], spread, others - k)
     log_total = torch.logaddexp(values.logsumexp(dim=-1), rest)
     kept, slot = values.topk(k, dim=-1)
@@ -54,10 +56,10 @@ def soft_tokens(
 
 
 def largest_normals(count: int, k: int, length: int, noise: NoiseKey) -> Tensor:
-    """The k largest of `count` standard normals, descending, float64 [b, length, k].
+    """Draw the k largest of `count` standard normals, descending, float64 [b, length, k].
 
-    Of n uniforms the largest is U^(1/n), and below it lie n - 1 uniforms again; what turns them
-    into normals is 1 - u, because u itself is near 1.
+    The largest of n uniforms is U^(1/n), and the others are n - 1 uniforms below it. They become
+    normals by 1 - u, because u itself is close to 1.
     """
     log_u = torch.stack(
         [noise.fine_uniform("latent/order", length, draw=j).log() / (count - j) for j in range(k)],
@@ -67,7 +69,7 @@ def largest_normals(count: int, k: int, length: int, noise: NoiseKey) -> Tensor:
 
 
 def _distinct(count: int, k: int, length: int, noise: NoiseKey) -> Tensor:
-    """k distinct numbers below `count` in random order, int64 [b, length, k]."""
+    """Draw k distinct numbers below `count` in random order, int64 [b, length, k]."""
     chosen: list[Tensor] = []
     for j in range(k):
         left = (noise.uniform("latent/id", length, draw=j) * (count - j)).long()
@@ -79,9 +81,9 @@ def _distinct(count: int, k: int, length: int, noise: NoiseKey) -> Tensor:
 
 
 def _rest(smallest: Tensor, spread: Tensor, count: int) -> Tensor:
-    """log of the expected sum of e^w over `count` normals of deviation `spread` below `smallest`.
+    """Log of the expected sum of e^w over `count` normals of deviation `spread` below `smallest`.
 
-    E[e^w | w < c] = e^(s^2 / 2) Phi((c - s^2) / s) / Phi(c / s); all of it in logarithms.
+    E[e^w | w < c] = e^(s^2 / 2) Phi((c - s^2) / s) / Phi(c / s), computed in logarithms.
     """
     if count == 0:
         return torch.full_like(smallest, -torch.inf)

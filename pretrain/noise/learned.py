@@ -1,13 +1,13 @@
-"""A monotone noise schedule that is learned, for Gaussian diffusion (Plaid, arXiv 2305.18619).
+"""Learned monotone noise schedule of Gaussian diffusion (Plaid, arXiv 2305.18619).
 
     gamma(t) = gamma_0 + (gamma_1 - gamma_0) g(t),   g = (h(t) - h(0)) / (h(1) - h(0))
     h(t) = sum_j c_j tanh(a_j (t - 1/2) + b_j),   a, c > 0
 
-gamma = log(sigma^2 / alpha^2) with alpha^2 + sigma^2 = 1. The bound depends on the two end points
-alone; the way between them changes only its variance. So the end points follow the bound, and g
-follows its variance: as the mean of the loss L does not depend on g, the gradient of E[L^2], which
-is E[2 L dL], is that of the variance. All is float64: squares of alpha or sigma near 0 or 1 and
-their logarithms meet in one sum.
+gamma = log(sigma^2 / alpha^2) with alpha^2 + sigma^2 = 1. The bound depends only on the two end
+points; the path between them changes its variance alone. So the end points minimise the bound, and
+g minimises its variance: as the mean of the loss L does not depend on g, the gradient of E[L^2],
+which is E[2 L dL], is that of the variance. Everything is float64, because squares of alpha or
+sigma near 0 or 1 and their logarithms are summed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 UNITS = 1024
-"""Steps of tanh that h is made of."""
+"""Number of tanh steps in h."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level gamma and what follows from it, float64 of any shape."""
+    """Noise level gamma and the factors that follow from it, float64 of any shape."""
 
     gamma: Tensor
 
@@ -40,18 +40,18 @@ class Level:
 
     @property
     def sharpness(self) -> Tensor:
-        """alpha / sigma^2: what turns z . e_v into log N(z; alpha e_v, sigma^2) + constant."""
+        """Factor alpha / sigma^2: times z . e_v it is log N(z; alpha e_v, sigma^2) + constant."""
         return self.alpha / torch.sigmoid(self.gamma)
 
     def prior_kl(self, squared_norm: Tensor, size: int) -> Tensor:
-        """KL(N(alpha e, sigma^2) || N(0, 1)) in nats, summed over the `size` dimensions of e."""
+        """KL(N(alpha e, sigma^2) || N(0, 1)) in nats, the sum over the `size` dimensions of e."""
         # sigma^2 - 1 - log sigma^2 = -alpha^2 + softplus(-gamma), which does not cancel.
         rest = F.softplus(-self.gamma) - torch.sigmoid(-self.gamma)
         return 0.5 * (size * rest + torch.sigmoid(-self.gamma) * squared_norm)
 
 
 class LearnedSchedule(nn.Module):
-    """gamma(t) and its derivative; parameters are float32 vectors, the arithmetic is float64."""
+    """Schedule gamma(t) and its derivative; parameters are float32, the arithmetic is float64."""
 
     def __init__(self, end_points: tuple[float, float]) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ class LearnedSchedule(nn.Module):
         self.height = nn.Parameter(torch.zeros(UNITS))
 
     def forward(self, t: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """gamma(t), d gamma / dt and gamma(1) for t float64 [b] in [0, 1], each [b].
+        """Compute gamma(t), d gamma / dt and gamma(1) for t float64 [b] in [0, 1], each [b].
 
-        Gradients that reach g are multiplied by `factor` [b], which may be filled in after the
-        forward pass; the end points get theirs unchanged.
+        Gradients of g are multiplied by `factor` [b], which may be filled in after the forward
+        pass; those of the end points are unchanged.
         """
         share, slope = self.shape(t)
         if factor is not None and share.requires_grad:
@@ -75,7 +75,7 @@ class LearnedSchedule(nn.Module):
         return first + span * share, span * slope, last.expand_as(t)
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """g(t) and g'(t), float64 [b]: g(0) = 0 and g(1) = 1 exactly."""
+        """Compute g(t) and g'(t), float64 [b]; g(0) = 0 and g(1) = 1 exactly."""
         steepness, height = (F.softplus(p.double()) for p in (self.steepness, self.height))
         offset = self.offset.double()
 

@@ -1,4 +1,4 @@
-"""Interpolating noise: with time a token gives way to uniform noise, to <mask>, or to both.
+"""Interpolating noise: over time a token is replaced by uniform noise, by <mask>, or by either.
 
     q_t(z | x) = alpha 1[z = x] + r 1[z is allowed] + m 1[z = <mask>],     alpha + K r + m = 1
 
@@ -8,9 +8,9 @@ three cases of z (von Rutte et al., GIDD, arXiv 2503.04482):
     -log p(x) <= E_t E_z w_t(z, x) [ KL(q_t(.|x) || q_t(.|x_theta)) + IS(q_t(z|x), q_t(z|x_theta)) ]
     w_t(z, x) = alpha / q_t(z|x) * d/dt (noise mass of z / alpha)
 
-All is float64 and exact on the open interval (0, 1): no level is clipped, so that no term of the
-bound is dropped at either end. K counts the allowed ids; <mask> is never one of them. Uniform noise
-may return the token itself.
+Everything is float64 and exact on the open interval (0, 1): no level is clipped, so that no term of
+the bound is dropped at either end. K counts the allowed ids; <mask> is never one of them. Uniform
+noise may draw the token itself.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from pretrain.vocabulary import TokenSpace
 
 @dataclass(frozen=True)
 class Marginal:
-    """Masses and bound weights at times t, float64 tensors of the shape of t."""
+    """Masses and weights of the bound at times t, float64 tensors of the shape of t."""
 
     alpha: Tensor
     """Probability that the token survived."""
     uniform: Tensor
-    """r: noise mass of each allowed id."""
+    """Noise mass r of each allowed id."""
     mask: Tensor
-    """m: noise mass of <mask>."""
+    """Noise mass m of <mask>."""
     mask_weight: Tensor
-    """w_t where z is <mask>."""
+    """Weight w_t where z is <mask>."""
     noise_weight: Tensor
-    """w_t where z is an allowed id other than x."""
+    """Weight w_t where z is an allowed id other than x."""
     clean_weight: Tensor
-    """w_t where z = x (survived, or replaced by itself)."""
+    """Weight w_t where z = x (survived, or replaced by itself)."""
 
 
 class NoiseProcess(ABC):
-    """A family of marginals over t in [0, 1]; t = 0 is clean."""
+    """Family of marginals over t in [0, 1]; t = 0 is clean."""
 
     spread: ClassVar[float] = 2.0
     """Power of `spread_time` under which an estimate of the bound has finite variance."""
@@ -64,21 +64,21 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def masses(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, r and m at t in [0, 1]."""
+        """Compute alpha, r and m at t in [0, 1]."""
 
     @property
     def mean_noise(self) -> float:
-        """Mean of 1 - alpha over t in (0, 1): the share of tokens that give way to noise."""
+        """Mean of 1 - alpha over t in (0, 1): the share of tokens that are replaced by noise."""
         return 1.0 - midpoint_mean(lambda t: self.masses(t)[0])
 
     @abstractmethod
     def marginal(self, t: Tensor) -> Marginal:
-        """Masses and weights at t in (0, 1)."""
+        """Compute masses and weights at t in (0, 1)."""
 
     def draw(self, x0: Tensor, marginal: Marginal, noise: NoiseKey) -> tuple[Tensor, Tensor]:
-        """z_t ~ q_t(. | x0), int64 [b, s], and where a token was drawn anew, bool [b, s].
+        """Draw z_t ~ q_t(. | x0), int64 [b, s]; also True where a token was redrawn, bool [b, s].
 
-        One uniform decides what happens to a token, a second one which id it becomes.
+        One uniform decides what happens to a token, and a second one the id that replaces it.
         """
         length = x0.shape[1]
         u = noise.uniform("noise", length)
@@ -89,11 +89,11 @@ class NoiseProcess(ABC):
         return torch.where(masked, self.space.mask_id, z), redrawn
 
     def reverse(self, x_theta: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """p(z_s | z_t, x_theta) [n, v] for s < t [n], by Bayes' rule with x_theta in place of x.
+        """Compute p(z_s | z_t, x_theta) [n, v] for s < t [n], by Bayes' rule for x_theta.
 
-        x_theta [n, v] holds probabilities of the clean token, zero outside the allowed ids; z [n].
-        Rows sum to one for any x_theta, also for one that says z cannot be: a token that no noise
-        could have made is the clean one, whatever a nucleus has cut off.
+        x_theta [n, v] holds probabilities of the clean token, zero outside the allowed ids; z is
+        [n]. Rows sum to one for any x_theta, also where x_theta gives z the probability zero: a
+        token that no noise could have drawn is the clean one, even if a nucleus excludes it.
         """
         alpha_t, r_t, m_t = (x[:, None] for x in self.masses(t))
         alpha_s, r_s, m_s = (x[:, None] for x in self.masses(s))
@@ -111,18 +111,18 @@ class NoiseProcess(ABC):
 
 
 class UniformProcess(NoiseProcess):
-    """Each token is drawn anew with probability 1 - alpha (D3PM-uniform, UDLM, Duo)."""
+    """Process that redraws each token with probability 1 - alpha (D3PM-uniform, UDLM, Duo)."""
 
     def __init__(self, space: TokenSpace, schedule: Schedule = LINEAR) -> None:
         super().__init__(space)
         self.schedule = schedule
 
     def masses(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, (1 - alpha) / K and 0."""
+        """Compute alpha, (1 - alpha) / K and 0."""
         return self.schedule.alpha(t), self.schedule.noise(t) / self.num_targets, t * 0.0
 
     def marginal(self, t: Tensor) -> Marginal:
-        """Weights are those of the log-SNR form times |d lambda / dt|."""
+        """Compute masses, and the weights of the log-SNR form times |d lambda / dt|."""
         alpha, r, m = self.masses(t)
         noise = self.schedule.noise(t)
         speed = -self.schedule.alpha_prime(t) / (alpha * noise)
@@ -142,19 +142,20 @@ class MixingProcess(NoiseProcess):
         self.mask_only = shift == -math.inf
 
     def share(self, t: Tensor) -> Tensor:
-        """s, the uniform share of the noise."""
+        """Uniform share s of the noise."""
         if math.isinf(self.shift):
             return torch.full_like(t, float(self.shift > 0))
         tilt = math.exp(self.shift)
         return (1.0 - t) * tilt / ((1.0 - t) * tilt + t)
 
     def masses(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """1 - t, t s / K and t (1 - s)."""
+        """Compute 1 - t, t s / K and t (1 - s)."""
         s = self.share(t)
         return 1.0 - t, t * s / self.num_targets, t * (1.0 - s)
 
     def marginal(self, t: Tensor) -> Marginal:
-        """w_lambda is 1 + s, s and s r / (r + alpha); |d lambda / dt| = 1 / (t (1 - t))."""
+        """Compute masses and weights: w_lambda is 1 + s, s and s r / (r + alpha), and
+        |d lambda / dt| = 1 / (t (1 - t))."""
         alpha, r, m = self.masses(t)
         s = self.share(t)
         speed = 1.0 / (t * (1.0 - t))
@@ -169,8 +170,8 @@ class HybridProcess(NoiseProcess):
 
     q_t = ((1 - t) x + t m + c u) / (1 + c),  c = B sqrt(t (1 - t)),  B = 2 p_u / (1 - p_u)
 
-    A share p_u is uniform noise at t = 1/2. Its mass goes as sqrt(t), so that cutting at t = 1e-4,
-    as public code does, drops B / 100 times several nats.
+    A share p_u of the noise is uniform at t = 1/2. Its mass goes as sqrt(t), so that clipping at
+    t = 1e-4, as public code does, drops B / 100 times several nats.
     """
 
     spread = 3.0
@@ -181,12 +182,13 @@ class HybridProcess(NoiseProcess):
         self.mask_only = uniform_share == 0
 
     def masses(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(1 - t, c / K, t) / (1 + c)."""
+        """Compute (1 - t, c / K, t) / (1 + c)."""
         c = self.factor * torch.sqrt(t * (1.0 - t))
         return (1.0 - t) / (1.0 + c), c / (1.0 + c) / self.num_targets, t / (1.0 + c)
 
     def marginal(self, t: Tensor) -> Marginal:
-        """w is 1 / (t (1 - t)), half of it for noise, and half r / (r + alpha) of it for x."""
+        """Compute masses and weights: w is 1 / (t (1 - t)) for <mask>, half of it for other noise,
+        and r / (r + alpha) of that half for x."""
         alpha, r, m = self.masses(t)
         speed = 1.0 / (t * (1.0 - t))
         noise = speed * (0.5 if self.factor > 0 else 0.0)

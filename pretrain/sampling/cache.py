@@ -1,9 +1,10 @@
-"""Keys and values of tokens that cannot change any more, so that a pass computes only what is new.
+"""Key/value cache of samplers: a pass computes only the tokens that are new.
 
-Exact for families that read in an order (autoregressive, block, esoteric): what a token reads is
-then fixed once everything before it is. A cached pass gives the same hidden states as a pass over
-the whole sequence, up to rounding, also with short convolutions, whose inputs are kept too. Masked,
-uniform and interpolating models read in both directions and have nothing that stays.
+The cache is exact for families whose attention has an order (autoregressive, block, esoteric): once
+everything before a token is drawn, its keys and values cannot change. A pass with the cache gives
+the same hidden states as a pass over the whole sequence, up to rounding. This holds for short
+convolutions too, whose inputs are cached as well. Masked, uniform and interpolating models attend
+in both directions, and nothing in them stays the same.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pretrain.batch import AttentionRule
 from pretrain.model.transformer import Transformer
 
 Buffers = dict[str, Tensor]
-"""Kept tensors of one layer by name, each [rows, s, ...]."""
+"""Cached tensors of one layer by name, each [rows, s, ...]."""
 
 
-class Reader(Protocol):
-    """A network asked about sites of a sequence that a sampler fills in."""
+class SiteModel(Protocol):
+    """Model that gives hidden states at the sites which a sampler fills in."""
 
     model: Transformer
 
@@ -32,14 +33,14 @@ class Reader(Protocol):
         ...
 
 
-class Recompute:
-    """Runs every row that is asked about from its beginning."""
+class Uncached:
+    """Site model that computes whole rows in every pass."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
     def hidden(self, ids: Tensor, rule: AttentionRule, wanted: Tensor) -> Tensor:
-        """See `Reader`."""
+        """Hidden states of `wanted` sites; see `SiteModel`."""
         active = wanted.any(dim=1)
         assert rule.columns is not None
         part = AttentionRule("columns", rule.columns[:, active])
@@ -49,26 +50,31 @@ class Recompute:
 
 
 class Cached:
-    """Keeps keys, values and inputs of convolutions of every layer, by row and place."""
+    """Site model that keeps keys, values and inputs of convolutions of every layer."""
 
     def __init__(self, model: Transformer, rows: int, length: int) -> None:
         self.model, self.length = model, length
         self.final = torch.zeros(rows, length, dtype=torch.bool)
-        """Places whose keys and values can no longer change."""
-        self._kept: list[Buffers] = [{} for _ in model.layers]
+        """True at places whose keys and values can no longer change, [rows, length]."""
+        self._buffers: list[Buffers] = [{} for _ in model.layers]
 
     def hidden(self, ids: Tensor, rule: AttentionRule, wanted: Tensor) -> Tensor:
-        """See `Reader`; computes `wanted` and whatever they read that is not kept yet."""
+        """Hidden states of `wanted` sites, as `SiteModel` has it.
+
+        Computes these sites, and whatever they attend to that is not final in the cache.
+        """
         self.final = self.final.to(ids.device)
-        reads = rule.mask()[:, 0]
-        needed = wanted | (reads & wanted[:, :, None]).any(dim=1)
-        computed = needed & ~self.final | wanted
-        active = wanted.any(dim=1).nonzero()[:, 0]
-        places, real = _packed(computed[active])
-        mask = reads[active[:, None], places]
-        out = self.at(ids[active].gather(1, places), active, places, mask)
+        attends = rule.mask()[:, 0]  # [b, s, s]
+        needed = wanted | (attends & wanted[:, :, None]).any(dim=1)
+        computed = needed & ~self.final | wanted  # [b, s]
+        # Rows without a wanted site are left out; the others are packed to n new tokens each.
+        active = wanted.any(dim=1).nonzero()[:, 0]  # [a]
+        places, real = _packed(computed[active])  # [a, n]
+        mask = attends[active[:, None], places]  # [a, n, s]
+        out = self.at(ids[active].gather(1, places), active, places, mask)  # [n, a, h]
+        # A computed token is final if it attends to no <mask>, itself included.
         visible = ids != self.model.space.mask_id
-        final = ~(reads & ~visible[:, None, :]).any(dim=2)
+        final = ~(attends & ~visible[:, None, :]).any(dim=2)
         self.final |= computed & final
         asked = wanted[active].gather(1, places) & real
         return out.transpose(0, 1)[asked]
@@ -76,43 +82,43 @@ class Cached:
     def at(self, ids: Tensor, rows: Tensor, places: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [n, a, h] of tokens `ids` at `places` (both [a, n]) of `rows` [a].
 
-        `mask` bool [a, n, s]: what each of them reads, of what is kept and of one another.
+        `mask` bool [a, n, s] says which places each of them attends to, cached or new.
         """
-        cache = _Pass(self._kept, len(self.final), rows, places, mask)
+        cache = _Pass(self._buffers, len(self.final), rows, places, mask)
         hidden: Tensor = self.model(ids, places, None, cache=cache)
         return hidden
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """New tokens of one pass: their places, what they read, and all that is kept."""
+    """Cache of all layers in one pass, as `pretrain.model.cache.Cache` has it."""
 
-    kept: list[Buffers]
+    buffers: list[Buffers]
     num_rows: int
     rows: Tensor
     """Rows of the buffers that are computed, int64 [a]."""
     places: Tensor
-    """Places of the new tokens in each of them, int64 [a, n]."""
+    """Places of the new tokens in each of these rows, int64 [a, n]."""
     mask: Tensor
-    """Places that each of them reads, bool [a, n, s]."""
+    """Places that each new token attends to, bool [a, n, s]."""
 
     def layer(self, number: int) -> _LayerPass:
-        """See `pretrain.model.cache.Cache`."""
-        return _LayerPass(self, self.kept[number])
+        """Part of layer `number`."""
+        return _LayerPass(self, self.buffers[number])
 
 
 @dataclass(frozen=True)
 class _LayerPass:
-    """The same for one layer."""
+    """Cache of one layer in one pass, as `pretrain.model.cache.LayerCache` has it."""
 
     new: _Pass
-    kept: Buffers
+    buffers: Buffers
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `pretrain.model.cache.LayerCache`."""
+        """Attention of q [n, a, heads, d] over cached and new keys and values."""
         rows = self.new.rows
-        keys, values = (
-            self._keep(name, x)[rows].transpose(1, 2) for name, x in (("k", k), ("v", v))
+        keys, values = (  # [a, groups, s, d]
+            self._store(name, x)[rows].transpose(1, 2) for name, x in (("k", k), ("v", v))
         )
         out = F.scaled_dot_product_attention(
             q.permute(1, 2, 0, 3),
@@ -124,8 +130,8 @@ class _LayerPass:
         return out.permute(2, 0, 1, 3)
 
     def neighbours(self, place: str, x: Tensor, offsets: range) -> Tensor:
-        """See `pretrain.model.cache.LayerCache`."""
-        buffer, new = self._keep(place, x), self.new
+        """Inputs x of the convolution at `place`, at all offsets: [k, n, a, h]."""
+        buffer, new = self._store(place, x), self.new
         reach = torch.arange(offsets.start, offsets.stop, device=x.device)
         wanted = new.places[..., None] + reach  # [a, n, k]
         there = wanted.clamp(0, self.new.mask.shape[2] - 1)
@@ -133,19 +139,19 @@ class _LayerPass:
         values = buffer[new.rows[:, None, None], there]  # [a, n, k, h]
         return torch.where(readable[..., None], values, 0.0).permute(2, 1, 0, 3)
 
-    def _keep(self, name: str, x: Tensor) -> Tensor:
+    def _store(self, name: str, x: Tensor) -> Tensor:
         """Write x [n, a, ...] into its buffer [rows, s, ...]; returns the whole buffer."""
-        if name not in self.kept:
+        if name not in self.buffers:
             shape = (self.new.num_rows, self.new.mask.shape[2], *x.shape[2:])
-            self.kept[name] = x.new_zeros(shape)
-        buffer = self.kept[name]
+            self.buffers[name] = x.new_zeros(shape)
+        buffer = self.buffers[name]
         buffer[self.new.rows[:, None], self.new.places] = x.transpose(0, 1)
         return buffer
 
 
-def reader(model: Transformer, rows: int, length: int, cache: bool) -> Reader:
-    """The reader that a sampler of `rows` sequences asks, with or without a cache."""
-    return Cached(model, rows, length) if cache else Recompute(model)
+def site_model(model: Transformer, rows: int, length: int, cache: bool) -> SiteModel:
+    """Site model of a sampler of `rows` sequences, with or without a cache."""
+    return Cached(model, rows, length) if cache else Uncached(model)
 
 
 def _packed(chosen: Tensor) -> tuple[Tensor, Tensor]:

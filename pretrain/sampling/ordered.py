@@ -1,8 +1,8 @@
-"""Samplers of families that read in an order: block diffusion and Eso-LM.
+"""Samplers of families whose attention has an order: block diffusion and Eso-LM.
 
-Both keep one sequence with its true positions and an order of reading; what has been drawn is read
-by what comes later, exactly as the clean half was in training. That makes keys and values of drawn
-tokens final, so that a `Cached` reader computes each of them once.
+Both hold one copy of the sequence, with its true positions and an order of its tokens. Later tokens
+attend to the drawn ones, exactly as to the clean half in training. Keys and values of drawn tokens
+are therefore final, and a `Cached` model computes each of them once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.batch import AttentionRule
 from pretrain.model.transformer import Transformer
 from pretrain.noise.key import NoiseKey
-from pretrain.sampling.cache import Reader, reader
+from pretrain.sampling.cache import SiteModel, site_model
 from pretrain.sampling.draw import gumbel_argmax, sharpen
 
 
@@ -30,7 +30,7 @@ def sample_block(
     top_p: float = 1.0,
     cache: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Blocks from left to right, each by `steps` masked ancestral steps over its tokens.
+    """Draw blocks from left to right, each by `steps` masked ancestral steps over its tokens.
 
     `prompt` int64 [b, p] is kept; returns tokens int64 [b, length] and forward passes, int64 [b].
     `cache` keeps keys and values of finished blocks.
@@ -40,13 +40,13 @@ def sample_block(
     block = (place // block_size).expand_as(ids)
     rule = AttentionRule.from_columns(torch.zeros_like(block), block, block, block)
     evaluations = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    read = reader(model, len(ids), length, cache)
+    sites = site_model(model, len(ids), length, cache)
     for number in range(-(-length // block_size)):
         for step in range(steps):
             # Reveal with probability 1 / (T t), t = (T - step) / T: exactly 1 in the last step.
             u = noise.uniform("reveal", length, draw=step)
             reveal = (u * (steps - step) < 1.0) & (block == number)
-            _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
+            _draw(sites, ids, reveal, rule, noise, evaluations, temperature, top_p)
     return ids, evaluations
 
 
@@ -63,12 +63,14 @@ def sample_esoteric(
     top_p: float = 1.0,
     cache: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """A share alpha0 of the tokens by `steps` diffusion steps, the rest left to right.
+    """Draw a share alpha0 of the tokens by `steps` diffusion steps, the rest left to right.
 
     From t to s a masked token is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t),
-    alpha_t = alpha0 (1 - t). Tokens are read in the order in which they were drawn, those of one
-    step in random order. `prompt` int64 [b, p] is kept; returns tokens and forward passes [b].
-    `cache` keeps keys and values of drawn tokens.
+    alpha_t = alpha0 (1 - t). Attention follows the order in which tokens were drawn, and a random
+    order for those of one step.
+
+    `prompt` int64 [b, p] is kept; returns tokens and forward passes [b]. `cache` keeps keys and
+    values of drawn tokens.
     """
     ids = _start(model, prompt, length)
     b, given = prompt.shape
@@ -78,16 +80,16 @@ def sample_esoteric(
     inside = place.double() / length
     when = torch.where(place < given, inside - 1.0, torch.inf)
 
-    read = reader(model, b, length, cache)
+    sites = site_model(model, b, length, cache)
 
     def reveal_now(reveal: Tensor, moment: float, within: Tensor) -> None:
-        """Draw `reveal` [b, length], which come after everything visible and before the rest."""
+        """Draw the sites of `reveal` [b, length], in order after all visible ones."""
         hidden = ids == model.space.mask_id
         when[reveal & hidden] = moment + within[reveal & hidden]
         order = torch.where(when.isinf(), 2.0 * (steps + length) + place, when)
         rank = order.argsort(dim=1).argsort(dim=1)
         rule = AttentionRule.from_columns(torch.zeros_like(rank), rank, rank, rank)
-        _draw(read, ids, reveal, rule, noise, evaluations, temperature, top_p)
+        _draw(sites, ids, reveal, rule, noise, evaluations, temperature, top_p)
 
     for step in range(steps):
         before = 1.0 - alpha0 * step / steps  # 1 - alpha_t
@@ -104,7 +106,7 @@ def sample_esoteric(
 
 
 def _start(model: Transformer, prompt: Tensor, length: int) -> Tensor:
-    """The prompt, then <mask>: int64 [b, length]."""
+    """Prompt, then <mask>: int64 [b, length]."""
     ids = torch.full(
         (len(prompt), length), model.space.mask_id, dtype=torch.int64, device=prompt.device
     )
@@ -113,7 +115,7 @@ def _start(model: Transformer, prompt: Tensor, length: int) -> Tensor:
 
 
 def _draw(
-    read: Reader,
+    sites: SiteModel,
     ids: Tensor,
     reveal: Tensor,
     rule: AttentionRule,
@@ -122,14 +124,14 @@ def _draw(
     temperature: float,
     top_p: float,
 ) -> None:
-    """Fill the masked sites of `reveal` [b, s] in place; rows without any cost nothing."""
-    wanted = reveal & (ids == read.model.space.mask_id)
+    """Fill the masked sites of `reveal` [b, s] in place; rows without such a site cost nothing."""
+    wanted = reveal & (ids == sites.model.space.mask_id)
     rows, columns = wanted.nonzero(as_tuple=True)
     if not len(rows):
         return
     evaluations[rows.unique()] += 1
-    hidden = read.hidden(ids, rule, wanted)
-    logits = sharpen(read.model.vocabulary(hidden).logits, temperature, top_p)
-    # Keyed by row and column: every masked site has its own stream of uniforms.
+    hidden = sites.hidden(ids, rule, wanted)
+    logits = sharpen(sites.model.vocabulary(hidden).logits, temperature, top_p)
+    # Keyed by row and column: every masked site has a separate stream of uniforms.
     site = noise.at(noise.position[rows] * ids.shape[1] + columns)
     ids[rows, columns] = gumbel_argmax(logits, site.fine_uniform("sample", logits.shape[-1]))

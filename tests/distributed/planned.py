@@ -288,7 +288,7 @@ def forward_bytes(
 
     def pack(self: Keep, tensor: Tensor) -> Any:
         packed = original(self, tensor)
-        inputs = [packed] if isinstance(packed, Tensor) else packed.recipe.inputs
+        inputs = [packed] if isinstance(packed, Tensor) else packed.base.inputs
         for x in inputs:
             if isinstance(x, Tensor):
                 keep(x)

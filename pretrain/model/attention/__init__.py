@@ -1,11 +1,11 @@
-"""Core attention behind one interface: the rule says who reads whom, a kernel computes it.
+"""Core attention behind one interface: a rule says who attends to whom, a kernel computes it.
 
     plan = plan_attention(rule, wanted, call, b, s)     once a batch, outside the layers
     y = attend(q, k, v, plan, dropout_p)                in every layer
 
-A plan names the kernel (`choice`) and holds whatever it needs to know of the whole batch: a dense
-mask (`sdpa`), nothing or the bounds of documents (`flash`), a block mask (`flex`). All of it
-follows from what the host knows, so that planning never waits for a device.
+A plan names the kernel (`choice`) and holds what the kernel needs for the whole batch: a dense mask
+(`sdpa`), nothing or the bounds of documents (`flash`), a block mask (`flex`). All of it follows
+from values on the host, so that planning never waits for a device.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One batch's attention rule, ready for the kernel that computes it."""
+    """Attention rule of a batch, prepared for the kernel that computes it."""
 
     rule: AttentionRule
     kernel: Kernel
     mask: Any = None
-    """Dense bool [b, 1, s, s] for `sdpa`, a BlockMask for `flex`; None where the kernel knows."""
+    """Dense bool [b, 1, s, s] for `sdpa`, a BlockMask for `flex`; None where none is needed."""
     neighbours: Tensor | None = None
     """Neighbours that short convolutions read (`pretrain.model.convolution`); None: all."""
 
@@ -55,7 +55,7 @@ def plan_attention(
 ) -> AttentionPlan:
     """Choose the kernel of `rule` and build its mask; raises ConfigError as `choose_kernel` does.
 
-    Sequences of the batch are `length` positions long, also where context parallelism cuts them.
+    Sequences of the batch are `length` positions long, over all context-parallel ranks.
     """
     kernel = choose_kernel(wanted, rule.kind, call)
     if kernel == "sdpa":

@@ -1,4 +1,4 @@
-"""Kernels that a compiled layer calls as they are: packages' own, or compiled already."""
+"""Kernels that a compiled layer calls without compiling them: flash packages, FlexAttention."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     documents                flash-attn 4, 2, torch's varlen, flex, SDPA    SDPA and a mask
     columns                  flex, else SDPA and a mask                     SDPA and a mask
 
-The first that can be used is taken. A call is known by its device, precision and head width alone,
-so that the choice is made on the host and remembered.
+The first usable kernel is taken. The choice depends only on device, precision and head width of a
+call, so that it is made on the host, once.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class Call:
 
     @staticmethod
     def like(x: Tensor, head_size: int, dropout: bool = False) -> Call:
-        """Calls in a model whose hidden states are `x`."""
+        """Call of a model whose hidden states are like `x`."""
         return Call(x.device.type, x.dtype, head_size, dropout)
 
 
 @cache
 def choose_kernel(wanted: Wanted, kind: AttentionKind, call: Call) -> Kernel:
-    """The kernel for rules of `kind`; raises ConfigError where the one asked for cannot be used.
+    """Choose the kernel for rules of `kind`; raises ConfigError where `wanted` is unavailable.
 
-    `flash` asks for flash-attn where a rule has no general columns; others go as with `auto`.
+    `flash` means flash-attn where a rule has no general columns, and else the same as `auto`.
     """
     if wanted == "sdpa":
         return "sdpa"
@@ -86,8 +86,8 @@ def choose_kernel(wanted: Wanted, kind: AttentionKind, call: Call) -> Kernel:
 
 
 def describe_kernels(wanted: Wanted, kinds: Iterable[AttentionKind], call: Call) -> str:
-    """Kernels of the rules in use, e.g. "SDPA (cuDNN) for causal, FlexAttention for block masks";
-    one kernel for everything is named alone."""
+    """Name the kernels of all `kinds`, e.g. "SDPA (cuDNN) for causal, FlexAttention for block
+    masks"; a kernel that computes them all is named alone."""
     named: dict[str, list[str]] = {}
     for kind in kinds:
         kernel = choose_kernel(wanted, kind, call)
@@ -107,7 +107,7 @@ def _candidates(kind: AttentionKind) -> tuple[Kernel, ...]:
 
 
 def _obstacle(kernel: Kernel, call: Call) -> str | None:
-    """Why `kernel` cannot be used for `call`, or None."""
+    """Reason why `kernel` is unavailable for `call`, or None."""
     if kernel == "sdpa":
         return None
     if kernel == "flex":

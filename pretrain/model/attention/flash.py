@@ -1,8 +1,8 @@
-"""flash-attn behind one adapter: its API of version 2, of version 4 (CuTe), and torch's own copy.
+"""Adapter of flash-attn: the APIs of version 2, of version 4 (CuTe), and of torch's copy.
 
-Whole sequences go in as they are; documents kept apart are packed end to end, which these kernels
-compute without a mask and without work across their bounds. torch ships the variable-length form
-of version 2, so documents have a fast kernel where no package is installed.
+Whole sequences are passed as they are. Separate documents are packed end to end, and computed
+without a mask and without work across their bounds. torch ships the variable-length form of version
+2, so documents have a fast kernel where no package is installed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _NEEDED = {
 def attend(
     q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, kernel: str, dropout_p: float
 ) -> Tensor:
-    """q [s, b, heads, d] over k, v [s, b, groups, d], by a rule without general columns."""
+    """Attention of q [s, b, heads, d] over k, v [s, b, groups, d], by a rule without general
+    columns."""
     batch_first = [x.transpose(0, 1) for x in (q, k, v)]
     options: dict[str, Any] = {}
     if kernel != "torch_varlen":
@@ -67,7 +68,7 @@ def attend(
 def obstacle(
     kernel: str, device: str, dtype: torch.dtype, head_size: int, dropout: bool
 ) -> str | None:
-    """Why `kernel` cannot be used for such a call, or None."""
+    """Reason why `kernel` is unavailable for such a call, or None."""
     if device != "cuda":
         return f"it needs an NVIDIA GPU, not the {device.upper()}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -99,9 +100,9 @@ def version(kernel: str) -> str:
 
 @cache
 def _load(kernel: str) -> tuple[Callable[..., Any] | None, Callable[..., Any]] | str:
-    """(function for whole sequences, function for packed ones), or what is wrong with it.
+    """Functions for whole and for packed sequences, or the reason why there are none.
 
-    Any error counts: an optional package that is broken may not stop a run that can do without.
+    Any error counts: a broken optional package must not stop a run that does not need it.
     """
     absent = f"it is not installed (pip install '{_INSTALL.get(kernel, 'torch')}')"
     try:
@@ -135,6 +136,6 @@ def _variable(kernel: str) -> Callable[..., Any]:
 
 
 def _first(out: Any) -> Tensor:
-    """Version 4 returns the log-sum-exp beside the output."""
+    """Output alone; version 4 returns the log-sum-exp too."""
     result: Tensor = out[0] if isinstance(out, tuple) else out
     return result

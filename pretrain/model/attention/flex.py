@@ -25,7 +25,7 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> Tensor:
-    """q [s, b, heads, d] over k, v [s, b, groups, d]."""
+    """Attention of q [s, b, heads, d] over k, v [s, b, groups, d]."""
     from torch.nn.attention.flex_attention import flex_attention
 
     batch_first = [x.permute(1, 2, 0, 3) for x in (q, k, v)]  # [b, heads, s, d]
@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> Tensor:
 
 
 def block_mask(rule: AttentionRule, batch_size: int, length: int, device: str) -> BlockMask | None:
-    """Tiles of `rule`; None where everybody reads everybody."""
+    """Tiles of `rule`; None for bidirectional rules, which have no mask."""
     if rule.kind == "bidirectional":
         return None
     from torch.nn.attention.flex_attention import create_block_mask
@@ -43,16 +43,16 @@ def block_mask(rule: AttentionRule, batch_size: int, length: int, device: str) -
     build = _compiled(create_block_mask) if device == "cuda" else create_block_mask
     if rule.kind == "causal":
         return build(causal, None, None, length, length, device=device)
-    return build(reads(rule), batch_size, None, length, length, device=device)
+    return build(mask_function(rule), batch_size, None, length, length, device=device)
 
 
 def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The rule of kind `causal` as such a function."""
+    """Mask function of rules of kind `causal`."""
     return query >= key
 
 
-def reads(rule: AttentionRule) -> MaskFunction:
-    """The rule of columns as a function of (row, head, query, key), equal to `rule.mask()`."""
+def mask_function(rule: AttentionRule) -> MaskFunction:
+    """Rule of columns as a function of (row, head, query, key), equal to `rule.mask()`."""
     assert rule.columns is not None
     segment, group, query_rank, key_rank, *hiding = rule.columns.unbind()
 
@@ -75,7 +75,7 @@ def reads(rule: AttentionRule) -> MaskFunction:
 
 
 def obstacle(head_size: int, dropout: bool) -> str | None:
-    """Why FlexAttention cannot be used for such a call on a GPU, or None."""
+    """Reason why FlexAttention is unavailable for such a call on a GPU, or None."""
     if dropout:
         return "it has no attention dropout"
     if head_size < _SMALLEST_HEAD:
@@ -85,6 +85,6 @@ def obstacle(head_size: int, dropout: bool) -> str | None:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for the process; shapes that vary become symbols after the second one."""
+    """Compile a function once for the process; shapes that vary become symbols at the second."""
     compiled: Callable[..., Any] = torch.compile(function)
     return compiled

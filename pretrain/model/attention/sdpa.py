@@ -1,7 +1,7 @@
-"""torch's scaled_dot_product_attention: runs everywhere, with a dense mask for general rules.
+"""Attention by torch's scaled_dot_product_attention: on any device, by a dense mask where needed.
 
-The mask costs a byte for each pair of positions and most of its work is wasted where it is sparse;
-in exchange nothing is compiled and every device has a backward pass.
+The mask costs a byte for each pair of positions, and work is wasted where the mask is sparse. In
+return nothing is compiled, and every device has a backward pass.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _NAMES = {
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout_p: float
 ) -> Tensor:
-    """q [s, b, heads, d] over k, v [s, b, groups, d]; mask bool [b, 1, s, s] or None."""
+    """Attention of q [s, b, heads, d] over k, v [s, b, groups, d]; mask bool [b, 1, s, s] or
+    None."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))  # [b, heads, s, d]
     share = q.shape[1] // k.shape[1]
     if share > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32):
-        # The one fused CUDA kernel for such calls knows no groups; else all scores would be stored.
+        # The only fused CUDA kernel for such calls has no groups; others store all scores.
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     out = F.scaled_dot_product_attention(
         q,
@@ -43,9 +44,9 @@ def attend(
 def backend_name(
     device: str, dtype: torch.dtype, head_size: int, *, causal: bool, masked: bool, dropout: bool
 ) -> str:
-    """The backend that torch picks for such a call, as it would at run time.
+    """Name of the backend that torch would choose for such a call.
 
-    It is asked with short sequences of gradient-carrying inputs, laid out as the model's.
+    The question is asked with short inputs that require gradients, in the model's memory layout.
     """
     x = torch.empty(128, 1, 1, head_size, dtype=dtype, device=device, requires_grad=True)
     q = x.permute(1, 2, 0, 3)

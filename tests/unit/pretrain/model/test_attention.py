@@ -81,7 +81,7 @@ def test_flex_asks_the_rule(name: str) -> None:
     _, rule = CASES[name]
     length = LENGTH if rule.columns is None else rule.columns.shape[2]
     b, q, k = torch.meshgrid(*(torch.arange(n) for n in (ROWS, length, length)), indexing="ij")
-    reads = flex.causal if rule.kind == "causal" else flex.reads(rule)
+    reads = flex.causal if rule.kind == "causal" else flex.mask_function(rule)
     assert (reads(b, torch.zeros_like(b), q, k).numpy() == readable(rule, ROWS, length)).all()
 
 
@@ -109,7 +109,7 @@ def test_a_new_batch_compiles_nothing_again() -> None:
     with torch.no_grad():
         for seed in range(3):
             rule = hidden.corrupt(clean, NoiseKey(seed, clean.position)).attention
-            mask = build(flex.reads(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
+            mask = build(flex.mask_function(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
             run(q, k, v, block_mask=mask)
     assert (masks.frame_count, kernels.frame_count) == (1, 1)
 
@@ -121,7 +121,7 @@ def test_flex_compiles_its_rule_and_its_tiles() -> None:
     q, k, v = (x.detach().float() for x in inputs(rule, 4, 2, 16)[:3])
     with torch.no_grad():
         build, run = torch.compile(create_block_mask), torch.compile(flex_attention)
-        mask = build(flex.reads(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
+        mask = build(flex.mask_function(rule), ROWS, None, LENGTH, LENGTH, device="cpu")
         out = run(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), block_mask=mask, enable_gqa=True)
     expected = reference(q.double(), k.double(), v.double(), readable(rule, ROWS, LENGTH))
     assert relative(out.permute(2, 0, 1, 3), expected) <= 1e-6

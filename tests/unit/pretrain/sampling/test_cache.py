@@ -8,7 +8,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.noise.key import NoiseKey
 from pretrain.sampling import ordered
 from pretrain.sampling.autoregressive import sample_autoregressive
-from pretrain.sampling.cache import Cached, Recompute
+from pretrain.sampling.cache import Cached, Uncached
 from pretrain.sampling.ordered import sample_block, sample_esoteric
 from pretrain.vocabulary import TokenSpace
 
@@ -65,7 +65,7 @@ class Both(Cached):
 
     def hidden(self, ids, rule, wanted):
         cached = super().hidden(ids, rule, wanted)
-        whole = Recompute(self.model).hidden(ids, rule, wanted)
+        whole = Uncached(self.model).hidden(ids, rule, wanted)
         torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-5)
         self.asked += 1
         return cached
@@ -87,7 +87,7 @@ def test_every_answer_of_the_cache_is_that_of_the_whole_sequence(model, monkeypa
     prompt = torch.randint(6, 20, (ROWS, 2), generator=torch.Generator().manual_seed(1))
     key = NoiseKey(7, torch.arange(ROWS))
     plain, passes = draw(model, prompt, key, length=LENGTH, cache=False, **fields)
-    monkeypatch.setattr(ordered, "reader", both)
+    monkeypatch.setattr(ordered, "site_model", both)
     tokens, cached_passes = draw(model, prompt, key, length=LENGTH, **fields)
     assert torch.equal(tokens, plain) and torch.equal(passes, cached_passes)
     assert opened[0].asked > 0

@@ -178,8 +178,10 @@ def test_a_finished_run_is_evaluated_and_sampled(
 
 def look_at(run: Path) -> tuple[dict, list]:
     """Evaluation of a run, and the same samples drawn twice."""
+    from pretrain.config.samplers import samplers
     from pretrain.evaluation.run import evaluate_run
     from pretrain.sampling.run import sample_run
 
-    draw = {"num": 2, "steps": 8, "length": 20, "prompt": "The", "seed": 3}
-    return evaluate_run(run), [sample_run(run, **draw) for _ in range(2)]
+    settings = samplers.make("ancestral", steps=8)
+    draw = {"num": 2, "length": 20, "prompt": "The", "seed": 3}
+    return evaluate_run(run), [sample_run(run, settings, **draw) for _ in range(2)]

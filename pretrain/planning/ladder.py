@@ -7,6 +7,7 @@ of 2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB and on H20
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from parallel.planner.machine import GIB
@@ -25,9 +26,9 @@ HEADER = (
 )
 
 
-def ladder_table() -> str:
-    """Markdown table of all packaged models, smallest first."""
-    rows = sorted(_row(name) for name in groups()["model"])
+def ladder_table(models: Iterable[str] | None = None) -> str:
+    """Markdown table of packaged models, smallest first; of all unless some are named."""
+    rows = sorted(map(_row, groups()["model"] if models is None else models))
     return "\n".join([HEADER, *(text for _, text in rows)])
 
 

@@ -18,14 +18,15 @@ from parallel.checkpoint import latest_checkpoint, load_weights, read_manifest
     ("ranks", "tp", "zero", "precision"),
     [
         (1, 1, 0, "float32"),
-        (1, 1, 1, "float32"),
-        (2, 1, 0, "float32"),
         (2, 1, 1, "float32"),
-        (2, 1, 2, "float32"),
-        (2, 2, 0, "float32"),
         (2, 2, 1, "float32"),
         (2, 1, 1, "bfloat16"),
         (2, 1, 2, "bfloat16"),
+        # test_reshard.py restores these bitwise with the real model.
+        pytest.param(1, 1, 1, "float32", marks=pytest.mark.slow),
+        pytest.param(2, 1, 0, "float32", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, "float32", marks=pytest.mark.slow),
+        pytest.param(2, 2, 0, "float32", marks=pytest.mark.slow),
     ],
 )
 def test_resume_in_the_same_layout_is_bitwise_also_after_two_interruptions(
@@ -77,13 +78,13 @@ def saved(tmp_path_factory):
     return made
 
 
+@pytest.mark.parametrize("further", [(1,), pytest.param((2, 4, 7), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", LAYOUTS)
-def test_any_layout_resumes_what_any_other_saved(saved, source) -> None:
+def test_any_layout_resumes_what_any_other_saved(saved, source, further) -> None:
+    """Every layout is once a source and once a target; in the slow suite of three more."""
     folder, (curve, at_save, _) = saved[source]
-    targets = [name for name in LAYOUTS if name != source]
-    # Every source meets three targets, and every target three sources.
-    index = list(LAYOUTS).index(source)
-    for target in [targets[(index + k) % len(targets)] for k in (0, 2, 5)]:
+    names = list(LAYOUTS)
+    for target in [names[(names.index(source) + k) % len(names)] for k in further]:
         ranks, tp, zero = LAYOUTS[target]
         state, restored, rest, _ = run_ranks(ranks, resume_and_go_on, folder, tp, zero, 6)[0]
         assert state == CURSOR, target

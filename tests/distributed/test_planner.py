@@ -65,9 +65,14 @@ def held_cases(ranks: int) -> list[tuple[Cut, str, bool, str]]:
     return cases
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_parameters_and_optimizer_equal_those_of_an_engine_to_the_byte(ranks: int) -> None:
-    cases = held_cases(ranks)
+@pytest.mark.parametrize(
+    ("ranks", "every"), [(1, 1), (2, 1), (4, 3), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
+def test_parameters_and_optimizer_equal_those_of_an_engine_to_the_byte(
+    ranks: int, every: int
+) -> None:
+    """On four ranks every third layout, in the slow suite all."""
+    cases = held_cases(ranks)[::every]
     assert cases
     by_rank: list[list[dict[str, Any]]] = run_ranks(ranks, held_and_planned, cases, timeout=500)
     wrong = [

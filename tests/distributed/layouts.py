@@ -253,9 +253,15 @@ def _shake_modulations(module: torch.nn.Module) -> None:
             parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=g))
 
 
-def train_task(cut: dict[str, Any], task: str, steps: int = STEPS) -> dict[str, Any]:
+def shallow(task: Task) -> Task:
+    """The task with two layers, where more prove nothing."""
+    return replace(task, model={**task.model, "num_layers": 2})
+
+
+def train_task(cut: dict[str, Any], task: str, steps: int, deep: bool) -> dict[str, Any]:
     """A whole short run in a layout: curve, evaluation, start and end."""
-    trainer = Trainer(Cut(**cut), {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS}[task])
+    chosen = {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS}[task]
+    trainer = Trainer(Cut(**cut), chosen if deep else shallow(chosen))
     start = trainer.weights()
     curve = trainer.train(0, steps)
     return {
@@ -273,6 +279,16 @@ def as_dict(cut: Cut) -> dict[str, Any]:
 
 
 @cache
-def one_rank(task: str, steps: int = STEPS) -> dict[str, Any]:
+def one_rank(task: str, steps: int = STEPS, deep: bool = False) -> dict[str, Any]:
     """What `train_task` gives on one rank at stage 0: made once for all files of a session."""
-    return run_ranks(1, train_task, as_dict(Cut()), task, steps)[0]
+    return run_ranks(1, train_task, as_dict(Cut()), task, steps, deep)[0]
+
+
+def beside_one_rank(
+    cut: Cut, task: str, steps: int = STEPS
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """`train_task` on every rank of a layout, and the same run on one; as many layers as stages
+    need to be of unequal lengths."""
+    deep = cut.pp > 1
+    results = run_ranks(cut.ranks, train_task, as_dict(cut), task, steps, deep, timeout=300)
+    return results, one_rank(task, steps, deep)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import run_ranks
-from layouts import Cut, as_dict, one_rank, train_task
+from layouts import Cut, beside_one_rank
 
 SLOW = pytest.mark.slow
 CUTS = [
@@ -19,8 +18,8 @@ CUTS = [
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_the_curve_is_that_of_float32_within_rounding(cut) -> None:
-    reference = one_rank("masked")
-    for got in run_ranks(cut.ranks, train_task, as_dict(cut), "masked", timeout=300):
+    results, reference = beside_one_rank(cut, "masked")
+    for got in results:
         for (loss, norm), (want, want_norm) in zip(got["curve"], reference["curve"], strict=True):
             assert loss == pytest.approx(want, rel=1e-2)
             assert norm == pytest.approx(want_norm, rel=1e-1)

@@ -11,7 +11,7 @@ import runs
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict
+from layouts import TASKS, Cut, Trainer, as_dict, shallow
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -27,7 +27,7 @@ def save(cut: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train two steps and save; all tensors."""
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(**cut), TASKS["masked"], ema_decay=0.9)
+    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
     trainer.train(0, 2)
     state = {"config": {"a": 1}, "tokenizer": {"pieces_sha256": "abc"}}
     save_checkpoint(trainer.engine, folder / "checkpoints", 2, state)
@@ -49,7 +49,7 @@ def saved(request, tmp_path_factory):
 def load(cut: dict[str, Any], folder: Path) -> dict[str, Any]:
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), TASKS["masked"], ema_decay=0.9)
+    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
     load_latest(trainer.engine, folder)
     return tensors(trainer)
 
@@ -117,7 +117,7 @@ def test_an_export_holds_the_whole_weights(saved, tmp_path, weights, kind) -> No
 def start_from(cut: dict[str, Any], file: Path) -> dict[str, Any] | str:
     from parallel.checkpoint import load_file_weights
 
-    trainer = Trainer(Cut(**cut), TASKS["masked"], ema_decay=0.9)
+    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
     try:
         load_file_weights(trainer.engine, file)
     except CheckpointError as error:

@@ -10,7 +10,7 @@ import runs
 import torch
 from comparison import assert_same_run
 from harness import Died, run_ranks
-from layouts import TASKS, Cut, Task, Trainer, as_dict
+from layouts import TASKS, Cut, Task, Trainer, as_dict, shallow
 
 STEPS = 4
 DROPS = {"dropout": 0.2, "attention_dropout": 0.2}
@@ -20,7 +20,7 @@ def train(cut: dict[str, Any], drops: dict[str, float], name: str) -> dict[str, 
     """A few steps with dropout: curve, and what this rank holds of weights that all hold alike."""
     from parallel.layers import partition_dim
 
-    task = TASKS[name]
+    task = shallow(TASKS[name])
     trainer = Trainer(Cut(**cut), Task(task.objective, {**task.model, **drops}))
     curve = trainer.train(0, STEPS)
     replicated = {

@@ -10,9 +10,10 @@ import runs
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict
+from layouts import TASKS, Cut, Trainer, as_dict, shallow
 
 DECAY, STEPS, SAVED = 0.9, 4, 2
+UNIFORM = shallow(TASKS["uniform"])
 CUTS = [
     Cut(dp=2, zero=2),
     Cut(dp=2, zero=3),
@@ -53,7 +54,7 @@ def run(
     from parallel.checkpoint import load_latest, save_checkpoint
 
     changes = {"ema_decay": DECAY, "ema_warmup": warmup}
-    trainer = Trainer(Cut(**cut), TASKS["uniform"], **changes)
+    trainer = Trainer(Cut(**cut), UNIFORM, **changes)
     history, curve = [trainer.weights()] if each else [], []
     for step in range(STEPS):
         curve += trainer.train(step, step + 1)
@@ -76,7 +77,7 @@ def run(
         "next": trainer.train(STEPS, STEPS + 1),
     }
     if folder is not None:
-        again = Trainer(Cut(**cut), TASKS["uniform"], **changes)
+        again = Trainer(Cut(**cut), UNIFORM, **changes)
         load_latest(again.engine, folder)
         made["resumed"] = curve[SAVED:] == again.train(SAVED, STEPS)
         made["resumed"] = made["resumed"] and same(averages(again), made["ema"])
@@ -131,7 +132,7 @@ def load(cut: dict[str, Any], folder: Path, decay: float) -> dict[str, Any]:
     """Averages and weights right after loading, and the averages some steps later."""
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), TASKS["uniform"], ema_decay=decay)
+    trainer = Trainer(Cut(**cut), UNIFORM, ema_decay=decay)
     load_latest(trainer.engine, folder)
     if not decay:
         return {"kinds": trainer.engine.kinds}
@@ -158,7 +159,7 @@ def test_averages_move_to_another_layout_bit_for_bit(reference, cut) -> None:
 def save_without(folder: Path) -> None:
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(), TASKS["uniform"])
+    trainer = Trainer(Cut(), UNIFORM)
     trainer.train(0, SAVED)
     save_checkpoint(trainer.engine, folder, SAVED, {})
 
@@ -179,7 +180,7 @@ def test_averaging_can_begin_and_end_at_a_resume(reference, tmp_path) -> None:
 
 def overflow(cut: dict[str, Any]) -> bool:
     """A step whose gradient is not finite, after a good one; is everything as before?"""
-    trainer = Trainer(Cut(**cut), TASKS["masked"], ema_decay=DECAY)
+    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=DECAY)
     trainer.train(0, 1)
     before = averages(trainer)
     result = trainer.engine.step(trainer.batches(1), float("nan"), 1e-3)  # type: ignore[arg-type]

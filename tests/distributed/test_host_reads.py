@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness import run_ranks
 from host_reads import HostReads
-from layouts import TASKS, WHOLE_TASKS, Cut, Trainer, as_dict
+from layouts import TASKS, WHOLE_TASKS, Cut, Trainer, as_dict, shallow
 
 PREFETCHED = "prefetched"
 OURS = "aten._local_scalar_dense in parallel/engine/single_stage.py:_step"
@@ -20,7 +20,7 @@ OURS = "aten._local_scalar_dense in parallel/engine/single_stage.py:_step"
 
 def step(cut: dict[str, Any], task: str) -> list[str]:
     """Reads of one step on this rank, and when the host was given time for something else."""
-    trainer = Trainer(Cut(**cut), {**TASKS, **WHOLE_TASKS}[task])
+    trainer = Trainer(Cut(**cut), shallow({**TASKS, **WHOLE_TASKS}[task]))
     trainer.train(0, 1)
     batches = trainer.batches(1)
     with HostReads() as reads:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import run_ranks
-from layouts import LONG, STEPS, TASKS, WHOLE_TASKS, Cut, as_dict, one_rank, train_task
+from layouts import LONG, STEPS, TASKS, WHOLE_TASKS, Cut, beside_one_rank, one_rank
 
 from pretrain.training.compilation import missing_compiler
 
@@ -62,8 +61,7 @@ EIGHT_RANKS = [Cut(tp=2, pp=2, dp=2, zero=1), Cut(tp=2, dp=4, zero=2)]
 
 def check(cut: Cut, task: str, steps: int = STEPS) -> None:
     """Compare a run in this layout with the reference."""
-    want = one_rank(task, steps)
-    results = run_ranks(cut.ranks, train_task, as_dict(cut), task, steps, timeout=300)
+    results, want = beside_one_rank(cut, task, steps)
     rows = len(want["bound"]) // cut.dp
     for result in results:
         for step, (got, expected) in enumerate(zip(result["curve"], want["curve"], strict=True)):

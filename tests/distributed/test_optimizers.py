@@ -15,7 +15,7 @@ import torch
 from comparison import same
 from foreign import SPECS
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer
+from layouts import TASKS, Cut, Trainer, shallow
 from planned import held_and_planned, hosted_and_planned
 
 from parallel.engine.optimizer import StateTensor
@@ -36,7 +36,7 @@ CUTS = [
 
 
 def trainer(cut: Cut, optimizer: str) -> Trainer:
-    return Trainer(cut, TASKS["masked"], optimizer=SPECS[optimizer], ema_decay=0.9)
+    return Trainer(cut, shallow(TASKS["masked"]), optimizer=SPECS[optimizer], ema_decay=0.9)
 
 
 def contents(made: Trainer) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def faults(folder: Path) -> dict[str, Any]:
     }.items():
         for zero in (0, 3):
             try:
-                Trainer(Cut(dp=2, zero=zero), TASKS["masked"], optimizer=spec).train(0, 1)
+                Trainer(Cut(dp=2, zero=zero), shallow(TASKS["masked"]), optimizer=spec).train(0, 1)
             except OptimizerError as error:
                 said[f"{name} {zero}"] = str(error)
     for cut in (Cut(dp=2, zero=1), Cut(tp=2), Cut(dp=2)):
@@ -121,7 +121,7 @@ def faults(folder: Path) -> dict[str, Any]:
             trainer(cut, "whole").train(0, 1)
         except LayoutError as error:
             said[str(cut)] = str(error)
-    made = Trainer(Cut(dp=2, zero=1), TASKS["masked"])
+    made = Trainer(Cut(dp=2, zero=1), shallow(TASKS["masked"]))
     made.train(0, 1)
     save_checkpoint(made.engine, folder, 1, {})
     other = trainer(Cut(dp=2), "momentum")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict
+from layouts import TASKS, Cut, Trainer, as_dict, shallow
 
 SAVED, END = 2, 4
 
@@ -40,11 +40,16 @@ def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {f"{k}/{n}": trainer.engine.read(n, k).clone() for n in trainer.names() for k in kinds}
 
 
-def save(cut: dict[str, Any], task: str, folder: Path) -> dict[str, Any]:
+def is_deep(*cuts: Cut) -> bool:
+    """Whether a layout among these has stages, which are of unequal lengths with enough layers."""
+    return any(cut.pp > 1 for cut in cuts)
+
+
+def save(cut: dict[str, Any], task: str, deep: bool, folder: Path) -> dict[str, Any]:
     """Train, save in the middle, train on."""
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(**cut), TASKS[task])
+    trainer = Trainer(Cut(**cut), TASKS[task] if deep else shallow(TASKS[task]))
     trainer.train(0, SAVED)
     state = {"position": SAVED * 8}
     save_checkpoint(trainer.engine, folder, SAVED, state)
@@ -53,11 +58,13 @@ def save(cut: dict[str, Any], task: str, folder: Path) -> dict[str, Any]:
     return {"held": held, "curve": curve, "end": contents(trainer)}
 
 
-def resume(cut: dict[str, Any], task: str, folder: Path, to_the_end: bool) -> dict[str, Any]:
+def resume(
+    cut: dict[str, Any], task: str, deep: bool, folder: Path, to_the_end: bool
+) -> dict[str, Any]:
     """Restore into a fresh engine and train on; with `to_the_end` also all tensors afterwards."""
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), TASKS[task])
+    trainer = Trainer(Cut(**cut), TASKS[task] if deep else shallow(TASKS[task]))
     _, state = load_latest(trainer.engine, folder)
     held = contents(trainer)
     curve = trainer.train(SAVED, END)
@@ -68,12 +75,13 @@ def resume(cut: dict[str, Any], task: str, folder: Path, to_the_end: bool) -> di
 def check(source: Cut, targets: list[Cut], folder: Path) -> None:
     """Save under `source` and resume under each of `targets`."""
     task = "uniform" if source in CUTS[::2] else "masked"
-    saved = run_ranks(source.ranks, save, as_dict(source), task, folder, timeout=300)[0]
+    deep = is_deep(source, *targets)
+    saved = run_ranks(source.ranks, save, as_dict(source), task, deep, folder, timeout=300)[0]
     for target in targets:
         name = f"{source} -> {target}"
         is_source = target == source
         ranks = run_ranks(
-            target.ranks, resume, as_dict(target), task, folder, is_source, timeout=300
+            target.ranks, resume, as_dict(target), task, deep, folder, is_source, timeout=300
         )
         for got in ranks:
             assert got["state"] == {"position": SAVED * 8}, name
@@ -142,9 +150,9 @@ def test_offloaded_state_moves_like_any_other(source, target, tmp_path) -> None:
 )
 def test_precision_changes_with_the_layout(source, target, tmp_path) -> None:
     """Float32 weights and moments move bit for bit; the curve within bfloat16's rounding."""
-    saved = run_ranks(source.ranks, save, as_dict(source), "masked", tmp_path, timeout=300)[0]
-    ranks = run_ranks(target.ranks, resume, as_dict(target), "masked", tmp_path, False, timeout=300)
-    for got in ranks:
+    of = ("masked", is_deep(source, target), tmp_path)
+    saved = run_ranks(source.ranks, save, as_dict(source), *of, timeout=300)[0]
+    for got in run_ranks(target.ranks, resume, as_dict(target), *of, False, timeout=300):
         assert same(got["held"], saved["held"])
         for (loss, norm), (want, want_norm) in zip(got["curve"], saved["curve"], strict=True):
             assert loss == pytest.approx(want, rel=1e-2)

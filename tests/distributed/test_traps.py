@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict, one_rank
+from layouts import TASKS, Cut, Trainer, as_dict, one_rank, shallow
 
 STEPS = 6
 Curve = list[tuple[float, float]]
@@ -21,12 +21,13 @@ def train_with_and_without(fix: str, cut: dict[str, Any], task: str) -> list[Cur
     """Loss and gradient norm of each step of two short runs; the second one lacks a repair."""
     from pretrain.model import conditioning, layers
 
-    intact = Trainer(Cut(**cut), TASKS[task]).train(0, STEPS)
+    chosen = shallow(TASKS[task])
+    intact = Trainer(Cut(**cut), chosen).train(0, STEPS)
     if fix == "sum of the norms' partial gradients":
         layers.sum_gradient = lambda weight, topology: weight
     if fix == "sum of the modulations' partial gradients":
         conditioning.sum_gradient = lambda vectors, topology: vectors
-    trainer = Trainer(Cut(**cut), TASKS[task])
+    trainer = Trainer(Cut(**cut), chosen)
     if fix == "marks of sliced parameters":
         for parameter in trainer.engine.parameters.values():
             parameter.tensor_model_parallel = False

@@ -46,10 +46,10 @@ class Plan:
 
 
 SHORT = Plan(
-    epochs={"autoregressive": 20, "masked": 44},
+    epochs={"autoregressive": 20, "masked": 28},
     eval_epochs={
         "autoregressive": [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16],
-        "masked": [1, 2, 4, 8, 12, 16, 20, 24, 32],
+        "masked": [1, 2, 4, 8, 12, 16, 20, 24],
     },
     # Short convolutions end the plateau of masked diffusion, where it knows token frequencies only.
     overrides=("data.unique_tokens=50000", "model.short_convolution=5"),

@@ -39,8 +39,9 @@ def draw_comparison(
     if floor is not None and floor < max(values) + 0.08 * span:
         for axis in axes:
             axis.axhline(floor, color="gray", linestyle=":", linewidth=1)
+    _plain_ticks(axes[0], max(p.epoch for c in (reference, challenger) for p in c.points))
     axes[0].set_ylabel("validation loss (nats per token)")
-    axes[0].legend(frameon=False, loc="upper left")
+    axes[0].legend(frameon=False, loc="lower left")
     figure.suptitle(title, fontsize=11)
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for target in paths:
@@ -72,7 +73,9 @@ def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None
         turned += ",\nthen it overfits"
     axis.axhline(best.nats_per_token, color=color, linestyle="--", linewidth=0.8)  # type: ignore[attr-defined]
     _annotate(axis, best, field, turned, color, (0, -32))
-    color = COLORS.get(challenger.label)
+    color, lowest = COLORS.get(challenger.label), challenger.best
+    text = f"best {lowest.nats_per_token:.2f}\nat epoch {lowest.epoch:.0f}"
+    _annotate(axis, lowest, field, text, color, (-6, -46))
     point = overtaking(challenger, reference)
     if point is not None and field == "flops":
         _annotate(axis, point, field, "lower at the\nsame FLOPs", color, (-62, -30))
@@ -80,6 +83,12 @@ def _mark(axis: object, reference: Curve, challenger: Curve, field: str) -> None
     if point is not None:
         text = f"below the best {reference.label}\nfrom epoch {point.epoch:.0f} on"
         _annotate(axis, point, field, text, color, (-10, 38))
+
+
+def _plain_ticks(axis: object, largest: float) -> None:
+    """Label epochs 1, 2, 5, 10, ... instead of powers of ten."""
+    ticks = [m * 10**e for e in range(6) for m in (1, 2, 5) if m * 10**e <= largest]
+    axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])  # type: ignore[attr-defined]
 
 
 def _annotate(

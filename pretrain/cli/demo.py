@@ -46,13 +46,17 @@ class Plan:
 
 
 SHORT = Plan(
-    epochs={"autoregressive": 20, "masked": 28},
+    epochs={"autoregressive": 20, "masked": 26},
     eval_epochs={
         "autoregressive": [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16],
         "masked": [1, 2, 4, 8, 12, 16, 20, 24],
     },
     # Short convolutions end the plateau of masked diffusion, where it knows token frequencies only.
-    overrides=("data.unique_tokens=50000", "model.short_convolution=5"),
+    overrides=(
+        "data.unique_tokens=50000",
+        "model.short_convolution=5",
+        "evaluation.sequences=224",
+    ),
     limit="6 minutes",
 )
 FULL = Plan(

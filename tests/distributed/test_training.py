@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_a_killed_and_resumed_run_is_bitwise_the_undisturbed_one(
         assert died == [Died(-9)]
     assert run_ranks(1, runs.train, pool, tmp_path, *more, launcher=False) == [0]
     assert_same_run(tmp_path, undisturbed(f"objective={objective}"))
+
+
+def test_a_finished_run_that_is_started_again_stays_as_it_is(
+    pool: Path, tmp_path: Path, undisturbed
+):
+    more = ("objective=masked", "parallel.zero_stage=0")
+    shutil.copytree(undisturbed(more[0]), tmp_path / "run")
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert run_ranks(1, runs.train, pool, tmp_path / "run", *more, launcher=False) == [0]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+    assert_same_run(tmp_path / "run", undisturbed(more[0]))
 
 
 def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(

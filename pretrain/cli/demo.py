@@ -46,7 +46,7 @@ class Plan:
 
 
 SHORT = Plan(
-    epochs={"autoregressive": 20, "masked": 26},
+    epochs={"autoregressive": 20, "masked": 28},
     eval_epochs={
         "autoregressive": [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16],
         "masked": [1, 2, 4, 8, 12, 16, 20, 24],
@@ -55,7 +55,6 @@ SHORT = Plan(
     overrides=(
         "data.unique_tokens=50000",
         "model.short_convolution=5",
-        "evaluation.sequences=224",
     ),
     limit="6 minutes",
 )

@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## From raw text to a figure in 6 minutes on 2 cores (FULL=1: 20 minutes; DEMO=folder)
+demo: $(STAMP)  ## From raw text to a figure in 7 minutes on 2 cores (FULL=1: 20 minutes; DEMO=folder)
 	$(BIN)/epochal demo --dir $(DEMO) $(if $(FULL),--full)
 
 test: $(STAMP)  ## Fast tests: unit, then several ranks, then end to end; stops at the first failure

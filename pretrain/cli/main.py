@@ -203,7 +203,7 @@ app.command()(reshard)
 
 @app.command()
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="20 minutes instead of 6.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="20 minutes instead of 7.")] = False,
     folder: Annotated[Path, typer.Option("--dir", help="Folder of all results.")] = Path("demo"),
 ) -> None:
     """Make a figure from raw text: AR and masked diffusion on the same repeated tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _piece_bytes(self, token_id: int) -> int:
-        """UTF-8 bytes that one id contributes to decoded text."""
+        """UTF-8 bytes that one id contributes to decoded text, inside a document."""
 
     def decode_visible(self, ids: Iterable[int]) -> str:
         """Text of `ids` in which mask, document separator and pad are written out."""
@@ -65,8 +66,16 @@ class Tokenizer(ABC):
         return self.decode(ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes each id contributes to text, int64 [vocab_size]: exact bits per byte."""
+        """UTF-8 bytes each id contributes to text, int64 [vocab_size]: exact bits per byte.
+
+        The first token of a document contributes `prefix_bytes` less.
+        """
         return np.array([self._piece_bytes(i) for i in range(self.vocab_size)], np.int64)
+
+    @cached_property
+    def prefix_bytes(self) -> int:
+        """Bytes of the space that encoding puts before a document and decoding drops; mostly 0."""
+        return max(0, sum(map(self._piece_bytes, self.encode("a"))) - len("a"))
 
     @property
     def record(self) -> TokenizerRecord:

@@ -8,7 +8,9 @@ token.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -20,6 +22,9 @@ _NAMES = {
     "mask": (MASK, "[MASK]", "<|mask|>", "<|mdm_mask|>"),
     "doc": (DOC, "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
 }
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Piece of one byte, in vocabularies that fall back to bytes."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -53,7 +58,9 @@ class HuggingFaceTokenizer(Tokenizer):
         kept = {k: parsed.get(k) for k in ("model", "normalizer", "pre_tokenizer", "decoder")}
         kept["added"] = sorted(self._added.items())
         self.pieces_sha256 = sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-        self._bytes_of = _byte_alphabet()
+        decoder = json.dumps(parsed.get("decoder"))
+        self._byte_level = '"ByteLevel"' in decoder
+        self._byte_fallback = '"ByteFallback"' in decoder
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without any special id."""
@@ -69,13 +76,28 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._decoder.id_to_token(token_id) or f"<appended {token_id}>"
 
     def _piece_bytes(self, token_id: int) -> int:
-        """Bytes of a byte-level piece; other pieces are decoded alone."""
+        """UTF-8 bytes of a piece: its characters, its one byte, or what it adds to other text."""
         if token_id in self._silent:
             return 0
         piece = self.piece(token_id)
-        if all(c in self._bytes_of for c in piece):
+        if piece in self._added:
+            return len(piece.encode())
+        if self._byte_level:  # each character stands for one byte
             return len(piece)
-        return len(self._decoder.decode([token_id], skip_special_tokens=False).encode())
+        if self._byte_fallback and _BYTE.fullmatch(piece):
+            return 1
+        return len(self._decode_inside([token_id]).encode())
+
+    def _decode_inside(self, ids: Iterable[int]) -> str:
+        """Text with its leading space, which some decoders drop at the start of a document."""
+        start, text = self._start
+        return self.decode([*start, *ids]).removeprefix(text)
+
+    @cached_property
+    def _start(self) -> tuple[list[int], str]:
+        """Ids of a text that other ids may follow, and the text."""
+        ids = self.encode("a")
+        return ids, self.decode(ids)
 
     def _find(self, kind: str) -> int:
         """Id of the first known name of a special token, else a new one."""
@@ -84,9 +106,3 @@ class HuggingFaceTokenizer(Tokenizer):
                 return int(self._added[name])
         self.vocab_size += 1
         return self.vocab_size - 1
-
-
-def _byte_alphabet() -> set[str]:
-    """Characters by which byte-level vocabularies write the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return {chr(b) for b in printable} | {chr(256 + i) for i in range(256 - len(printable))}

@@ -93,3 +93,34 @@ def test_a_pool_names_its_tokenizer(tmp_path: Path, texts: list[str], json_file:
         assert manifest.tokenizer == load_tokenizer(json_file).record
         assert manifest.tokenizer.kind == "huggingface"
         assert manifest.round_trip.failed == 0
+
+
+def test_bytes_of_pieces_that_decode_differently_at_the_start(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    """Vocabularies with a space symbol and single bytes, as those of Llama's first generations."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    model.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Metaspace(prepend_scheme="first"),
+        ]
+    )
+    single = [f"<0x{byte:02X}>" for byte in range(256)]
+    model.train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=500, special_tokens=["<unk>", *single], show_progress=False
+        ),
+    )
+    content = json.loads(model.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] == "<unk>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    lengths = tokenizer.token_bytes()
+    assert tokenizer.prefix_bytes == 1
+    for text in [*texts[:20], "a  b", "h\u00e9llo \u2603"]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert lengths[ids].sum() - tokenizer.prefix_bytes == len(text.encode())

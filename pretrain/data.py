@@ -13,7 +13,7 @@ from data_pipeline.shards.pool import TokenPool, Verify
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.mixture import MixtureStream
 from data_pipeline.stream.open_stream import open_stream
-from data_pipeline.stream.stream import Stream, TokenBatch, TokenStream
+from data_pipeline.stream.stream import TokenBatch, TokenStream
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.batch import CleanBatch
 from pretrain.config.run import Config, ModelConfig
@@ -113,18 +113,3 @@ def token_space(tokenizer: Tokenizer, model: ModelConfig) -> TokenSpace:
         doc_id=tokenizer.doc_id,
         never_targets=tuple(tokenizer.never_targets),
     )
-
-
-def bytes_per_token(stream: Stream) -> float:
-    """UTF-8 bytes of text for each token of the stream's pool, separators counted as tokens.
-
-    Sources of a mix are weighted by their share.
-    """
-    if isinstance(stream, MixtureStream):
-        return sum(
-            float(source["share"]) * bytes_per_token(entry.stream)
-            for source, entry in zip(stream.report(), stream.sources, strict=True)
-        )
-    assert isinstance(stream, TokenStream)
-    manifest = stream.pool.manifest
-    return manifest.raw_bytes / manifest.tokens

@@ -14,6 +14,7 @@ from pretrain.data import training_stream, validation_stream
 from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import evaluate_likelihood
 from pretrain.evaluation.restore import Weights, restore
+from pretrain.evaluation.text_bytes import TextBytes
 
 
 def evaluate_run(
@@ -45,7 +46,12 @@ def evaluate_run(
         return bound
 
     likelihood = evaluate_likelihood(
-        module.objective, stream, score, settings, device=restored.runtime.device
+        module.objective,
+        stream,
+        score,
+        settings,
+        TextBytes(restored.tokenizer),
+        device=restored.runtime.device,
     )
     result = {
         "run": str(run),

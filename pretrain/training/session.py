@@ -35,6 +35,7 @@ from pretrain.config.run import Config
 from pretrain.data import clean_batch, open_streams, token_space
 from pretrain.evaluation.adaptation import adapt_objective
 from pretrain.evaluation.likelihood import Likelihood, evaluate_likelihood
+from pretrain.evaluation.text_bytes import TextBytes
 from pretrain.model.attention import Call, describe_kernels
 from pretrain.model.size import parameter_count
 from pretrain.noise.key import NoiseKey
@@ -56,6 +57,8 @@ class Session:
     topology: Topology
     train_stream: TokenStream | MixtureStream
     validation: TokenStream
+    text_bytes: TextBytes
+    """Counter of the bytes of validation text, for bits per byte."""
     objective: Objective
     engine: Engine
     state: TrainState
@@ -152,6 +155,7 @@ class Session:
             self.validation,
             self.engine.evaluate,
             self.config.evaluation,
+            self.text_bytes,
             device=self.runtime.device,
             dp_rank=self.topology.dp_rank,
             dp_size=self.topology.data_parallel_size,
@@ -239,6 +243,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         topology=topology,
         train_stream=train_stream,
         validation=validation,
+        text_bytes=TextBytes(tokenizer),
         objective=objective,
         engine=engine,
         state=TrainState(),

@@ -180,7 +180,7 @@ def point(record: dict[str, float]) -> dict[str, float]:
         "tokens": record["train/tokens"],
         "flops": record["train/flops"],
         "nats_per_token": record["validation/nats_per_token"],
-        "noise_error": record.get("validation/noise_error", 0.0),
+        "noise_error": record["validation/noise_error"],
         "standard_error": record["validation/standard_error"],
         "bits_per_byte": record["validation/bits_per_byte"],
     }

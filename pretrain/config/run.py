@@ -194,7 +194,8 @@ class EvaluationConfig(Section):
     sequences: PositiveInt | None = None
     """Number of validation sequences, from the first; null takes all."""
     draws: PositiveInt = 1
-    """Noise levels per sequence, stratified; the autoregressive likelihood needs none."""
+    """Noise levels per sequence, stratified; the autoregressive likelihood needs none. With 1 the
+    noise error is unknown."""
     batch_size: PositiveInt = 32
     """Sequences per forward pass and rank."""
     weights: Literal["ema", "raw", "both"] = "ema"

@@ -23,7 +23,8 @@ class Point:
     flops: float
     nats_per_token: float
     noise_error: float
-    """Standard error of the bound's noise draws; 0 for an exact likelihood."""
+    """Standard error of the bound's noise draws, 0 for an exact likelihood; where a single draw
+    leaves it unknown, that of text and noise together, which is larger."""
     bits_per_byte: float
 
 
@@ -48,7 +49,7 @@ class Curve:
 
 
 def read_curve(run: Path, label: str) -> Curve:
-    """Read the curve in `RUN/metrics.jsonl`; a missing noise error counts as 0."""
+    """Read the curve in `RUN/metrics.jsonl`."""
     points = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -58,11 +59,19 @@ def read_curve(run: Path, label: str) -> Curve:
                     epoch=record["train/epoch"],
                     flops=record["train/flops"],
                     nats_per_token=record["validation/nats_per_token"],
-                    noise_error=record.get("validation/noise_error", 0.0),
+                    noise_error=_noise_error(record),
                     bits_per_byte=record["validation/bits_per_byte"],
                 )
             )
     return Curve(label, tuple(points))
+
+
+def _noise_error(record: dict[str, float]) -> float:
+    """Noise error of an evaluation, or the smallest error that it gives and that covers it."""
+    for name in ("noise_error", "standard_error"):
+        if f"validation/{name}" in record:
+            return record[f"validation/{name}"]
+    return math.inf
 
 
 def overtaking(challenger: Curve, reference: Curve) -> Point | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from pretrain.batch import AttentionRule
 from pretrain.cli.demo import verdict
 from pretrain.config.run import ModelConfig
 from pretrain.model.size import parameter_count
-from pretrain.study.curves import Curve, Point, crossing, overtaking
+from pretrain.study.curves import Curve, Point, crossing, overtaking, read_curve
 from pretrain.study.flops import forward_flops_per_token, train_flops_per_token
 from pretrain.vocabulary import TokenSpace
 
@@ -161,3 +164,16 @@ def test_overfitting_is_claimed_beyond_the_error_only():
     assert not flat.overfits
     assert "did not measurably overfit" in verdict(flat, curve("masked diffusion", [5.0]))
     assert "overfits from there on" in verdict(AR, curve("masked diffusion", [5.0]))
+
+
+def test_an_unknown_noise_error_is_never_taken_for_zero(tmp_path):
+    """A single draw leaves it unknown; the error of text and noise together is larger."""
+    shared = {"train/epoch": 1.0, "train/flops": 1e9, "validation/bits_per_byte": 2.0}
+    errors = [{"noise_error": 0.0, "standard_error": 0.2}, {"standard_error": 0.2}, {}]
+    lines = [
+        shared | {"validation/nats_per_token": 4.0} | {f"validation/{k}": v for k, v in e.items()}
+        for e in errors
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    points = read_curve(tmp_path, "masked diffusion").points
+    assert [point.noise_error for point in points] == [0.0, 0.2, math.inf]

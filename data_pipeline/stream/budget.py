@@ -10,6 +10,11 @@ from __future__ import annotations
 from data_pipeline.errors import BudgetError
 
 
+def total_positions(sequences: int, epochs: float) -> int:
+    """Count the positions of a run over so many sequences; fractional epochs are rounded."""
+    return max(1, round(sequences * epochs))
+
+
 class Budget:
     """U unique tokens as n = ceil(U / S) sequences, counted in target positions."""
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipeline.errors import BudgetError, DataError
 from data_pipeline.shards.manifest import canonical_json
+from data_pipeline.stream.budget import total_positions
 from data_pipeline.stream.order import ORDER_VERSION, IntArray, Order, permute, round_keys
 from data_pipeline.stream.stream import Plan, TokenBatch, TokenStream
 
@@ -55,7 +56,7 @@ class MixtureStream:
         self.seq_length = sources[0].stream.seq_length
         self._sizes = np.array([s.stream.budget.sequences for s in sources])
         self._firsts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
-        self.total_positions = max(1, round(int(self._sizes.sum()) * epochs))
+        self.total_positions = total_positions(int(self._sizes.sum()), epochs)
         self._union = Order("global", int(self._sizes.sum()), seed)
         self._draws = quantise([s.weight for s in sources], [s.name for s in sources])
         if mode == "weighted":

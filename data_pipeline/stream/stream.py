@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.pool import TokenPool
-from data_pipeline.stream.budget import Budget
+from data_pipeline.stream.budget import Budget, total_positions
 from data_pipeline.stream.documents import DocumentMode, SeparatorIndex, segments
 from data_pipeline.stream.order import ORDER_VERSION, IntArray, Order
 
@@ -136,7 +136,7 @@ class TokenStream:
             raise DataError(f"unknown documents mode {documents!r}; allowed: packed, masked")
         self.pool, self.budget, self.documents = pool, budget, documents
         self.seq_length = budget.seq_length
-        self.total_positions = max(1, round(budget.sequences * epochs))
+        self.total_positions = total_positions(budget.sequences, epochs)
         block = max(1, pool.manifest.shard_tokens // budget.seq_length)
         self.order = Order(order, budget.sequences, seed, block)
         self._doc_id = pool.manifest.tokenizer.doc_id

@@ -22,7 +22,8 @@ class ScheduleConfig(Section):
     name: Literal["constant", "cosine", "wsd"] = "cosine"
     """Rate after the warm-up: constant, cosine to `min_lr`, or constant and a final decay (wsd)."""
     warmup: Annotated[float, Field(ge=0)] = 0.01
-    """Length of the warm-up: below 1 a share of all steps, else a number of steps."""
+    """Length of the warm-up: below 1 a share of all steps, else a number of steps. The first start
+    fixes it in sequences; a later change of the batch size or of `data.epochs` leaves it."""
     decay: Fraction = 0.2
     """Share of all steps in which `wsd` lowers the rate to `min_lr`."""
 

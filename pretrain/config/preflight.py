@@ -17,6 +17,7 @@ from pretrain.config.compose import flatten, load_config, replace_values
 from pretrain.config.run import Config, resolve
 from pretrain.errors import ConfigError
 from pretrain.training.compilation import missing_compiler
+from pretrain.training.learning_rate import check_warmup
 
 if TYPE_CHECKING:
     from data_pipeline.shards.manifest import Manifest
@@ -41,9 +42,9 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     config = with_world_size(config, world_size)
     _check_layout(config)
     _check_machine(config)
-    _check_data(config)
+    total_positions = _check_data(config)
     _check_init(config)
-    return _resume_run(config)
+    return _resume_run(config, total_positions)
 
 
 def with_world_size(config: Config, world_size: int | None = None) -> Config:
@@ -128,10 +129,11 @@ def _check_machine(config: Config) -> None:
         )
 
 
-def _check_data(config: Config) -> None:
+def _check_data(config: Config) -> int:
+    """Raise DataError where the files do not fit; the number of positions of the run."""
     from data_pipeline.errors import BudgetError, DataError
     from data_pipeline.shards.manifest import Manifest
-    from data_pipeline.stream.budget import Budget
+    from data_pipeline.stream.budget import Budget, total_positions
     from data_pipeline.stream.open_stream import NamedPool, read_content, read_pools
 
     d = config.data
@@ -144,11 +146,13 @@ def _check_data(config: Config) -> None:
         _check_split("train", pool)
         _check_together(pool, validation, f"{pool.location}, {d.validation}")
     _check_tokenizer(d.tokenizer, validation)
+    sequences = 0
     for pool in pools:
         try:
-            Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens)
+            sequences += Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens).sequences
         except BudgetError as error:
             raise BudgetError(f"{error} ({pool.location})") from None
+    return total_positions(sequences, d.epochs)
 
 
 def _check_init(config: Config) -> None:
@@ -216,11 +220,16 @@ def _check_tokenizer(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _resume_run(config: Config) -> Config:
+def _resume_run(config: Config, total_positions: int) -> Config:
     """Take over values of the run in the folder; refuse the folder of another configuration."""
-    run = config.run.path
+    run, schedule = config.run.path, config.optimizer.schedule
     saved = run / "config.yaml"
+    length = {
+        "total_positions": total_positions,
+        "batch_size": config.train.global_batch_size,
+    }
     if not saved.exists() or not has_checkpoint(run):
+        check_warmup(schedule, **length)
         return resolve(config)
     try:
         old = load_config(saved)
@@ -229,6 +238,8 @@ def _resume_run(config: Config) -> Config:
             f"{saved} does not fit this version, so that {run} cannot be resumed:\n{error}\n"
             "use the version that wrote it, or choose another run.name"
         ) from None
+    if schedule.warmup != old.optimizer.schedule.warmup:  # else it is that of the first start
+        check_warmup(schedule, **length)
     if config.objective.time_window is None:
         config = replace_values(config, {"objective.time_window": old.objective.time_window})
     differences = compare(old, config) + _moved_data(old, config)

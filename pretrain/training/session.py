@@ -42,7 +42,7 @@ from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.study.flops import train_flops_per_token
 from pretrain.training.compilation import choose_compilation
-from pretrain.training.learning_rate import learning_rate
+from pretrain.training.learning_rate import learning_rate, resumed_warmup, warmup_positions
 from pretrain.training.parameter_groups import parameter_groups
 from pretrain.training.prefetch import PrefetchedBatches
 from pretrain.training.state import TrainState
@@ -62,6 +62,8 @@ class Session:
     objective: Objective
     engine: Engine
     state: TrainState
+    warmup: float
+    """Length of the warm-up in sample positions, fixed by the first start of the run."""
     flops_per_token: float
     attention_kernel: str
     compilation: str
@@ -125,7 +127,7 @@ class Session:
             self.config.optimizer,
             position=position,
             total_positions=self.train_stream.total_positions,
-            batch_size=self.config.train.global_batch_size,
+            warmup=self.warmup,
         )
 
     def renew_teacher(self) -> None:
@@ -193,6 +195,7 @@ class Session:
             "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
             "config": flatten(self.config),
             "objective": self.objective.state,
+            "schedule": {"warmup_positions": self.warmup},
             "tokenizer": {
                 key: tokenizer[key] for key in ("kind", "sha256", "pieces_sha256", "vocab_size")
             },
@@ -247,6 +250,11 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         objective=objective,
         engine=engine,
         state=TrainState(),
+        warmup=warmup_positions(
+            config.optimizer.schedule,
+            total_positions=train_stream.total_positions,
+            batch_size=config.train.global_batch_size,
+        ),
         flops_per_token=train_flops_per_token(
             config.model,
             space.padded_vocab_size,
@@ -269,5 +277,6 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         session.resumed_from, saved = loaded
         Cursor.from_dict(saved["cursor"]).check(train_stream)
         session.state = TrainState.from_dict(saved["train"])
+        session.warmup = resumed_warmup(saved, config, train_stream.sequences_per_epoch)
         objective.restore(saved.get("objective", {}))
     return session

@@ -114,6 +114,19 @@ def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(
         assert_same_run(run, undisturbed(*chosen))
 
 
+def test_a_larger_batch_after_a_resume_does_not_fall_back_into_the_warm_up(
+    pool: Path, tmp_path: Path
+):
+    """Six steps of 4 sequences are 24, also when the steps become four times as large."""
+    more = ("optimizer.schedule.name=constant", "optimizer.schedule.warmup=6")
+    before = ("train.global_batch_size=4", "train.stop_step=7")
+    after = ("train.global_batch_size=16", "train.stop_step=9")
+    for chosen in (before, after, (*after[:1], "train.stop_step=10", "data.epochs=5")):
+        assert run_ranks(1, runs.train, pool, tmp_path, *more, *chosen, launcher=False) == [0]
+    rates = [runs.log(tmp_path)[step]["train/lr"] for step in range(1, 11)]
+    assert rates == pytest.approx([5e-3 * min(1.0, 4 * step / 24) for step in range(1, 11)])
+
+
 @pytest.mark.parametrize(
     "objective", ["masked", pytest.param("autoregressive", marks=pytest.mark.slow)]
 )

@@ -102,6 +102,12 @@ class TestData:
         with pytest.raises(BudgetError, match=r"1,000,001 .* 1,000,000 tokens: .*unique_tokens"):
             preflight(configuration(pool, "data.unique_tokens=1000001"))
 
+    def test_a_warm_up_longer_than_the_run_names_both(self, pool: Path) -> None:
+        """1,000,000 tokens are 977 sequences, or 4 steps of 256; of two epochs 8."""
+        preflight(configuration(pool, "optimizer.schedule.warmup=8", "data.epochs=2"))
+        with pytest.raises(ConfigError, match=r"warmup 9 steps .* run of 8 steps \(1,954 seq"):
+            preflight(configuration(pool, "optimizer.schedule.warmup=9", "data.epochs=2"))
+
     def test_missing_manifest_and_tokenizer(self, pool: Path) -> None:
         with pytest.raises(ShardError, match=r"no manifest at .*epochal data prepare"):
             preflight(configuration(pool, f"data.train={pool}/nowhere.json"))
@@ -273,6 +279,14 @@ class TestResume:
         sections = {"run", "data", "model", "objective", "optimizer"}
         assert {k.split(".")[0] for k in fixed} == sections
         assert {k for k in fixed if k.startswith("run.")} == {"run.seed", "run.init_from"}
+
+    def test_only_another_warm_up_is_compared_with_the_length_of_the_run(self, pool: Path) -> None:
+        """The ranks know how long that of the first start is, in sequences."""
+        start(configuration(pool, "optimizer.schedule.warmup=4"))
+        larger = "train.global_batch_size=512"
+        preflight(configuration(pool, "optimizer.schedule.warmup=4", larger))
+        with pytest.raises(ConfigError, match=r"warmup 3 steps .* run of 2 steps"):
+            preflight(configuration(pool, "optimizer.schedule.warmup=3", larger))
 
     def test_a_folder_without_checkpoints_is_free(self, pool: Path) -> None:
         config = start(configuration(pool))

@@ -214,8 +214,9 @@ class Interpolating(Noised):
     def _dynamic_weight(self, clean: CleanBatch, z: Tensor, marginal: Marginal) -> Tensor:
         """Weights of GIDD's eq. 15 with w_max = 1.
 
-        They are 2 for <mask>, 1 for noise and (B/N) e^(-lambda/2) for x, clamped to 2. `simple`
-        has the exact ratios instead: 1, 1/2 and 1/2 r / (r + alpha).
+        They are 2 for <mask>, 1 for noise and (B/N) e^(-lambda/2) for x, clamped to 2. The released
+        code (since May 2025) has sigmoid(-t) in place of -lambda. `simple` has the exact ratios
+        instead: 1, 1/2 and 1/2 r / (r + alpha).
         """
         assert isinstance(self.process, HybridProcess)
         odds = (1.0 - marginal.alpha) / marginal.alpha

@@ -1,12 +1,13 @@
 """Time from the command to the first optimizer step: the demo's model on ranks of this machine.
 
     python benchmarks/first_step.py [--ranks 2] [--repeats 3]
-    python benchmarks/first_step.py --command "epochal" "other/.venv/bin/epochal"
+    python benchmarks/first_step.py --checkouts . ../before
 
 Wall-clock seconds until `epochal train` has printed the first step, and CPU seconds that it
-and all its processes have used until then, which depend less on what else the machine does. Two
-commands run in turns. Every rank gets one thread; files come from a warm disk cache, because a
-first run is not counted.
+and all its processes have used until then, which depend less on what else the machine does.
+`--checkouts` times several versions in turns, each in its git worktree, with the packages that
+this Python has installed. Every rank gets one thread; files come from a warm disk cache, because
+a first run is not counted.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def overrides(pool: Path, ranks: int) -> list[str]:
     ]
 
 
+def command_of(checkout: Path) -> list[str]:
+    """Command that runs the `epochal` of a checkout; the entry point is in its pyproject.toml."""
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())
+    module, function = project["project"]["scripts"]["epochal"].split(":")
+    return [sys.executable, "-c", f"from {module} import {function} as main; main()"]
+
+
 def cpu_seconds(process: psutil.Process) -> float:
     """CPU seconds of a process, of its living descendants, and of those that were waited for."""
     total = 0.0
@@ -69,12 +77,14 @@ def cpu_seconds(process: psutil.Process) -> float:
     return total
 
 
-def measure(command: list[str], arguments: list[str], folder: Path) -> Start:
+def measure(checkout: Path, arguments: list[str], folder: Path) -> Start:
     """Start a run in an empty folder and wait for its first step, then for its end."""
+    folder.mkdir()
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "train", *arguments, f"run.root={folder}", "run.name=run"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*command_of(checkout), "train", *arguments, f"run.root={folder}", "run.name=run"],
+        cwd=folder,  # Python would import the packages of the current directory first
+        env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -91,37 +101,38 @@ def measure(command: list[str], arguments: list[str], folder: Path) -> Start:
         if found is None and STEP.match(line):
             found = Start(started, now, cpu_seconds(watched))
     if process.wait() or found is None:
-        sys.exit(f"{shlex.join(command)} did not train:\n{''.join(lines)}")
+        sys.exit(f"{checkout} did not train:\n{''.join(lines)}")
     return found
 
 
 def main() -> None:
-    """Print a row for every command."""
+    """Print a row for every checkout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    beside = Path(sys.executable).with_name("epochal")
-    parser.add_argument("--command", nargs="+", default=[str(beside)], help="one or more, quoted")
+    here = Path(__file__).parents[1]
+    parser.add_argument("--checkouts", nargs="+", type=Path, default=[here], help="folders")
     options = parser.parse_args()
+    checkouts = [checkout.resolve() for checkout in options.checkouts]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = TokenizerSettings(model_type="bpe", vocab_size=2048)
         prepare(PrepareSettings(out=folder / "pool", tokenizer=tokenizer, validation_fraction=0.05))
         arguments = overrides(folder / "pool", options.ranks)
-        starts: dict[str, list[Start]] = {command: [] for command in options.command}
+        starts: dict[Path, list[Start]] = {checkout: [] for checkout in checkouts}
         for repeat in range(options.repeats + 1):
-            for number, command in enumerate(options.command):
+            for number, checkout in enumerate(checkouts):
                 run = folder / f"{number}-{repeat}"
-                starts[command].append(measure(shlex.split(command), arguments, run))
+                starts[checkout].append(measure(checkout, arguments, run))
     print(f"{options.ranks} ranks, {os.cpu_count()} cores, medians of {options.repeats}")
     print(f"{'ranks started':>14}{'first step':>12}{'CPU':>8}   seconds until then")
-    for command, found in starts.items():
+    for checkout, found in starts.items():
         counted = found[1:]
         ranks, step, cpu = (
             statistics.median(getattr(s, part) for s in counted)
             for part in ("ranks", "step", "cpu")
         )
-        print(f"{ranks:>14.1f}{step:>12.1f}{cpu:>8.1f}   {command}")
+        print(f"{ranks:>14.1f}{step:>12.1f}{cpu:>8.1f}   {checkout}")
 
 
 if __name__ == "__main__":

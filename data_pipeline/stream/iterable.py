@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.stream.loader import rows_per_rank
 from data_pipeline.stream.order import IntArray
 from data_pipeline.stream.stream import Stream, TokenBatch
 
@@ -33,10 +33,7 @@ class StreamSource:
         start_position: int = 0,
     ) -> None:
         """Begin at `start_position`; DataError unless the ranks divide the global batch."""
-        if global_batch_size % dp_size:
-            raise DataError(
-                f"global_batch_size {global_batch_size} is not divisible by {dp_size} ranks"
-            )
+        self.rows = rows_per_rank(global_batch_size, dp_size)
         self.stream, self.global_batch_size = stream, global_batch_size
         self.dp_rank, self.dp_size, self.start_position = dp_rank, dp_size, start_position
 
@@ -47,9 +44,8 @@ class StreamSource:
 
     def positions(self, batch: int) -> IntArray:
         """Global positions, int64 [rows], of this rank's rows of the `batch`-th batch from here."""
-        rows = self.global_batch_size // self.dp_size
-        first = self.start_position + batch * self.global_batch_size + self.dp_rank * rows
-        return np.arange(first, first + rows)
+        first = self.start_position + batch * self.global_batch_size + self.dp_rank * self.rows
+        return np.arange(first, first + self.rows)
 
     def __iter__(self) -> Iterator[TokenBatch]:
         worker, workers = _worker()

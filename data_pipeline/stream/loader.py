@@ -34,6 +34,16 @@ class GlobalBatch(NamedTuple):
     """This rank's rows, `micro_batch_size` each: `TokenBatch`, or what training makes of it."""
 
 
+def rows_per_rank(global_batch_size: int, dp_size: int, micro_batch_size: int = 1) -> int:
+    """Number of rows of a global batch that each rank reads; DataError unless it is whole."""
+    if global_batch_size % (micro_batch_size * dp_size):
+        raise DataError(
+            f"global_batch_size {global_batch_size} is not divisible by {dp_size} data-parallel "
+            f"ranks x micro-batches of {micro_batch_size}"
+        )
+    return global_batch_size // dp_size
+
+
 class BudgetLoader:
     """Iterable of the global batches of a stream, from `start_position` to the end of the run.
 
@@ -57,11 +67,7 @@ class BudgetLoader:
 
         DataError unless micro-batches and ranks divide the global batch.
         """
-        if global_batch_size % (micro_batch_size * dp_size):
-            raise DataError(
-                f"global_batch_size {global_batch_size} is not divisible by micro_batch_size "
-                f"{micro_batch_size} x {dp_size} data-parallel ranks"
-            )
+        self.rows = rows_per_rank(global_batch_size, dp_size, micro_batch_size)
         assert 0 <= dp_rank < dp_size
         assert start_position >= 0
         self.stream = stream
@@ -106,7 +112,7 @@ class BudgetLoader:
 
     def _batches(self) -> Iterator[GlobalBatch]:
         """Plan blocks of many batches at once, read one micro-batch at a time."""
-        rows = self.global_batch_size // self.dp_size
+        rows = self.rows
         rows_of_rank = self.dp_rank * rows + np.arange(rows)
         batches_per_plan = max(1, PLANNED_ROWS // rows)
         for block in range(0, len(self), batches_per_plan):
@@ -119,7 +125,7 @@ class BudgetLoader:
     def _read(self, plan: Plan, first: int, start: int) -> GlobalBatch:
         """Read the batch at position `start`, whose rows begin at row `first` of the plan."""
         stop = min(start + self.global_batch_size, self.stream.total_positions)
-        micro, last = self.micro_batch_size, first + self.global_batch_size // self.dp_size
+        micro, last = self.micro_batch_size, first + self.rows
         parts = [self.stream.take(plan, row, row + micro) for row in range(first, last, micro)]
         return GlobalBatch(start, stop, self.stream.num_valid(start, stop), parts)
 

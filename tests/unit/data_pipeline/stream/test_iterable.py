@@ -64,5 +64,5 @@ def test_plain_webdataset_reads_every_sequence_of_the_pool(make_pool: PoolMaker)
 
 
 def test_indivisible_ranks_are_refused(stream: TokenStream) -> None:
-    with pytest.raises(DataError, match="not divisible by 5 ranks"):
+    with pytest.raises(DataError, match="24 is not divisible by 5 data-parallel ranks"):
         StreamSource(stream, global_batch_size=24, dp_rank=0, dp_size=5)

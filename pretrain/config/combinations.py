@@ -9,20 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.errors import LayoutError
-from parallel.layout.rules import Layout, check_rules, check_sizes, split_batch
+from parallel.layout.rules import check_rules, check_sizes, split_batch
+from pretrain.config.kernels import check_attention
 from pretrain.training.compilation import conflict, loss_conflict
 
 if TYPE_CHECKING:
     from pretrain.config.run import Config
 
-FLASH_HEADS, FLEX_HEADS = 256, 16
-"""Largest head size of flash-attn, smallest of FlexAttention."""
-
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for the first impossible combination, with the values that are allowed."""
     _check_layout(config)
-    _check_attention(config)
+    check_attention(config, "run.device is cpu" if config.run.device == "cpu" else None)
     _check_convolution(config)
     _check_recompute(config)
     _check_compile(config)
@@ -32,14 +30,6 @@ def check_combinations(config: Config) -> None:
 def _check_layout(config: Config) -> None:
     """Raise ValueError where `parallel.layout.rules` refuse the layout, the model or the batch."""
     p, m, t = config.parallel, config.model, config.train
-    dp = p.data_parallel_size or 1
-    layout = Layout(
-        p.tensor_parallel_size,
-        p.pipeline_parallel_size,
-        p.context_parallel_size,
-        dp,
-        p.sequence_parallel,
-    )
     sizes = {
         "model.num_attention_heads": m.num_attention_heads,
         "model.num_query_groups": m.query_groups,
@@ -47,42 +37,11 @@ def _check_layout(config: Config) -> None:
         "model.vocab_multiple": m.vocab_multiple,
     }
     try:
-        check_rules(layout, p.zero_stage, t.precision, p.offload, p.overlap_comm)
-        check_sizes(layout, sizes, m.query_groups, m.num_layers, config.data.seq_length)
-        split_batch(t.global_batch_size, t.micro_batch_size, dp)
+        check_rules(p.layout, p.zero_stage, t.precision, p.offload, p.overlap_comm)
+        check_sizes(p.layout, sizes, m.query_groups, m.num_layers, config.data.seq_length)
+        split_batch(t.global_batch_size, t.micro_batch_size, p.layout.data_parallel_size)
     except LayoutError as error:
         raise ValueError(str(error)) from None
-
-
-def _check_attention(config: Config) -> None:
-    wanted, head = config.model.attention, config.model.head_size
-    if wanted in ("auto", "sdpa"):
-        return
-    named = f"model.attention={wanted}"
-    if config.run.device == "cpu":
-        why = "is for NVIDIA GPUs" if wanted == "flash" else "has no backward pass on a CPU"
-        raise ValueError(f"{named} {why}, but run.device is cpu; set model.attention to auto")
-    if wanted == "flash" and config.train.precision == "float32":
-        raise ValueError(
-            f"{named} computes in bfloat16 only, but train.precision is float32; set "
-            "train.precision to bfloat16, or model.attention to auto (SDPA in float32)"
-        )
-    if wanted == "flash" and (head > FLASH_HEADS or head % 8):
-        raise ValueError(
-            f"{named} needs heads of at most {FLASH_HEADS} that are a multiple of 8, not {head} "
-            f"(model.hidden_size over model.num_attention_heads); change their number, or set "
-            "model.attention to auto"
-        )
-    if wanted == "flex" and config.model.attention_dropout > 0:
-        raise ValueError(
-            f"{named} cannot drop attention weights, but model.attention_dropout is "
-            f"{config.model.attention_dropout}; set it to 0, or model.attention to auto"
-        )
-    if wanted == "flex" and head < FLEX_HEADS:
-        raise ValueError(
-            f"{named} needs heads of at least {FLEX_HEADS}, not {head} (model.hidden_size over "
-            "model.num_attention_heads); take fewer heads, or set model.attention to auto"
-        )
 
 
 def _check_convolution(config: Config) -> None:

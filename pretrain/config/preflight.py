@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.hosts import read_hostfile
+from parallel.layout.rules import find_data_parallel_size
 from pretrain.config.compose import flatten, load_config, replace_values
+from pretrain.config.kernels import check_attention
 from pretrain.config.run import Config, resolve
 from pretrain.errors import ConfigError
 from pretrain.training.compilation import missing_compiler
@@ -40,7 +42,7 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     number in the hostfile, else that of the layout. Raises ConfigError, LayoutError or DataError.
     """
     config = with_world_size(config, world_size)
-    _check_layout(config)
+    _check_optimizer(config)
     _check_machine(config)
     total_positions = _check_data(config)
     _check_init(config)
@@ -48,25 +50,17 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
 
 
 def with_world_size(config: Config, world_size: int | None = None) -> Config:
-    """Fill in `parallel.data_parallel_size` from the number of ranks."""
+    """Fill in `parallel.data_parallel_size` from the number of ranks; may raise LayoutError."""
     p = config.parallel
     if world_size is None and p.hostfile is not None:
         world_size = sum(read_hostfile(p.hostfile).values())
-    model = p.tensor_parallel_size * p.pipeline_parallel_size * p.context_parallel_size
-    ranks = world_size or model * (p.data_parallel_size or 1)
-    if ranks % model:
-        raise ConfigError(
-            f"tensor {p.tensor_parallel_size} x pipeline {p.pipeline_parallel_size} x context "
-            f"{p.context_parallel_size} = {model} does not divide the {ranks} ranks; start a "
-            f"multiple of {model} ranks or lower a degree of parallel.*"
-        )
-    found = ranks // model
-    if p.data_parallel_size not in (None, found):
-        raise ConfigError(
-            f"parallel.data_parallel_size {p.data_parallel_size} needs "
-            f"{p.data_parallel_size * model} ranks, but there are {ranks}; set it to {found} or "
-            f"leave it out"
-        )
+    found = find_data_parallel_size(
+        world_size or config.world_size,
+        p.tensor_parallel_size,
+        p.pipeline_parallel_size,
+        p.context_parallel_size,
+        p.data_parallel_size,
+    )
     return replace_values(config, {"parallel.data_parallel_size": found})
 
 
@@ -91,13 +85,12 @@ def _may_change(key: str) -> bool:
     return any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
 
 
-def _check_layout(config: Config) -> None:
+def _check_optimizer(config: Config) -> None:
+    """Raise LayoutError where the optimizer refuses the layout, whose other rules were checked."""
     from parallel.engine.optimizer import check_optimizer
-    from parallel.layout.topology import check_layout
 
     p, precision = config.parallel, config.train.precision
-    layout = check_layout(world_size=config.world_size, **p.degrees, precision=precision)
-    check_optimizer(config.optimizer.spec(), layout, p.zero_stage, precision, p.offload)
+    check_optimizer(config.optimizer.spec(), p.layout, p.zero_stage, precision, p.offload)
 
 
 def _check_machine(config: Config) -> None:
@@ -106,23 +99,21 @@ def _check_machine(config: Config) -> None:
 
     if config.parallel.hostfile is not None:
         return
-    wanted = config.model.attention
     if config.run.device != "cpu" and not has_gpu():
         if config.run.device == "cuda":
             raise ConfigError(
                 "run.device=cuda, but this machine has no NVIDIA driver; set run.device to auto or "
                 "cpu, or start on a machine with one"
             )
-        if wanted in ("flash", "flex"):
-            raise ConfigError(
-                f"model.attention={wanted} trains on NVIDIA GPUs only and this machine has none; "
-                "set model.attention to auto (SDPA on a CPU)"
-            )
+        try:
+            check_attention(config, "this machine has none")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     for name, without in (("compile", "auto or false"), ("compile_loss", "false")):
         missing = missing_compiler() if getattr(config.train, name) is True else None
         if missing is not None:
             raise ConfigError(f"train.{name} true: {missing}, or set train.{name} to {without}")
-    if wanted == "flash" and find_spec("flash_attn") is None:
+    if config.model.attention == "flash" and find_spec("flash_attn") is None:
         raise ConfigError(
             "model.attention=flash needs the package flash-attn or flash-attn-4 (pip install "
             "'epochal[gpu]'); install it, or set model.attention to auto"

@@ -137,7 +137,7 @@ class Transformer(nn.Module):
     def _plan(self, rule: AttentionRule | None, x: Tensor, ids: Tensor) -> AttentionPlan:
         """Attention plan of a batch for all layers, for hidden states like x and ids [b, s]."""
         assert rule is not None, "without a cache the pass needs an attention rule"
-        call = Call.like(x, self.config.head_size, self.config.attention_dropout > 0)
+        call = Call.like(x, self.config.head_size, self.config.attention_dropout)
         plan = plan_attention(rule, self.config.attention, call, *ids.shape[:2])
         if self.config.short_convolution == 0:
             return plan

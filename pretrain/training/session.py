@@ -226,7 +226,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
             runtime.device.type,
             getattr(torch, config.train.precision),
             config.model.head_size,
-            dropout=config.model.attention_dropout > 0,
+            dropout=config.model.attention_dropout,
         ),
     )
     module = build_model(config, topology, objective)

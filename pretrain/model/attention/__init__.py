@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionRule
+from pretrain.config.kernels import flex_obstacle
 from pretrain.errors import ConfigError
 from pretrain.model.attention import flex, sdpa
 from pretrain.model.attention.choice import (
@@ -62,10 +63,11 @@ def plan_attention(
         whole = rule.kind in ("causal", "bidirectional")
         return AttentionPlan(rule, kernel, None if whole else rule.mask())
     if kernel == "flex":
-        if call.device == "cpu" and torch.is_grad_enabled():
+        on_gpu = call.device == "cuda" or not torch.is_grad_enabled()
+        problem = flex_obstacle(on_gpu, call.head_size, call.dropout)
+        if problem is not None:
             raise ConfigError(
-                "model.attention=flex cannot train on a CPU: FlexAttention has no backward pass "
-                "there; model.attention=auto takes SDPA"
+                f"model.attention=flex cannot be used here ({problem}); set model.attention to auto"
             )
         mask = flex.block_mask(rule, batch_size, length, call.device)
         return AttentionPlan(rule, kernel, mask)

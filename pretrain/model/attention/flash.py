@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.batch import AttentionRule
+from pretrain.config.kernels import FLASH_HEADS, flash_obstacle
 
 _MODULES = {
     "flash_attn_4": "flash_attn.cute",
@@ -25,7 +26,6 @@ _MODULES = {
     "torch_varlen": "torch.nn.attention.varlen",
 }
 _INSTALL = {"flash_attn_4": "epochal[flash4]", "flash_attn_2": "epochal[gpu]"}
-_LARGEST_HEAD = 256
 _NEEDED = {
     "flash_attn_4": {"cu_seqlens_q", "max_seqlen_q", "causal", "deterministic"},
     "flash_attn_2": {"cu_seqlens_q", "max_seqlen_q", "causal", "deterministic", "dropout_p"},
@@ -66,24 +66,19 @@ def attend(
 
 
 def obstacle(
-    kernel: str, device: str, dtype: torch.dtype, head_size: int, dropout: bool
+    kernel: str, device: str, dtype: torch.dtype, head_size: int, dropout: float
 ) -> str | None:
     """Reason why `kernel` is unavailable for such a call, or None."""
-    if device != "cuda":
-        return f"it needs an NVIDIA GPU, not the {device.upper()}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return "it computes in bfloat16 only; set train.precision=bfloat16"
-    if head_size > _LARGEST_HEAD:
-        return f"its heads are at most {_LARGEST_HEAD} wide, not {head_size}"
-    if dropout and kernel != "flash_attn_2":
+    found = flash_obstacle(device == "cuda", str(dtype).removeprefix("torch."), head_size)
+    if found is not None:
+        return str(found)
+    if dropout > 0 and kernel != "flash_attn_2":
         return "it has no attention dropout"
     generation = torch.cuda.get_device_capability()[0]
     if generation < (9 if kernel == "flash_attn_4" else 8):
         needed = "Hopper or newer" if kernel == "flash_attn_4" else "Ampere or newer"
         return f"it needs a GPU of {needed}"
-    if head_size % 8:
-        return f"its heads are a multiple of 8 wide, not {head_size}"
-    if kernel == "flash_attn_4" and generation > 9 and 128 < head_size < _LARGEST_HEAD:
+    if kernel == "flash_attn_4" and generation > 9 and 128 < head_size < FLASH_HEADS:
         return f"on this GPU its heads are at most 128 or exactly 256 wide, not {head_size}"
     problem = _load(kernel)
     return problem if isinstance(problem, str) else None

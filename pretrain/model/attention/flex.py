@@ -20,7 +20,6 @@ from pretrain.batch import AttentionRule, keyed_hash
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-_SMALLEST_HEAD = 16
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -72,15 +71,6 @@ def mask_function(rule: AttentionRule) -> MaskFunction:
         return same & (together | ((key_rank[b, key] < query_rank[b, query]) & kept))
 
     return visible_less_hidden
-
-
-def obstacle(head_size: int, dropout: bool) -> str | None:
-    """Reason why FlexAttention is unavailable for such a call on a GPU, or None."""
-    if dropout:
-        return "it has no attention dropout"
-    if head_size < _SMALLEST_HEAD:
-        return f"its heads are at least {_SMALLEST_HEAD} wide, not {head_size}"
-    return None
 
 
 @cache

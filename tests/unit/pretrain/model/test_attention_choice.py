@@ -51,8 +51,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ((TWO, FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 8), (FOUR, FOUR, FOUR, SDPA)),
         ((TWO, FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 12), (SDPA,) * 4),
         ((TWO, FOUR, VARLEN), 9, Call("cuda", torch.float32, 64), (SDPA, SDPA, FLEX, FLEX)),
-        ((TWO, FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 64, True), (TWO, TWO, TWO, SDPA)),
-        ((FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 64, True), (SDPA,) * 4),
+        ((TWO, FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 64, 0.1), (TWO, TWO, TWO, SDPA)),
+        ((FOUR, VARLEN), 9, Call("cuda", torch.bfloat16, 64, 0.1), (SDPA,) * 4),
         ((TWO, FOUR, VARLEN), 9, Call("cpu", torch.bfloat16, 64), (SDPA,) * 4),
     ],
 )
@@ -75,10 +75,14 @@ def test_flash_is_taken_where_a_rule_allows_it(machine: Any) -> None:
     [
         ((), GPU, r"flash-attn-4: it is not installed; flash-attn: .*; set model.attention=auto"),
         ((VARLEN,), GPU, "it is not installed"),
-        ((TWO,), Call("cpu", torch.bfloat16, 64), "needs an NVIDIA GPU, not the CPU"),
-        ((TWO,), Call("cuda", torch.float32, 64), "bfloat16 only; set train.precision=bfloat16"),
+        ((TWO,), Call("cpu", torch.bfloat16, 64), "it needs an NVIDIA GPU"),
+        (
+            (TWO,),
+            Call("cuda", torch.float32, 64),
+            "not in float32; set train.precision to bfloat16",
+        ),
         ((TWO,), Call("cuda", torch.bfloat16, 320), "at most 256 wide, not 320"),
-        ((FOUR,), Call("cuda", torch.bfloat16, 64, True), "it has no attention dropout"),
+        ((FOUR,), Call("cuda", torch.bfloat16, 64, 0.1), "it has no attention dropout"),
     ],
 )
 def test_flash_that_cannot_be_used_is_refused_with_the_reason(
@@ -92,7 +96,10 @@ def test_flash_that_cannot_be_used_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (Call("cuda", torch.bfloat16, 64, True), "it has no attention dropout; .*sdpa.*flash"),
+        (
+            Call("cuda", torch.bfloat16, 64, 0.1),
+            "cannot drop attention weights, .*is 0.1; .*sdpa",
+        ),
         (Call("cuda", torch.bfloat16, 8), "at least 16 wide, not 8"),
     ],
 )
@@ -162,5 +169,5 @@ def test_sdpa_names_the_backend_that_torch_takes() -> None:
     """Asked of torch, whose flash kernel on a CPU has no dropout."""
     call = Call("cpu", torch.float32, 16)
     assert describe_kernels("auto", ("causal", "columns"), call) == "SDPA (flash)"
-    call = Call("cpu", torch.float32, 16, dropout=True)
+    call = Call("cpu", torch.float32, 16, dropout=0.1)
     assert describe_kernels("auto", ("causal",), call) == "SDPA (unfused)"

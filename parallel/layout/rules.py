@@ -77,23 +77,32 @@ def check_layout(
         if size < 1:
             key = name if name == "world_size" else f"parallel.{name}"
             raise LayoutError(f"{key} is {size}; it must be 1 or more")
-    model = tp * pp * cp
-    if world_size % model:
-        raise LayoutError(
-            f"tensor {tp} x pipeline {pp} x context {cp} = {model} does not divide the "
-            f"{world_size} ranks; start a multiple of {model} ranks or lower a degree"
-        )
-    dp = world_size // model
-    if data_parallel_size is not None and data_parallel_size != dp:
-        raise LayoutError(
-            f"parallel.data_parallel_size {data_parallel_size} x tensor {tp} x pipeline {pp} x "
-            f"context {cp} = {data_parallel_size * model} ranks, but {world_size} were started; "
-            f"start {data_parallel_size * model}, or leave it empty to get {dp}"
-        )
+    dp = find_data_parallel_size(world_size, tp, pp, cp, data_parallel_size)
     layout = Layout(tp, pp, cp, dp, sequence_parallel)
     check_rules(layout, zero_stage, precision)
     check_sizes(layout, sizes or {}, num_query_groups, num_layers, seq_length)
     return layout
+
+
+def find_data_parallel_size(world_size: int, tp: int, pp: int, cp: int, asked: int | None) -> int:
+    """Number of data-parallel ranks that the other degrees leave of all ranks.
+
+    Raises LayoutError where it is not whole, or not the number that was asked for.
+    """
+    model = tp * pp * cp
+    degrees = f"tensor {tp} x pipeline {pp} x context {cp}"
+    if world_size % model:
+        raise LayoutError(
+            f"{degrees} = {model} does not divide the {world_size} ranks; start a multiple of "
+            f"{model} ranks or lower a degree of parallel.*"
+        )
+    found = world_size // model
+    if asked not in (None, found):
+        raise LayoutError(
+            f"parallel.data_parallel_size {asked} x {degrees} = {asked * model} ranks, but there "
+            f"are {world_size}; start {asked * model}, set it to {found}, or leave it empty"
+        )
+    return found
 
 
 def check_rules(
@@ -208,13 +217,13 @@ def check_sizes(
         if size % tp:
             raise LayoutError(
                 f"parallel.tensor_parallel_size {tp} does not divide {name} {size}; "
-                f"allowed here: {divisors(size)}"
+                f"allowed here: {_listed(size)}"
             )
     if num_query_groups is not None and num_query_groups % (tp * cp):
         raise LayoutError(
             f"model.num_query_groups {num_query_groups} is not divisible by "
             f"parallel.tensor_parallel_size {tp} x parallel.context_parallel_size {cp}; their "
-            f"product may be {divisors(num_query_groups)}"
+            f"product may be {_listed(num_query_groups)}"
         )
     if num_layers is not None:
         check_stages(num_layers, pp)
@@ -222,7 +231,7 @@ def check_sizes(
     if seq_length is not None and seq_length % parts:
         raise LayoutError(
             f"the sequence is split into {parts} parts and data.seq_length {seq_length} is not "
-            f"divisible by it; allowed here: {divisors(seq_length)}"
+            f"divisible by it; allowed here: {_listed(seq_length)}"
         )
 
 
@@ -238,7 +247,7 @@ def split_batch(
         raise LayoutError(
             f"train.global_batch_size {global_batch_size} is not divisible by the "
             f"{data_parallel_size} data-parallel ranks; take a multiple of {data_parallel_size}, "
-            f"or a parallel.data_parallel_size of {divisors(global_batch_size)}"
+            f"or a parallel.data_parallel_size of {_listed(global_batch_size)}"
         )
     per_rank = global_batch_size // data_parallel_size
     micro = micro_batch_size or per_rank
@@ -246,11 +255,16 @@ def split_batch(
         raise LayoutError(
             f"train.micro_batch_size {micro} does not divide the {per_rank} sequences of a rank "
             f"(train.global_batch_size {global_batch_size} over {data_parallel_size} data-parallel "
-            f"ranks); allowed here: {divisors(per_rank)}"
+            f"ranks); allowed here: {_listed(per_rank)}"
         )
     return micro, per_rank // micro
 
 
-def divisors(n: int) -> str:
+def divisors(n: int, largest: int = 1024) -> list[int]:
+    """Divisors of n up to `largest`, ascending."""
+    return [d for d in range(1, min(n, largest) + 1) if n % d == 0]
+
+
+def _listed(n: int) -> str:
     """Divisors of n that a degree may take, for messages."""
-    return ", ".join(str(d) for d in range(1, min(n, 1024) + 1) if n % d == 0)
+    return ", ".join(map(str, divisors(n)))

@@ -135,12 +135,16 @@ class ModelCost:
 
     extra_passes: float
     """Forward passes without gradient besides that of a step."""
-    one_stage: bool
-    """True if pipeline and context parallelism are refused."""
-    whole_sequences: bool
-    """True if every rank must hold whole sequences: no context or sequence parallelism."""
+    pipeline: bool
+    """True if pipeline parallelism is allowed."""
+    context: bool
+    """True if context parallelism is allowed."""
+    sequence: bool
+    """True if sequence parallelism is allowed."""
+    largest_zero_stage: int
+    """Largest stage of ZeRO that is allowed."""
     teacher: bool
-    """True if every rank holds its weights a second time, frozen; ZeRO 3 is refused then."""
+    """True if every rank holds its weights a second time, frozen."""
     vocabulary_elements: int
     """Parameters of embedding and head matrices."""
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from parallel.engine.optimizer import OptimizerSpec, check_optimizer
 from parallel.errors import LayoutError
-from parallel.layout.rules import Layout, check_layout, check_rules, split_batch
+from parallel.layout.rules import Layout, check_layout, check_rules, divisors, split_batch
 from parallel.layout.stages import split_layers
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost, Offload, Recompute
@@ -183,7 +183,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for tp, pp, cp in _degrees(model, machine, space):
         for zero in _legal_stages(tp, pp, cp, space):
-            if model.teacher and zero == 3:
+            if zero > model.largest_zero_stage:
                 continue
             try:
                 layout = check_layout(
@@ -191,7 +191,7 @@ def _candidates(
                     tensor_parallel_size=tp,
                     pipeline_parallel_size=pp,
                     context_parallel_size=cp,
-                    sequence_parallel=tp > 1 and cp == 1 and not model.whole_sequences,
+                    sequence_parallel=tp > 1 and cp == 1 and model.sequence,
                     zero_stage=zero,
                     precision=space.precision,
                     sizes=model.tensor_parallel_sizes,
@@ -223,9 +223,8 @@ def _degrees(model: ModelCost, machine: Machine, space: Space) -> Iterator[tuple
     """Degrees whose product divides the GPUs; tensor parallelism stays inside a node."""
     gpus = space.num_gpus
     for tp in divisors(gpus, machine.gpus_per_node):
-        for pp in divisors(gpus // tp, 1 if model.one_stage else model.num_layers):
-            one = model.one_stage or model.whole_sequences or pp > 1
-            largest = 1 if one else machine.gpus_per_node // tp
+        for pp in divisors(gpus // tp, model.num_layers if model.pipeline else 1):
+            largest = machine.gpus_per_node // tp if model.context and pp == 1 else 1
             for cp in divisors(gpus // tp // pp, largest):
                 yield tp, pp, cp
 
@@ -240,8 +239,3 @@ def _legal_stages(tp: int, pp: int, cp: int, space: Space) -> list[int]:
             check_optimizer(space.optimizer, layout, zero, space.precision, space.offload)
             legal.append(zero)
     return legal
-
-
-def divisors(n: int, largest: int) -> list[int]:
-    """Divisors of n up to `largest`, ascending."""
-    return [d for d in range(1, min(n, largest) + 1) if n % d == 0]

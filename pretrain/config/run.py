@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from parallel.layout.rules import Layout
 from pretrain.config.model import ModelConfig
 from pretrain.config.objectives import AnyObjective, ObjectiveConfig, objectives
 from pretrain.config.optimizers import (
@@ -130,6 +131,17 @@ class ParallelConfig(Section):
     """OMP_NUM_THREADS of each rank; null divides the cores of the machine."""
     timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
     """Longest time of a collective in minutes; the run ends after it."""
+
+    @property
+    def layout(self) -> Layout:
+        """Degrees of the layout; one data-parallel rank where their number is not known yet."""
+        return Layout(
+            self.tensor_parallel_size,
+            self.pipeline_parallel_size,
+            self.context_parallel_size,
+            self.data_parallel_size or 1,
+            self.sequence_parallel,
+        )
 
     @property
     def degrees(self) -> dict[str, Any]:
@@ -262,13 +274,7 @@ class Config(Section):
     @property
     def world_size(self) -> int:
         """Number of ranks of this configuration."""
-        p = self.parallel
-        return (
-            (p.data_parallel_size or 1)
-            * p.tensor_parallel_size
-            * p.pipeline_parallel_size
-            * p.context_parallel_size
-        )
+        return self.parallel.layout.world_size
 
     @property
     def num_microbatches(self) -> int:

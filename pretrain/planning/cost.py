@@ -44,7 +44,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
     """Numbers of a configuration that depend neither on the layout nor on the micro-batch."""
     m, length = config.model, config.data.seq_length
     layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
-    d, groups = m.head_size, m.query_groups
+    d, groups, limits = m.head_size, m.query_groups, config.objective.layouts
     return ModelCost(
         first=_first(m, padded_vocab_size, config, objective),
         layer=_layer(m, length * objective.positions_per_token, objective),
@@ -78,8 +78,10 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         ),
         extra_passes=objective.extra_passes,
         teacher=objective.teacher,
-        one_stage=objective.extra_passes > 0 or objective.auxiliary is not None,
-        whole_sequences=m.short_convolution > 0,
+        pipeline=limits.pipeline,
+        context=limits.context and m.short_convolution == 0,
+        sequence=m.short_convolution == 0,
+        largest_zero_stage=limits.largest_zero_stage,
         stage_costs=(tuple(layer), head),
         tensor_parallel_sizes={
             "model.num_attention_heads": m.num_attention_heads,

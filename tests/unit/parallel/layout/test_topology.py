@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from parallel.errors import LayoutError
-from parallel.layout.rules import Layout, check_rules, split_batch
+from parallel.layout.rules import Layout, check_rules, divisors, split_batch
 from parallel.layout.topology import check_layout
 
 TP, PP, CP, DP = (
@@ -36,7 +36,7 @@ ILLEGAL = [
     ({"world_size": 2, TP: 0}, "tensor_parallel_size is 0"),
     ({"world_size": 2, DP: -1}, "data_parallel_size is -1"),
     ({"world_size": 6, TP: 4}, "does not divide the 6 ranks; start a multiple of 4"),
-    ({"world_size": 8, TP: 2, DP: 2}, r"= 4 ranks, but 8 were started.*to get 4"),
+    ({"world_size": 8, TP: 2, DP: 2}, r"= 4 ranks, but there are 8; start 4, set it to 4,"),
     ({"world_size": 1, "zero_stage": 4}, "zero_stage is 4; allowed are 0, 1, 2, 3"),
     ({"world_size": 1, "precision": "float16"}, "allowed are float32, bfloat16"),
     ({"world_size": 1, "precision": "bfloat16"}, "bfloat16 needs parallel.zero_stage 1"),
@@ -104,3 +104,7 @@ def test_a_batch_is_split_evenly_or_refused_with_what_would_do() -> None:
         split_batch(48, None, 5)
     with pytest.raises(LayoutError, match=r"5 does not divide the 12 .* here: 1, 2, 3, 4, 6, 12$"):
         split_batch(48, 5, 4)
+
+
+def test_divisors() -> None:
+    assert divisors(12, 6) == [1, 2, 3, 4, 6]

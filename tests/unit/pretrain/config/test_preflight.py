@@ -22,6 +22,7 @@ from data_pipeline.shards.manifest import (
     SplitRule,
 )
 from data_pipeline.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from parallel.errors import LayoutError
 from pretrain.config.compose import compose, known_keys, replace_values, save_config
 from pretrain.config.preflight import _may_change, has_checkpoint, preflight, with_world_size
 from pretrain.config.run import Config
@@ -219,10 +220,10 @@ class TestWorldSize:
 
     def test_ranks_that_the_layout_cannot_use(self, pool: Path) -> None:
         config = configuration(pool, "parallel.tensor_parallel_size=4")
-        with pytest.raises(ConfigError, match="does not divide the 6 ranks"):
+        with pytest.raises(LayoutError, match="does not divide the 6 ranks"):
             with_world_size(config, 6)
         config = configuration(pool, "parallel.data_parallel_size=2")
-        with pytest.raises(ConfigError, match="needs 2 ranks, but there are 4"):
+        with pytest.raises(LayoutError, match=r"= 2 ranks, but there are 4; .* set it to 4"):
             with_world_size(config, 4)
 
     def test_the_batch_is_checked_against_the_ranks_found(self, pool: Path) -> None:

@@ -63,9 +63,15 @@ class TestCosts:
         assert any(one.tensor_parallel_size > 1 for one in layouts)
 
     @pytest.mark.parametrize("objective", objectives.names())
-    def test_every_objective_can_be_planned(self, objective: str) -> None:
-        planned = plan(config(f"objective={objective}"), vocab_size=1000)
+    def test_every_objective_is_planned_in_layouts_that_it_allows(self, objective: str) -> None:
+        given = config(f"objective={objective}")
+        planned, limits = plan(given, vocab_size=1000), given.objective.layouts
         assert planned.found.fitting
+        for found in planned.found.fitting:
+            layout = found.candidate.layout
+            assert limits.pipeline or layout.pipeline_parallel_size == 1
+            assert limits.context or layout.context_parallel_size == 1
+            assert found.candidate.zero_stage <= limits.largest_zero_stage
         assert planned.model.flops_per_token > 0
 
     def test_block_diffusion_takes_two_positions_a_token(self) -> None:

@@ -43,21 +43,21 @@ FAMILIES = {
     "uniform_simple": Family("uniform_simple", "uniform (simple)", "#c2410c"),
     "duo": Family("duo", "uniform, Duo's curriculum", "#f59e0b"),
     "gaussian": Family("gaussian", "gaussian", "#be185d"),
-    "balanced_told": control("interpolating", "balanced, noise-conditioned", CONDITIONED),
+    "balanced_conditioned": control("interpolating", "balanced, noise-conditioned", CONDITIONED),
     "balanced_ce": control("interpolating", "balanced, cross-entropy", CROSS_ENTROPY),
-    "balanced_ce_told": control(
+    "balanced_ce_conditioned": control(
         "interpolating",
         "balanced, cross-entropy, noise-conditioned",
         CROSS_ENTROPY,
         CONDITIONED,
     ),
-    "interpolating_uniform_told": control(
+    "interpolating_uniform_conditioned": control(
         "interpolating",
         "interpolating, uniform, noise-conditioned",
         "objective.noise=uniform",
         CONDITIONED,
     ),
-    "uniform_untold": control(
+    "uniform_unconditioned": control(
         "uniform_simple", "uniform (simple), not noise-conditioned", UNCONDITIONED
     ),
 }

@@ -18,7 +18,7 @@ _RESUME = "checkpoints are intact, start the same command again to resume"
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of all ranks, told by the first of them that failed."""
+    """The end of all ranks, reported by the first of them that failed."""
 
     who: str
     """That rank, e.g. `rank 3`; any rank when none failed."""

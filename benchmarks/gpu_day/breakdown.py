@@ -93,7 +93,7 @@ def kernel_shares(kernels: Iterable[Kernel]) -> dict[str, float]:
 
 
 def host_waits(step: Callable[[], Any]) -> list[tuple[str, int]]:
-    """Places at which the host waits for the device in a step, and how often; CUDA itself tells."""
+    """Places at which the host waits for the device in a step, and how often, as CUDA reports."""
     found: Counter[str] = Counter()
 
     def note(message: Any, *rest: Any, **more: Any) -> None:

@@ -81,7 +81,7 @@ class Steps:
         self.module.compile_loss = row.compile_loss
         self._set_layers(row)
         self.engine.config = build.engine_config(self.config, self.topology)
-        # DeepSpeed was told a micro-batch of 1, so that its batch is the number of forward passes.
+        # DeepSpeed was given a micro-batch of 1, so that its batch is the number of forward passes.
         self.engine.deepspeed.set_train_batch_size(row.accumulate)
         self.engine.deepspeed.micro_steps = 0  # an update where they are a multiple of that number
         self.position = torch.arange(row.micro_batch)

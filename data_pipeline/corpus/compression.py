@@ -50,7 +50,7 @@ class _ZstdReader(io.RawIOBase):
             block = self._input or self._file.read(1 << 18)
             if not block:
                 if self._frame is not None:
-                    raise EOFError("the zstd frame is cut short")
+                    raise EOFError("the zstd frame is truncated")
                 return 0
             self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
             try:

@@ -65,8 +65,8 @@ def readable_neighbours(rule: AttentionRule, offsets: range, x: Tensor) -> Tenso
     where nothing but the ends of the sequence is excluded. The mask is built once a batch, without
     a wait for the device.
     """
-    looks_ahead = offsets.stop > 1
-    if rule.kind == "bidirectional" or (rule.kind == "causal" and not looks_ahead):
+    reads_later = offsets.stop > 1
+    if rule.kind == "bidirectional" or (rule.kind == "causal" and not reads_later):
         return None
     length, device = len(x), x.device
     query = torch.arange(length, device=device)[:, None]

@@ -145,7 +145,7 @@ class Stage:
         return found
 
     def place(self, rank: int) -> dict[str, str]:
-        """Variables that told a rank its place."""
+        """Variables that gave a rank its place."""
         found: dict[str, str] = json.loads((self.run / f"place-{rank}").read_text())
         return found
 

@@ -1,4 +1,4 @@
-"""Ranks on this machine: what they are told, who is signalled, blamed and left behind."""
+"""Ranks on this machine: what they are given, who is signalled, blamed and left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_finished_run(stage: Stage) -> None:
     wait_for(lambda: not any(map(is_running, stage.pids(kind="child"))), "the children's end")
 
 
-def test_every_rank_is_told_its_place(stage: Stage) -> None:
+def test_every_rank_is_given_its_place(stage: Stage) -> None:
     assert stage.end(stage.start("meet"))[0] == 0
     for rank in (0, 1):
         place = stage.place(rank)

@@ -43,7 +43,7 @@ def test_another_ranks_own_error_explains_a_lost_connection() -> None:
     failure = {"message": "rank 1: disk full", "exit_code": 5}
     outcome = judge(said("failed", 1, "connection closed"), Ended("rank 1", 5), failure)
     assert (outcome.message, outcome.exit_code) == ("rank 1: disk full", 5)
-    # The same error on all ranks is told by rank 0.
+    # The same error on all ranks is reported by rank 0.
     outcome = judge(said("failed", 5, "disk full"), Ended("rank 1", 5), failure)
     assert outcome.message == "disk full"
 

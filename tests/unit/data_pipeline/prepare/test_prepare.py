@@ -190,7 +190,9 @@ def test_readers_agree_whatever_the_container(
     assert len({Manifest.load(path).sha256 for path in seen}) == 1
 
 
-def test_long_text_is_cut_at_blank_lines_without_loss(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_long_text_is_split_at_blank_lines_without_loss(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
     text = "\n\n".join(f"paragraph {i} " + "word " * (i % 17) for i in range(300))
     (tmp_path / "book.txt").write_text(text)
     source = SourceSettings(path=str(tmp_path / "book.txt"), chunk_characters=200)
@@ -230,8 +232,10 @@ def test_unusable_sources_are_refused(tmp_path: Path, tokenizer_file: Path) -> N
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "one.txt").write_text("a single document")
     (tmp_path / "x.pdf").write_bytes(b"")
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "hello"}\n' * 100)[:-9])
-    (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "hello"}\n' * 100)[:-9])
+    (tmp_path / "truncated.jsonl.gz").write_bytes(gzip.compress(b'{"text": "hello"}\n' * 100)[:-9])
+    (tmp_path / "truncated.jsonl.zst").write_bytes(
+        zstandard.compress(b'{"text": "hello"}\n' * 100)[:-9]
+    )
     damaged = bytearray(gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(999))))
     damaged[500] ^= 0xFF
     (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
@@ -241,8 +245,8 @@ def test_unusable_sources_are_refused(tmp_path: Path, tokenizer_file: Path) -> N
         ("x.pdf", "unknown ending"),
         ("blank.txt", "hold no text"),
         ("one.txt", "pool would be empty"),
-        ("cut.jsonl.gz", "cannot read"),
-        ("cut.jsonl.zst", "cut short"),
+        ("truncated.jsonl.gz", "cannot read"),
+        ("truncated.jsonl.zst", "truncated"),
         ("damaged.jsonl.gz", "cannot read|not JSON"),
     ):
         chosen = settings_for(tmp_path / f"out-{name}", tmp_path / name, tokenizer=tokenizer_file)

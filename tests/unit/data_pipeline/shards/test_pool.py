@@ -83,9 +83,9 @@ def damage(path: Path, kind: str) -> None:
         data[member + HEADER_BYTES + 11] ^= 4
     elif kind == "header bit":
         data[member + 3] ^= 1
-    elif kind == "cut in payload":
+    elif kind == "truncated in payload":
         del data[member + HEADER_BYTES + 100 :]
-    elif kind == "cut at member":
+    elif kind == "truncated at member":
         del data[member:]
     elif kind == "no end blocks":
         del data[-1024:]
@@ -94,7 +94,13 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(bytes(data))
 
 
-SIZE_CHANGES = ["missing", "cut in payload", "cut at member", "no end blocks", "zero length"]
+SIZE_CHANGES = [
+    "missing",
+    "truncated in payload",
+    "truncated at member",
+    "no end blocks",
+    "zero length",
+]
 CONTENT_CHANGES = ["payload bit", "header bit"]
 
 
@@ -119,7 +125,7 @@ def test_every_damaged_shard_is_named_before_the_first_token(
 
 
 @pytest.mark.parametrize("kind", SIZE_CHANGES)
-def test_size_check_refuses_cut_shards(make_pool: PoolMaker, kind: str) -> None:
+def test_size_check_refuses_truncated_shards(make_pool: PoolMaker, kind: str) -> None:
     manifest, _ = make_pool()
     damage(manifest.parent / "train-000001.tar", kind)
     with pytest.raises(ShardError, match=r"train-000001\.tar"):

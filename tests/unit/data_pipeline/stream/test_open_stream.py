@@ -86,7 +86,7 @@ def test_a_manifest_is_its_budget(folder: Path) -> None:
     assert (stream.unique_tokens, stream.sequences_per_epoch, stream.epochs) == (1000, 16, 2)
 
 
-def test_a_url_gives_the_same_stream_and_fetches_lazily_if_told(
+def test_a_url_gives_the_same_stream_and_fetches_lazily_if_asked(
     folder: Path, server: str, tmp_path: Path
 ) -> None:
     mix, cache = write_mix(folder), Cache(tmp_path / "cache")

@@ -79,9 +79,10 @@ def test_prefixes_are_spread_evenly() -> None:
     assert 0.8 < np.mean(statistics) < 1.0
 
 
-def test_small_permutations_are_all_reached_about_equally() -> None:
+@pytest.mark.parametrize("epochs", [3000, pytest.param(6000, marks=pytest.mark.slow)])
+def test_small_permutations_are_all_reached_about_equally(epochs: int) -> None:
     seen: dict[tuple[int, ...], int] = {}
-    for epoch in range(3000):
+    for epoch in range(epochs):
         key = tuple(permute(np.arange(5), 5, round_keys(9, 1, epoch)).tolist())
         seen[key] = seen.get(key, 0) + 1
     assert len(seen) == 120

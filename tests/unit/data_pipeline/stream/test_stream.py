@@ -1,4 +1,4 @@
-"""A run sees exactly its budget: each token E times, nothing else, whatever the cut of the run."""
+"""A run sees exactly its budget: each token E times, nothing else, wherever it is interrupted."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_simple_layouts_win_where_times_are_alike() -> None:
     assert (best.zero_stage, best.recompute) == (1, "none")
 
 
-def test_reasons_are_told() -> None:
+def test_reasons_are_given() -> None:
     odd = model(tensor_parallel_sizes={"heads": 17}, key_value_heads=17)
     found = search(odd, MACHINE, SPACE)
     assert any("does not divide heads 17" in reason for reason in found.refused)

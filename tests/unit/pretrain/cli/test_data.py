@@ -125,10 +125,10 @@ def test_verify_lists_all_problems_and_ends_with_3(run: Run, pool: Path, as_json
     shard.write_bytes(bytes(data))
     (pool / "validation" / "validation-000000.tar").unlink()
     code, output, error = run("data", "verify", pool, *(["--json"] if as_json else []))
-    told = json.dumps(output) if as_json else error
+    said = json.dumps(output) if as_json else error
     assert code == 3
-    assert "member 000000000.tok.bin are damaged" in told
-    assert "validation-000000.tar: missing" in told
+    assert "member 000000000.tok.bin are damaged" in said
+    assert "validation-000000.tar: missing" in said
     assert "Traceback" not in error
 
 

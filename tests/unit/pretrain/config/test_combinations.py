@@ -141,7 +141,7 @@ LEGAL = [
 
 
 def refuse(overrides: list[str], world_size: int | None) -> str:
-    """What the user is told."""
+    """Message for the user."""
     with pytest.raises((ConfigError, LayoutError)) as caught:
         preflight(compose([*SHAPE, *overrides]), world_size)
     assert caught.value.exit_code == 2

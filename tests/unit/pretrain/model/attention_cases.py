@@ -19,12 +19,12 @@ ROWS, LENGTH = 3, 37
 """An odd length: no tile of any kernel divides it."""
 
 
-def clean_batch(documents: bool, cut: bool) -> CleanBatch:
-    """Random tokens; with `documents` several in a row, with `cut` a tail that is not valid."""
+def clean_batch(documents: bool, short: bool) -> CleanBatch:
+    """Random tokens; with `documents` several in a row, with `short` a tail that is not valid."""
     g = torch.Generator().manual_seed(5)
     tokens = torch.randint(4, 60, (ROWS, LENGTH), generator=g)
     valid = torch.ones_like(tokens, dtype=torch.bool)
-    if cut:
+    if short:
         valid[1, 20:], valid[2] = False, False
     segment = torch.zeros_like(tokens)
     if documents:
@@ -34,7 +34,7 @@ def clean_batch(documents: bool, cut: bool) -> CleanBatch:
         position=torch.arange(ROWS),
         segment=segment.to(torch.int32),
         valid=valid,
-        all_valid=not cut,
+        all_valid=not short,
         one_segment=not documents,
     )
 
@@ -44,9 +44,11 @@ def family(name: str, **fields: Any) -> Objective:
     return build_objective(objectives.make(name=name, time_window=ROWS, **fields), SPACE)
 
 
-def rule_of(name: str, documents: bool = False, cut: bool = False, **fields: Any) -> AttentionRule:
+def rule_of(
+    name: str, documents: bool = False, short: bool = False, **fields: Any
+) -> AttentionRule:
     """The rule of a training batch of objective `name`."""
-    clean = clean_batch(documents, cut)
+    clean = clean_batch(documents, short)
     return family(name, **fields).corrupt(clean, NoiseKey(3, clean.position)).attention
 
 
@@ -56,12 +58,12 @@ def cases() -> dict[str, tuple[str, AttentionRule]]:
         "causal": ("causal", rule_of("autoregressive")),
         "bidirectional": ("bidirectional", rule_of("masked")),
         "causal documents": ("documents", rule_of("autoregressive", documents=True)),
-        "causal documents, cut": ("documents", rule_of("autoregressive", True, True)),
+        "causal documents, short": ("documents", rule_of("autoregressive", True, True)),
         "documents": ("documents", rule_of("masked", documents=True)),
-        "documents, cut": ("documents", rule_of("masked", True, True)),
-        "short rows": ("documents", rule_of("uniform", cut=True)),
+        "documents, short": ("documents", rule_of("masked", True, True)),
+        "short rows": ("documents", rule_of("uniform", short=True)),
         "block": ("columns", rule_of("block", block_size=4)),
-        "block, documents, cut": ("columns", rule_of("block", True, True, block_size=5)),
+        "block, documents, short": ("columns", rule_of("block", True, True, block_size=5)),
         "esoteric": ("columns", rule_of("esoteric", alpha0=0.5)),
         "esoteric, diffusion": ("columns", rule_of("esoteric", alpha0=1.0)),
         "hidden from queries": ("columns", rule_of("autoregressive", hide="queries")),

@@ -85,7 +85,7 @@ def test_flex_asks_the_rule(name: str) -> None:
     assert (reads(b, torch.zeros_like(b), q, k).numpy() == readable(rule, ROWS, length)).all()
 
 
-@pytest.mark.parametrize("name", ["causal", "bidirectional", "documents, cut", "block"])
+@pytest.mark.parametrize("name", ["causal", "bidirectional", "documents, short", "block"])
 def test_flex(name: str) -> None:
     """Forward only: there is no backward pass on a CPU."""
     _, rule = CASES[name]
@@ -222,7 +222,7 @@ def test_flash_adapters(kernel: str, name: str, heads: tuple[int, int]) -> None:
 
 def test_dropped_weights_are_zero_and_the_others_grow() -> None:
     """With v the identity the output is the attention matrix itself."""
-    _, rule = CASES["documents, cut"]
+    _, rule = CASES["documents, short"]
     q, k, _, _ = (x.detach() for x in inputs(rule, 2, 2, LENGTH))
     v = torch.eye(LENGTH, dtype=q.dtype)[:, None, None].expand(LENGTH, ROWS, 2, LENGTH)
     plan = plan_attention(rule, "auto", Call("cpu", q.dtype, LENGTH, 0.1), ROWS, LENGTH)

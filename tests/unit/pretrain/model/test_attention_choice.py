@@ -151,18 +151,18 @@ def test_the_kernels_are_named_by_rule(machine: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("documents", [False, True])
-def test_objectives_tell_the_kinds_of_their_rules(
+def test_objectives_declare_the_kinds_of_their_rules(
     name: str, fields: dict[str, Any], documents: bool
 ) -> None:
     """What a run says about its kernels is about the rules that it then has."""
     objective = family(name, **fields)
-    told = set(objective.attention_kinds(documents))
+    declared = set(objective.attention_kinds(documents))
     made = set()
-    for cut in (False, True):
-        clean = clean_batch(documents, cut)
+    for short in (False, True):
+        clean = clean_batch(documents, short)
         for make in (objective.corrupt, objective.bound_batch):
             made.add(make(clean, NoiseKey(3, clean.position)).attention.kind)
-    assert made == told
+    assert made == declared
 
 
 def test_sdpa_names_the_backend_that_torch_takes() -> None:

@@ -96,7 +96,7 @@ def test_formulas_are_their_definitions_over_what_can_be_predicted(name, dtype):
 
 
 def trained(topology, objective, dtype, compile_loss, chunk=7):
-    """Loss and gradients of a step whose rows are cut into chunks of two sizes."""
+    """Loss and gradients of a step whose rows are split into chunks of two sizes."""
     module = build(topology, objective, dtype, chunk)
     module.compile_loss = compile_loss
     clean = clean_batch()

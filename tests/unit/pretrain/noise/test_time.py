@@ -17,10 +17,10 @@ def test_each_window_hits_each_stratum_once_in_a_new_order():
 
 def test_time_belongs_to_the_position():
     whole = stratified_time(NoiseKey(1, torch.arange(96)), 24)
-    for cut in (1, 7, 30):
+    for size in (1, 7, 30):
         pieces = [
-            stratified_time(NoiseKey(1, torch.arange(a, min(a + cut, 96))), 24)
-            for a in range(0, 96, cut)
+            stratified_time(NoiseKey(1, torch.arange(a, min(a + size, 96))), 24)
+            for a in range(0, 96, size)
         ]
         assert torch.equal(torch.cat(pieces), whole)
 

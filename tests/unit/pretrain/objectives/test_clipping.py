@@ -108,7 +108,7 @@ def test_counts_have_the_law_of_masks_drawn_until_their_share_is_inside(size, t,
 
 def test_clipped_masks_stay_inside_fall_anywhere_and_keep_their_weight():
     """Every whole block's share lies in the interval and each of its sets of masks is as likely as
-    another of that size; a block cut short, in which no share could, is masked as always."""
+    another of that size; an incomplete block, in which no share could, is masked as always."""
     fields = {"name": "block", "block_size": 4, "clip": (0.45, 0.8), "time_window": 64}
     clipped = build_objective(objectives.make(clip_masks=True, **fields), toy.SPACE)
     n = 6000

@@ -53,7 +53,7 @@ def test_softened_batches_estimate_the_bound_over_their_interval_of_levels():
     assert abs(float(each.mean()) - expected) < 4 * error
 
 
-def test_the_argmax_is_scored_and_the_network_is_told_its_level():
+def test_the_argmax_is_scored_and_the_network_is_noise_conditioned():
     family = soft(6, temperature=0.05)
     _, batch = corrupt(family, np.random.default_rng(0).integers(6, size=(64, 8)))
     assert batch.ids.shape == batch.mix.shape == (64, 8, 2)

@@ -54,7 +54,7 @@ def test_pairs_have_the_joint_law_of_one_gaussian_path():
         assert (np.abs(frequency - expected) <= error).all()
 
 
-def test_both_ends_share_their_noise_and_are_told_their_levels():
+def test_both_ends_share_their_noise_and_are_given_their_levels():
     distil = family(8, first_gap=0.125)
     clean = tables.clean_batch(np.random.default_rng(0).integers(8, size=(256, 16)))
     batch = distil.corrupt(clean, NoiseKey(1, clean.position))

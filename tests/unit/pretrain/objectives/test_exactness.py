@@ -258,15 +258,15 @@ def test_masks_of_the_ordered_families_have_their_frequency(name, fields):
     assert not (batch.ids[:, s:] == toy.SPACE.mask_id).any()
 
 
-def test_corruption_is_the_same_for_any_cut_of_the_batch():
+def test_corruption_is_the_same_for_any_split_of_the_batch():
     clean = toy.clean_batch([toy.SEQUENCES[i % 27] for i in range(48)], range(100, 148))
     family = objective("masked")
     whole = family.corrupt(clean, NoiseKey(1, clean.position))
-    for cut in (1, 5, 16):
+    for size in (1, 5, 16):
         ids = []
-        for a in range(0, 48, cut):
+        for a in range(0, 48, size):
             part = toy.clean_batch(
-                clean.tokens[a : a + cut] - toy.FIRST, clean.position[a : a + cut]
+                clean.tokens[a : a + size] - toy.FIRST, clean.position[a : a + size]
             )
             ids.append(family.corrupt(part, NoiseKey(1, part.position)).ids)
         assert torch.equal(torch.cat(ids), whole.ids)

@@ -112,21 +112,21 @@ def test_noise_belongs_to_the_position_and_not_to_the_batch():
     for make in (family.corrupt, family.bound_batch):
         whole = make(clean_batch(x), NoiseKey(4, torch.arange(24)))
         copies = len(whole.ids) // 24
-        for cut in (1, 5):
-            for a in range(0, 24, cut):
-                position = torch.arange(a, min(24, a + cut))
+        for size in (1, 5):
+            for a in range(0, 24, size):
+                position = torch.arange(a, min(24, a + size))
                 part = make(clean_batch(x[position], position), NoiseKey(4, position))
                 rows = torch.cat([position + 24 * i for i in range(copies)])
                 for name in ("normal", "time", "terms", "conditioned"):
                     assert torch.equal(part.auxiliary[name], whole.auxiliary[name][rows]), name
 
 
-def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_noise(topology):
+def test_a_sequence_conditioned_on_itself_is_given_the_first_pass_and_moves_no_noise(topology):
     module = real_module(topology)
     batch = training_batch(module.objective)
 
-    def loss_of(rows, told):
-        """Loss with these rows conditioned; `told` replaces what the first pass gives."""
+    def loss_of(rows, first_pass):
+        """Loss with these rows conditioned; `first_pass` replaces what the first pass gives."""
         auxiliary = {
             **batch.auxiliary,
             "conditioned": rows,
@@ -134,8 +134,8 @@ def test_a_sequence_conditioned_on_itself_is_told_the_first_pass_and_moves_no_no
             "first_rule": batch.attention,
         }
         kept = module.own._first_pass
-        if told is not None:
-            module.own._first_pass = lambda *arguments: told
+        if first_pass is not None:
+            module.own._first_pass = lambda *arguments: first_pass
         module.zero_grad()
         loss = module(replace(batch, auxiliary=auxiliary))
         loss.backward()

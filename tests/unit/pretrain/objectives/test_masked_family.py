@@ -128,12 +128,12 @@ def test_random_length_cuts_its_share_of_sequences_by_padding(name):
     batch = family.corrupt(clean, NoiseKey(1, clean.position))
     length = (batch.ids != toy.SPACE.pad_id).sum(dim=1)
     assert batch.attention.kind == "documents"
-    cut = float((length < s).double().mean())
+    shortened = float((length < s).double().mean())
     expected = 0.2 * (1 - 1 / s)
-    assert abs(cut - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+    assert abs(shortened - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
     counts = np.bincount(length[length < s].numpy(), minlength=s)[1:]
     assert abs(counts - counts.mean()).max() < 4.5 * math.sqrt(counts.mean())
-    # Nothing behind the cut is scored, and the bound is never cut.
+    # Nothing behind the end is scored, and the bound takes whole sequences.
     rows = torch.arange(n * s) if batch.rows is None else batch.rows
     assert (batch.weight[rows % s >= length[rows // s]] == 0).all()
     whole = family.bound_batch(clean, NoiseKey(1, clean.position))
@@ -146,10 +146,11 @@ def test_random_length_cuts_its_share_of_sequences_by_padding(name):
      ("interpolating", {"noise": "masked"}), ("interpolating", {"loss": "cross_entropy"})],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
-def test_static_head_sizes_are_few_and_change_no_number(name, fields, method):
+@pytest.mark.parametrize("batches", [20, pytest.param(40, marks=pytest.mark.slow)])
+def test_static_head_sizes_are_few_and_change_no_number(name, fields, method, batches):
     """At most eight sizes, everything that is scored is in, and the rest weighs nothing."""
     sizes = set()
-    for start in range(20):
+    for start in range(batches):
         clean = toy.clean_batch([toy.SEQUENCES[start % 27]] * 8, range(8 * start, 8 * start + 8))
         key = NoiseKey(1, clean.position)
         exact = getattr(objective(name, **fields), method)(clean, key)
@@ -220,19 +221,20 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("name", "fields"), FAMILIES, ids=str)
 @pytest.mark.parametrize("method", ["corrupt", "bound_batch"])
-def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
+@pytest.mark.parametrize("rows", [24, pytest.param(48, marks=pytest.mark.slow)])
+def test_noise_is_the_same_for_any_split_of_the_batch(name, fields, method, rows):
     """Rank, micro-batch and resume only choose which positions are drawn, never what."""
     family = objective(name, **fields)
-    tokens = torch.tensor([toy.SEQUENCES[i % 27] for i in range(24)]).repeat(1, 4)
+    tokens = torch.tensor([toy.SEQUENCES[i % 27] for i in range(rows)]).repeat(1, 4)
 
     def batch(a, b):
         clean = toy.clean_batch(tokens[a:b], range(100 + a, 100 + b))
         return getattr(family, method)(clean, NoiseKey(1, clean.position))
 
-    whole = batch(0, 24)
+    whole = batch(0, rows)
     columns = whole.attention.columns
-    for cut in (1, 7, 16):
-        parts = [batch(a, min(a + cut, 24)) for a in range(0, 24, cut)]
+    for size in (1, 7, 16):
+        parts = [batch(a, min(a + size, rows)) for a in range(0, rows, size)]
         assert torch.equal(torch.cat([p.ids for p in parts]), whole.ids)
         if whole.mix is not None:
             assert torch.equal(torch.cat([p.mix for p in parts]), whole.mix)
@@ -247,7 +249,7 @@ def test_noise_is_the_same_for_any_cut_of_the_batch(name, fields, method):
             assert torch.equal(torch.cat([p.noise_level for p in parts]), whole.noise_level)
 
 
-def test_time_conditioned_families_are_told_minus_log_alpha():
+def test_time_conditioned_families_are_given_minus_log_alpha():
     clean = toy.clean_batch([(0, 1, 2)] * 64, range(64))
     key = NoiseKey(1, clean.position)
     for loss in ("elbo", "simple"):

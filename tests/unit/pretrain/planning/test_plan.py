@@ -41,11 +41,11 @@ class TestCosts:
     @pytest.mark.parametrize("conditioned", [False, True])
     @pytest.mark.parametrize("name", MODELS)
     def test_parameters_are_those_of_the_model(self, name: str, conditioned: bool) -> None:
-        settled = ladder_config(name)
-        changed = settled.model.model_copy(update={"time_conditioning": conditioned})
-        settled = settled.model_copy(update={"model": changed})
+        given = ladder_config(name)
+        changed = given.model.model_copy(update={"time_conditioning": conditioned})
+        given = given.model_copy(update={"model": changed})
         padded = changed.padded_vocab_size(VOCABULARY)
-        assert costs(settled, VOCABULARY).parameters == parameter_count(changed, padded)
+        assert costs(given, VOCABULARY).parameters == parameter_count(changed, padded)
 
     def test_convolutions_are_counted_and_their_layouts_found(self) -> None:
         kernels = ("model.short_convolution=0", "model.short_convolution=5")
@@ -118,7 +118,7 @@ class TestAnswer:
         assert "DOES NOT FIT" in text
         assert "lack memory" in text
 
-    def test_the_least_change_that_fits_is_told(self) -> None:
+    def test_the_least_change_that_fits_is_given(self) -> None:
         """One setting where one is enough: planned with it, the run fits."""
         planned = plan(config("model=1.7b"))
         (remedy,) = planned.remedies
@@ -262,7 +262,7 @@ class TestLadder:
         matrices = padded * m.hidden_size * (1 if m.tie_embeddings else 2)
         assert total == round(count / 1e6, 2)
         assert without == round((count - matrices) / 1e6, 2)
-        told = [
+        stated = [
             float(re.search(rf"([\d.]+) {kind}", text)[1])  # type: ignore[index]
             for kind in ("autoregressive", "masked")
         ]
@@ -270,7 +270,7 @@ class TestLadder:
             train_flops_per_token(m, padded, LENGTH, causal=causal, head_share=share) / 1e9
             for causal, share in ((True, 1.0), (False, 0.5))
         ]
-        assert told == pytest.approx(counted, rel=1e-3)
+        assert stated == pytest.approx(counted, rel=1e-3)
 
     def test_shapes_of_the_papers(self) -> None:
         """Parameters without embeddings as the papers count them."""

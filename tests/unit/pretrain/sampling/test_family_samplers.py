@@ -29,7 +29,7 @@ class Chunk:
 
 
 class LeaveOneOutModel:
-    """p(x^l | z^(-l)) of PAIRS at the noise level it is told."""
+    """p(x^l | z^(-l)) of PAIRS at the noise level it is given."""
 
     space = SPACE
 

@@ -150,9 +150,9 @@ def test_crossing_needs_twice_the_error_and_is_never_claimed_without():
 
 
 def test_overtaking_compares_at_the_same_flops_and_extrapolates_nothing():
-    ahead = overtaking(curve("masked diffusion", [6.0, 5.0, 4.9, 5.1]), AR)
-    assert ahead is not None
-    assert ahead.epoch == 4.0  # 5.1 against 5.2; at epoch 3 it is 4.9 against 4.8
+    crossing = overtaking(curve("masked diffusion", [6.0, 5.0, 4.9, 5.1]), AR)
+    assert crossing is not None
+    assert crossing.epoch == 4.0  # 5.1 against 5.2; at epoch 3 it is 4.9 against 4.8
     assert overtaking(curve("masked diffusion", [6.0, 5.0, 4.9, 5.19]), AR) is None
     late = Curve("masked diffusion", (Point(50.0, 50e9, 4.0, 0.01, 2.0),))
     assert overtaking(late, AR) is None

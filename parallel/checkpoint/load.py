@@ -14,7 +14,14 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.checkpoint.manifest import AVERAGES, WEIGHTS, Manifest, read_manifest, verify_files
+from parallel.checkpoint.manifest import (
+    AVERAGES,
+    WEIGHTS,
+    Manifest,
+    kind_of,
+    read_manifest,
+    verify_files,
+)
 from parallel.checkpoint.plan import key
 from parallel.engine.base import Engine
 from parallel.engine.optimizer import EMA, WEIGHT, Kind
@@ -141,13 +148,13 @@ def _restore(engine: Engine, path: Path) -> dict[str, Any]:
     engine.optimizer_step = manifest.optimizer_step
     if manifest.step > 0 and manifest.optimizer_step == 0:
         _warn(engine.topology.rank, f"{path} holds no optimizer state: the optimizer begins afresh")
-    kinds: tuple[Kind, ...] = (WEIGHT, *engine.kinds)
+    kinds = {name: [WEIGHT, *engine.kinds_of(name)] for name in engine.parameters}
     if engine.average is not None and not manifest.has_ema:
         _warn(engine.topology.rank, f"{path} holds no averaged weights: the average begins here")
-        kinds = tuple(kind for kind in kinds if kind != EMA)
+        kinds = {name: [kind for kind in all_ if kind != EMA] for name, all_ in kinds.items()}
     by_file: dict[str, list[tuple[str, Kind]]] = {}
     for name in engine.parameters:
-        for kind in kinds:
+        for kind in kinds[name]:
             by_file.setdefault(manifest.tensors[key(name, kind)], []).append((name, kind))
     for file, tensors in by_file.items():
         with safe_open(path / file, framework="pt") as opened:
@@ -172,14 +179,22 @@ def own_index(parameter: nn.Parameter, topology: Topology) -> tuple[slice, ...]:
 
 def _check_same_optimizer(engine: Engine, manifest: Manifest, path: Path) -> None:
     """Raise CheckpointError unless the checkpoint holds the state that the optimizer keeps."""
-    spec, found = engine.config.optimizer, manifest.optimizer_state
-    if found != set(spec.names):
-        raise CheckpointError(
-            f"{path} was written by another optimizer: it holds "
-            f"{', '.join(sorted(found)) or 'no state'}, {spec.name} keeps "
-            f"{', '.join(spec.names) or 'none'}. Use the optimizer it was written with, or start "
-            "another run from its weights (epochal export, run.init_from)"
-        )
+    spec, kinds = engine.config.optimizer, manifest.optimizer_state
+    wanted = {
+        key(name, kind)
+        for name, shape in engine.shapes.items()
+        for kind in spec.group(name, shape).names
+    }
+    found = {name for name in manifest.tensors if kind_of(name) in kinds}
+    if found == wanted:
+        return
+    holds, keeps = ", ".join(sorted(kinds)) or "no state", ", ".join(spec.names) or "none"
+    other = sorted(wanted ^ found)[0] if kinds == set(spec.names) else ""
+    raise CheckpointError(
+        f"{path} was written by another optimizer: it holds {holds}, {spec.name} keeps {keeps}"
+        f"{f' of other parameters (one has {other})' if other else ''}. Use the optimizer "
+        "it was written with, or start another run from its weights (epochal export, run.init_from)"
+    )
 
 
 def _check_same_model(

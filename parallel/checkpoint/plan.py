@@ -45,7 +45,6 @@ class SavePlan:
         self.owner: dict[str, int] = {WEIGHTS: 0}
         """Rank that writes each file."""
         kinds = engine.kinds
-        state = [kind for kind in kinds if kind not in COPIES]
         load = [0] * engine.topology.world_size
         sizes = {name: torch.Size(shape).numel() for name, shape in self.shapes.items()}
         load[0] = sum(sizes.values())
@@ -57,6 +56,7 @@ class SavePlan:
             self._add(name, WEIGHT, WEIGHTS)
             for kind, file in copies.items():
                 self._add(name, kind, file)
+            state = [kind for kind in engine.kinds_of(name) if kind not in COPIES]
             if not state:
                 continue
             owner = load.index(min(load))

@@ -89,4 +89,5 @@ class WeightAverage:
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Tensors that are updated on this rank, and their averages."""
         held = fragments.updated_tensors(self._parameters.values(), self._optimizer)
-        return [h.detach() for h in held], [self._optimizer.state[h][EMA] for h in held]
+        averages = [self._optimizer.state[tensor][EMA] for tensor, _ in held]
+        return [tensor.detach() for tensor, _ in held], averages

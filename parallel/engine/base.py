@@ -69,7 +69,6 @@ class Engine(ABC):
         self.config = config
         self.topology = topology
         mark_parallel_layers(module)
-        self.optimizer = build_optimizer(config.optimizer, param_groups)
         self._updates = 0  # as `optimizer_step`, without asking the device
         self._state_checked = False
         self.parameters = dict(module.named_parameters())
@@ -78,6 +77,12 @@ class Engine(ABC):
             name: whole_shape(p, topology.tensor_parallel_size)
             for name, p in self.parameters.items()
         }
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        self.optimizer = build_optimizer(
+            config.optimizer,
+            param_groups,
+            lambda p: config.optimizer.group_of(names[p], self.shapes[names[p]]),
+        )
 
     def step(
         self,
@@ -125,8 +130,15 @@ class Engine(ABC):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Kinds of tensors that there are of every parameter now, besides its weight."""
-        state = self.config.optimizer.names if self.optimizer_step else ()
+        """Kinds of tensors that there are of some parameters now, besides their weights."""
+        return self._with_copies(self.config.optimizer.names if self.optimizer_step else ())
+
+    def kinds_of(self, name: str) -> tuple[Kind, ...]:
+        """Kinds of tensors that there are of this parameter now, besides its weight."""
+        group = self.config.optimizer.group(name, self.shapes[name])
+        return self._with_copies(group.names if self._updates else ())
+
+    def _with_copies(self, state: tuple[Kind, ...]) -> tuple[Kind, ...]:
         averages = () if self.average is None else (EMA,)
         return (*state, *averages, *(() if self.teacher is None else (TEACHER,)))
 
@@ -137,9 +149,9 @@ class Engine(ABC):
     @property
     def optimizer_step(self) -> int:
         """Number of updates that the optimizer has applied; at 0 it holds no state yet."""
-        if self.config.optimizer.counter is not None:
-            counted = fragments.counted_updates(self._updated_tensors(), self.optimizer)
-            assert counted == self._updates, f"{self._updates} updates, the optimizer has {counted}"
+        spec = self.config.optimizer
+        counted = fragments.counted_updates(self._updated_tensors(), self.optimizer, spec)
+        assert counted <= {self._updates}, f"{self._updates} updates, the optimizer has {counted}"
         return self._updates
 
     @optimizer_step.setter
@@ -173,7 +185,7 @@ class Engine(ABC):
                 self.average.update(self._updates)
         return applied
 
-    def _updated_tensors(self) -> list[Tensor]:
+    def _updated_tensors(self) -> list[fragments.Updated]:
         """The tensors that the optimizer updates on this rank."""
         return fragments.updated_tensors(self.parameters.values(), self.optimizer)
 

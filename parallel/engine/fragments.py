@@ -10,7 +10,7 @@ a time, so that no rank ever holds more than one whole parameter.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,14 @@ from parallel.engine.optimizer import COUNTER, EMA, WEIGHT, Kind, OptimizerSpec
 from parallel.errors import OptimizerError
 from parallel.layers import partition_dim
 from parallel.layout.topology import Topology
+
+
+class Updated(NamedTuple):
+    """Tensor that the optimizer updates on this rank: a parameter, or a shard of flat ones."""
+
+    tensor: Tensor
+    state_group: str
+    """Name of its group in the declaration of the optimizer."""
 
 
 def read_full(
@@ -96,20 +104,29 @@ def has_fp32_copy(parameter: nn.Parameter) -> bool:
 
 def updated_tensors(
     parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> list[Tensor]:
-    """Tensors that the optimizer updates on this rank: parameters, or shards of flat ones."""
+) -> list[Updated]:
+    """Tensors that the optimizer updates on this rank."""
+    groups = optimizer.param_groups
     for parameter in parameters:
         if _is_sharded(parameter):
             host: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
-            return list(host.fp32_partitioned_groups_flat)
-    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+            return [
+                Updated(tensor, groups[host.sub_group_to_group_id[number]]["state_group"])
+                for number, tensor in enumerate(host.fp32_partitioned_groups_flat)
+            ]
+    return [Updated(tensor, g["state_group"]) for g in groups for tensor in g["params"]]
 
 
-def counted_updates(tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Updates as the optimizer counts them, the same for all tensors; 0 before the first."""
-    counts = {int(optimizer.state.get(tensor, {}).get(COUNTER, 0)) for tensor in tensors}
-    assert len(counts) == 1, f"tensors have seen different numbers of updates: {counts}"
-    return counts.pop()
+def counted_updates(
+    tensors: Iterable[Updated], optimizer: torch.optim.Optimizer, spec: OptimizerSpec
+) -> set[int]:
+    """Numbers of updates as the optimizer counts them: one, 0 before the first, or none where it
+    counts for no tensor of this rank."""
+    return {
+        int(optimizer.state.get(tensor, {}).get(COUNTER, 0))
+        for tensor, group in tensors
+        if spec.group_named(group).counter is not None
+    }
 
 
 def create_state(
@@ -127,13 +144,14 @@ def create_state(
     optimizer.state.clear()
     if step == 0 and not average:
         return
-    for tensor in updated_tensors(parameters, optimizer):
+    for tensor, name in updated_tensors(parameters, optimizer):
+        group = spec.group_named(name)
         state: dict[str, Any] = {}
-        if spec.counter == "tensor":
+        if group.counter == "tensor":
             state[COUNTER] = torch.tensor(float(step), dtype=torch.float32, device=tensor.device)
-        elif spec.counter == "int":
+        elif group.counter == "int":
             state[COUNTER] = step
-        for declared in spec.state:
+        for declared in group.state:
             dtype = getattr(torch, declared.dtype)
             state[declared.name] = torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
         if average:
@@ -144,23 +162,26 @@ def create_state(
 
 
 def check_state(
-    tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer, spec: OptimizerSpec
+    tensors: Iterable[Updated], optimizer: torch.optim.Optimizer, spec: OptimizerSpec
 ) -> None:
     """Raise OptimizerError unless the optimizer, after an update, keeps the state it declares."""
-    wanted = {tensor.name: tensor.dtype for tensor in spec.state}
-    for tensor in tensors:
+    for tensor, name in tensors:
+        group = spec.group_named(name)
+        wanted = {declared.name: declared.dtype for declared in group.state}
         held = {k: v for k, v in optimizer.state[tensor].items() if k not in (COUNTER, EMA)}
         found = {
-            name: str(value.dtype).removeprefix("torch.")
+            key: str(value.dtype).removeprefix("torch.")
             if isinstance(value, Tensor) and value.shape == tensor.shape
             else f"{type(value).__name__} of another shape"
-            for name, value in held.items()
+            for key, value in held.items()
         }
         counts = COUNTER in optimizer.state[tensor]
-        if found != wanted or counts != (spec.counter is not None):
+        if found != wanted or counts != (group.counter is not None):
+            where = f" in group {name}" if name else ""
             raise OptimizerError(
-                f"optimizer {spec.name} declares the state {wanted}, counter {spec.counter}, and "
-                f"keeps {found}, {'a' if counts else 'no'} counter {COUNTER}; correct its spec()"
+                f"optimizer {spec.name} declares the state {wanted}, counter {group.counter}"
+                f"{where}, and keeps {found}, {'a' if counts else 'no'} counter {COUNTER}; correct "
+                "its spec()"
             )
 
 

@@ -7,7 +7,7 @@ and checking need none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,29 +54,14 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
-class OptimizerSpec:
-    """An optimizer as engine, checkpoints and planner know it.
-
-    Its `step` reads `param_groups` anew at each call and may be called for one group after the
-    other, leaves a parameter without a gradient alone, and keeps nothing outside of `state`.
-    """
+class StateGroup:
+    """State of the parameters that an optimizer updates by one rule."""
 
     name: str
-    """Name in messages."""
+    """Value of `state_group` in each of the `param_groups` that hold these parameters."""
     state: tuple[StateTensor, ...]
-    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = field(
-        compare=False, repr=False
-    )
-    """Function that makes it from groups with `params`, `weight_decay` and `lr_scale`, and imports
-    what it needs. The engine sets `lr` of every group before each step."""
     counter: Literal["tensor", "int"] | None = "tensor"
-    """Form of the number of updates that it keeps of every tensor as `state["step"]`: float32 0-d,
-    or a Python number; None if it counts nothing. Checkpoints hold the number once."""
-    elementwise: bool = True
-    """True: the update of an element depends on that element alone. False: it needs whole tensors,
-    while tensor parallelism and ZeRO 1 to 3 would hand it slices."""
-    offload: bool = True
-    """True if it can update in host memory."""
+    """As `OptimizerSpec.counter`."""
 
     @property
     def names(self) -> tuple[Kind, ...]:
@@ -92,6 +77,61 @@ class OptimizerSpec:
     def counter_bytes(self) -> int:
         """Bytes of the number of updates of a tensor."""
         return 4 if self.counter == "tensor" else 0
+
+
+def one_group(parameter: str, shape: Sequence[int]) -> str:
+    """Group of every parameter of an optimizer that has one rule."""
+    return ""
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer as engine, checkpoints and planner know it.
+
+    Its `step` reads `param_groups` anew at each call and may be called for one group after the
+    other, leaves a parameter without a gradient alone, and keeps nothing outside of `state`.
+    """
+
+    name: str
+    """Name in messages."""
+    state: tuple[StateTensor, ...]
+    """State of every parameter that `group_of` puts into no other group."""
+    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = field(
+        compare=False, repr=False
+    )
+    """Function that makes it from groups with `params`, `weight_decay`, `lr_scale` and
+    `state_group`, and imports what it needs. The engine sets `lr` of every group before each step.
+    """
+    counter: Literal["tensor", "int"] | None = "tensor"
+    """Form of the number of updates that it keeps of every tensor as `state["step"]`: float32 0-d,
+    or a Python number; None if it counts nothing. Checkpoints hold the number once."""
+    elementwise: bool = True
+    """True: the update of an element depends on that element alone. False: it needs whole tensors,
+    while tensor parallelism and ZeRO 1 to 3 would hand it slices."""
+    offload: bool = True
+    """True if it can update in host memory."""
+    groups: tuple[StateGroup, ...] = ()
+    """Groups of parameters with another rule and other state."""
+    group_of: Callable[[str, Sequence[int]], str] = field(
+        default=one_group, compare=False, repr=False
+    )
+    """Function from canonical name and whole shape of a parameter to the name of its group; "" is
+    the group of `state`. It gives the same for all layers."""
+
+    def group_named(self, name: str) -> StateGroup:
+        """State group of this name."""
+        everything = (StateGroup("", self.state, self.counter), *self.groups)
+        return next(group for group in everything if group.name == name)
+
+    def group(self, parameter: str, shape: Sequence[int]) -> StateGroup:
+        """State group of a parameter."""
+        return self.group_named(self.group_of(parameter, shape))
+
+    @property
+    def names(self) -> tuple[Kind, ...]:
+        """Names of the state of all groups, each once."""
+        groups = (self.group_named(name) for name in ("", *(g.name for g in self.groups)))
+        return tuple(dict.fromkeys(name for group in groups for name in group.names))
 
 
 def check_optimizer(

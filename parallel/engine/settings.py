@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from parallel.engine.optimizer import OptimizerSpec
 from parallel.layout.rules import effective_stage, overlaps
@@ -43,11 +44,20 @@ class EngineConfig:
 
 
 def build_optimizer(
-    spec: OptimizerSpec, param_groups: Sequence[dict[str, Any]]
+    spec: OptimizerSpec,
+    param_groups: Sequence[dict[str, Any]],
+    state_group: Callable[[nn.Parameter], str] = lambda parameter: "",
 ) -> torch.optim.Optimizer:
-    """Make the declared optimizer over the groups that hold parameters."""
-    groups = [{"lr_scale": 1.0, "weight_decay": 0.0, **group} for group in param_groups]
-    return spec.build([group for group in groups if len(group["params"])])
+    """Make the declared optimizer over the given groups, each divided by the state groups in it."""
+    groups = []
+    for given in param_groups:
+        parts: dict[str, list[nn.Parameter]] = {}
+        for parameter in given["params"]:
+            parts.setdefault(state_group(parameter), []).append(parameter)
+        for name, parameters in parts.items():
+            group = {"lr_scale": 1.0, "weight_decay": 0.0, **given}
+            groups.append({**group, "params": parameters, "state_group": name})
+    return spec.build(groups)
 
 
 def stage_of(config: EngineConfig, topology: Topology) -> int:

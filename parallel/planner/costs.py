@@ -25,6 +25,10 @@ class Weight:
     """True if tensor-parallel ranks hold a slice each."""
     group: int = 0
     """Optimizer group; padding is counted for each."""
+    name: str = ""
+    """Canonical name, by which an optimizer knows the state that it keeps; layers are all 0."""
+    shape: tuple[int, ...] = ()
+    """Whole shape, for the same."""
 
     def held(self, tensor_parallel_size: int) -> int:
         """Elements on one rank."""

@@ -51,7 +51,7 @@ def offloaded_flat(
         gradients=gradients,
         gathered=size * bucket + (size + 4) * max(bucket, largest) + size * largest,
         update=0,
-        host=host + candidate.optimizer.element_bytes * share + summed + state.averages,
+        host=host + state.optimizer - 4 * share + summed + state.averages,
     )
 
 
@@ -64,13 +64,15 @@ def offloaded_whole(
     summed = pinned(4 * share)  # gradients of the micro-batches
     state = replace(state, parameters=size * whole, gradients=0)
     gradients = sum(pinned(4 * n) for n in groups)
-    held = (4 + candidate.optimizer.element_bytes) * share + gradients + state.averages
+    held = state.optimizer + gradients + state.averages
     return replace(state, host=weights + summed + held)
 
 
-def offload_seconds(candidate: Candidate, machine: Machine, elements: int) -> tuple[float, float]:
+def offload_seconds(
+    candidate: Candidate, machine: Machine, elements: int, state_bytes: float
+) -> tuple[float, float]:
     """Seconds of a step beyond that on the GPU, and bytes over PCIe both ways, of a rank that holds
-    `elements` parameters of its stage."""
+    `elements` parameters of its stage, with `state_bytes` of optimizer state each."""
     if not candidate.offloads:
         return 0.0, 0.0
     share, size, count = elements / candidate.shards, candidate.compute_bytes, 1
@@ -84,8 +86,7 @@ def offload_seconds(candidate: Candidate, machine: Machine, elements: int) -> tu
     down, again = 4 * count, 4 * (count - 1)
     moved = share * (up + down + again)
     ranks = min(machine.gpus_per_node, candidate.layout.world_size)
-    state = 2 * candidate.optimizer.element_bytes
-    traffic = _UPDATE + state + _AVERAGE * candidate.averages
+    traffic = _UPDATE + 2 * state_bytes + _AVERAGE * candidate.averages
     seconds = moved / (machine.pcie_gbs * 1e9 * machine.network_efficiency)
     rate = machine.host_bandwidth_gbs * 1e9 * machine.memory_efficiency / ranks
     seconds += share * traffic / rate

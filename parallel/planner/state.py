@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from parallel.engine.optimizer import StateGroup
 from parallel.layout.rules import overlaps
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import Weight
@@ -47,27 +48,52 @@ class StateBytes:
     """Bytes in host memory, where something is offloaded: of the above, and copies."""
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Weights that the optimizer updates as one group."""
+
+    sizes: list[int]
+    """Elements of each on one rank."""
+    state: StateGroup
+
+
 def state_bytes(weights: Iterable[Weight], candidate: Candidate) -> StateBytes:
     """Bytes for the weights of a pipeline stage (given with the sizes of the whole model)."""
-    tp = candidate.layout.tensor_parallel_size
-    groups: dict[int, list[int]] = {}
+    tp, optimizer = candidate.layout.tensor_parallel_size, candidate.optimizer
+    found: dict[tuple[int, str], _Group] = {}
     for weight in weights:
-        groups.setdefault(weight.group, []).append(weight.held(tp))
-    sizes = list(groups.values())
+        state = optimizer.group(weight.name, weight.shape)
+        group = found.setdefault((weight.group, state.name), _Group([], state))
+        group.sizes.append(weight.held(tp))
+    groups = list(found.values())
     if candidate.effective_stage == 0:
-        return _stage_0(sizes, candidate)
+        return _stage_0(groups, candidate)
     if candidate.effective_stage == 3:
-        return _stage_3(sizes, candidate)
-    return _flat(sizes, candidate)
+        return _stage_3(groups, candidate)
+    return _flat(groups, candidate)
 
 
-def _stage_0(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+def mean_state_bytes(weights: Iterable[Weight], candidate: Candidate) -> float:
+    """Bytes of optimizer state for each element, on average over these weights."""
+    tp, optimizer = candidate.layout.tensor_parallel_size, candidate.optimizer
+    elements = total = 0
+    for weight in weights:
+        held = weight.held(tp)
+        elements += held
+        total += held * optimizer.group(weight.name, weight.shape).element_bytes
+    return total / elements
+
+
+def _stage_0(groups: list[_Group], candidate: Candidate) -> StateBytes:
     """Stage 0: plain float32 tensors."""
-    sizes = [size for group in groups for size in group]
-    total, optimizer = sum(sizes), candidate.optimizer
+    total = sum(size for group in groups for size in group.sizes)
     return StateBytes(
         parameters=4 * total,
-        optimizer=optimizer.element_bytes * total + optimizer.counter_bytes * len(sizes),
+        optimizer=sum(
+            group.state.element_bytes * sum(group.sizes)
+            + group.state.counter_bytes * len(group.sizes)
+            for group in groups
+        ),
         averages=4 * total * candidate.averages,
         gradients=4 * total,
         gathered=0,
@@ -75,14 +101,15 @@ def _stage_0(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     )
 
 
-def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+def _flat(groups: list[_Group], candidate: Candidate) -> StateBytes:
     """Stages 1 and 2: weights flattened group by group, padded to a multiple of the ranks."""
     shards, size = candidate.shards, candidate.compute_bytes
     multiple = _ALIGNMENT * shards
-    padded = [-(-sum(group) // multiple) * multiple for group in groups]
-    total, share = sum(padded), sum(padded) // shards
+    padded = [-(-sum(group.sizes) // multiple) * multiple for group in groups]
+    shares = [n // shards for n in padded]
+    total, share = sum(padded), sum(shares)
     bucket, buffers = candidate.reduce_bucket_size, 1
-    largest = max(size for group in groups for size in group)
+    largest = max(size for group in groups for size in group.sizes)
     if overlaps(candidate.zero_stage, candidate.overlap_comm):
         # One is filled while the other is reduced, and either takes the largest gradient.
         bucket, buffers = max(bucket, largest), 2
@@ -98,7 +125,7 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
         gathered = buffers * size * bucket + (size + 4) * max(bucket, largest)
     state = StateBytes(
         parameters=size * total,
-        optimizer=_sharded(share, len(groups), candidate),
+        optimizer=_MASTER * share + _sharded(shares, groups),
         averages=4 * share * candidate.averages,
         gradients=gradients,
         gathered=gathered,
@@ -106,30 +133,30 @@ def _flat(groups: list[list[int]], candidate: Candidate) -> StateBytes:
     )
     if not candidate.offloads:
         return state
-    return offloaded_flat(state, [n // shards for n in padded], largest, candidate)
+    return offloaded_flat(state, shares, largest, candidate)
 
 
-def _stage_3(groups: list[list[int]], candidate: Candidate) -> StateBytes:
+def _stage_3(groups: list[_Group], candidate: Candidate) -> StateBytes:
     """Stage 3: every tensor in equal shards; small ones whole as well."""
     shards, size = candidate.shards, candidate.compute_bytes
-    sizes = [sum(-(-n // shards) for n in group) for group in groups]
-    share = sum(sizes)
-    small = sum(n for group in groups for n in group if n <= candidate.whole_below)
-    large = sum(n for group in groups for n in group) - small
+    shares = [sum(-(-n // shards) for n in group.sizes) for group in groups]
+    share = sum(shares)
+    small = sum(n for group in groups for n in group.sizes if n <= candidate.whole_below)
+    large = sum(n for group in groups for n in group.sizes) - small
     if shards == 1:  # a shard is the tensor itself
         small = large = 0
     state = StateBytes(
         parameters=size * (share + small),
-        optimizer=_sharded(share, len(groups), candidate),
+        optimizer=_MASTER * share + _sharded(shares, groups),
         averages=4 * share * candidate.averages,
         gradients=4 * share,
         gathered=4 * candidate.reduce_bucket_size + size * min(large, LIVE + PREFETCH),
         update=0,
     )
-    return offloaded_whole(state, sizes, small, candidate) if candidate.offloads else state
+    return offloaded_whole(state, shares, small, candidate) if candidate.offloads else state
 
 
-def _sharded(share: int, tensors: int, candidate: Candidate) -> int:
-    """Bytes of float32 weights and state of a rank's flat tensors, `share` elements in all."""
-    optimizer = candidate.optimizer
-    return (_MASTER + optimizer.element_bytes) * share + optimizer.counter_bytes * tensors
+def _sharded(shares: list[int], groups: list[_Group]) -> int:
+    """Bytes of the state of a rank's flat tensors, one of so many elements for each group."""
+    kept = [group.state for group in groups]
+    return sum(k.element_bytes * n + k.counter_bytes for n, k in zip(shares, kept, strict=True))

@@ -16,6 +16,7 @@ from parallel.planner.costs import ModelCost, Part
 from parallel.planner.machine import Machine
 from parallel.planner.memory import StageParts, layer_positions, scored_rows
 from parallel.planner.offload import offload_seconds
+from parallel.planner.state import mean_state_bytes
 from parallel.planner.traffic import (
     context_messages,
     data_messages,
@@ -86,12 +87,14 @@ def step_time(
         )
     slowest = max(passes, key=lambda p: sum(p[:4]))
     ends = sum(sum(p[:4]) for p in passes) - sum(slowest[:4])
-    elements, tensors = max(_held(stage, tp) for stage in stages)
+    largest = max(stages, key=lambda stage: _held(stage, tp))
+    elements, tensors = _held(largest, tp)
+    state = mean_state_bytes(largest.weights(), candidate)
     data = data_messages(candidate, elements, tensors)
     share = elements / (candidate.shards if candidate.effective_stage else 1)
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
-    updated = _UPDATE_BYTES + 2 * candidate.optimizer.element_bytes
-    away, moved = offload_seconds(candidate, machine, elements)
+    updated = _UPDATE_BYTES + 2 * state
+    away, moved = offload_seconds(candidate, machine, elements, state)
     return StepTime(
         compute=count * slowest[0],
         tensor=count * slowest[1],

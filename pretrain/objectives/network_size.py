@@ -7,6 +7,7 @@ numbers with the built network and with the tensors that autograd keeps for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 
@@ -14,12 +15,19 @@ from typing import Literal
 class AuxiliaryWeight:
     """One parameter tensor, over all ranks."""
 
-    elements: int
+    name: str
+    """Name inside the network."""
+    shape: tuple[int, ...]
     group: Literal["decayed", "kept", "scaled"]
     """Its group in `pretrain.training.parameter_groups`; `scaled` has a separate learning
     rate."""
     over_vocabulary: bool = False
     """True where tensor parallelism shards it, as it does the embedding."""
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,15 @@ def embedding_diffusion(
     double, single = 8, 4
     return AuxiliaryNetwork(
         weights=(
-            AuxiliaryWeight(padded_vocab_size * size, "scaled", over_vocabulary=True),
-            AuxiliaryWeight(2, "scaled"),  # the schedule's end points
-            *[AuxiliaryWeight(units, "scaled")] * 3,
-            *[AuxiliaryWeight(hidden_size * size, "decayed")] * 2,  # inputs: noisy point, estimate
-            AuxiliaryWeight(hidden_size * 2 * frequencies, "decayed"),
-            AuxiliaryWeight(hidden_size, "kept"),
+            AuxiliaryWeight("embedding.weight", (padded_vocab_size, size), "scaled", True),
+            AuxiliaryWeight("schedule.end_points", (2,), "scaled"),
+            AuxiliaryWeight("schedule.steepness", (units,), "scaled"),
+            AuxiliaryWeight("schedule.offset", (units,), "scaled"),
+            AuxiliaryWeight("schedule.height", (units,), "scaled"),
+            AuxiliaryWeight("enter.weight", (hidden_size, size), "decayed"),
+            AuxiliaryWeight("remember.weight", (hidden_size, size), "decayed"),
+            AuxiliaryWeight("tell.weight", (hidden_size, 2 * frequencies), "decayed"),
+            AuxiliaryWeight("tell.bias", (hidden_size,), "kept"),
         ),
         # Clean, noisy and estimated embeddings, queries and means; norms and terms.
         position_bytes=5 * size * double + 2 * size * single + 6 * double,

@@ -8,6 +8,7 @@ autograd keeps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
 from pretrain.config.run import Config, ModelConfig
@@ -93,13 +94,23 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
     )
 
 
+def _matrix(name: str, *shape: int, sharded: bool = True, group: int = _DECAYED) -> Weight:
+    return Weight(prod(shape), sharded, group, f"model.{name}.weight", shape)
+
+
+def _vector(name: str, size: int) -> Weight:
+    """A norm or a bias."""
+    return Weight(size, False, _KEPT, f"model.{name}", (size,))
+
+
 def _embedding(m: ModelConfig, vocabulary: int, decayed: bool) -> tuple[Weight, ...]:
-    return (Weight(vocabulary * m.hidden_size, True, _DECAYED if decayed else _KEPT),)
+    group = _DECAYED if decayed else _KEPT
+    return (_matrix("embedding", vocabulary, m.hidden_size, group=group),)
 
 
-def _linear(inputs: int, outputs: int) -> tuple[Weight, Weight]:
+def _linear(name: str, inputs: int, outputs: int) -> tuple[Weight, Weight]:
     """A replicated linear layer with bias."""
-    return Weight(inputs * outputs, False, _DECAYED), Weight(outputs, False, _KEPT)
+    return _matrix(name, outputs, inputs, sharded=False), _vector(f"{name}.bias", outputs)
 
 
 def _first(m: ModelConfig, vocabulary: int, config: Config, objective: ObjectiveCost) -> Part:
@@ -107,7 +118,8 @@ def _first(m: ModelConfig, vocabulary: int, config: Config, objective: Objective
     saved: tuple[Saved, ...] = (Saved(1, "whole", 8),)
     kernels = 6
     if m.time_conditioning:
-        weights += _linear(FREQUENCIES, CONDITION) + _linear(CONDITION, CONDITION)
+        weights += _linear("noise_embedding.first", FREQUENCIES, CONDITION)
+        weights += _linear("noise_embedding.second", CONDITION, CONDITION)
     if objective.auxiliary is not None:
         weights += _auxiliary_weights(objective.auxiliary)
         saved += _auxiliary_saved(objective.auxiliary, vocabulary, config.data.seq_length)
@@ -117,7 +129,10 @@ def _first(m: ModelConfig, vocabulary: int, config: Config, objective: Objective
 
 def _auxiliary_weights(network: AuxiliaryNetwork) -> tuple[Weight, ...]:
     groups = {"decayed": _DECAYED, "kept": _KEPT, "scaled": _SCALED}
-    return tuple(Weight(w.elements, w.over_vocabulary, groups[w.group]) for w in network.weights)
+    return tuple(
+        Weight(w.elements, w.over_vocabulary, groups[w.group], f"own.{w.name}", w.shape)
+        for w in network.weights
+    )
 
 
 def _auxiliary_saved(network: AuxiliaryNetwork, vocabulary: int, length: int) -> tuple[Saved, ...]:
@@ -135,16 +150,22 @@ def _layer(m: ModelConfig, length: float, objective: ObjectiveCost) -> Part:
     width = m.num_attention_heads * d
     qkv = (m.num_attention_heads + 2 * m.query_groups) * d
     up = (2 if m.activation == "swiglu" else 1) * f
-    weights = [Weight(h, False, _KEPT)] * 2
-    weights += [Weight(h * qkv, True), Weight(width * h, True), Weight(h * up, True)]
-    weights += [Weight(f * h, True)]
+    weights = [
+        _vector("layers.0.attention_norm.weight", h),
+        _vector("layers.0.mlp_norm.weight", h),
+        _matrix("layers.0.attention.qkv", qkv, h),
+        _matrix("layers.0.attention.out", h, width),
+        _matrix("layers.0.mlp.up", up, h),
+        _matrix("layers.0.mlp.down", h, f),
+    ]
     if m.qk_norm:
-        weights += [Weight(d, False, _KEPT)] * 2
+        weights += [_vector(f"layers.0.attention.{x}_norm.weight", d) for x in ("q", "k")]
     k = m.short_convolution
     if k > 0:
-        weights += [Weight(k * h, False, _DECAYED)] * 2
+        parts = ("attention", "mlp")
+        weights += [_matrix(f"layers.0.{x}_convolution", k, h, sharded=False) for x in parts]
     if m.time_conditioning:
-        weights += _linear(CONDITION, 6 * h)
+        weights += _linear("layers.0.modulation.linear", CONDITION, 6 * h)
     saved, kept = _layer_saved(m, length, objective)
     visible = (length + 1) / 2 if objective.causal else length
     return Part(
@@ -211,11 +232,11 @@ def _layer_workspace(m: ModelConfig) -> tuple[Saved, ...]:
 
 def _last(m: ModelConfig, vocabulary: int) -> Part:
     h = m.hidden_size
-    weights = [Weight(h, False, _KEPT)]
+    weights = [_vector("head.norm.weight", h)]
     if m.time_conditioning:
-        weights += _linear(CONDITION, 2 * h)
+        weights += _linear("head.modulation.linear", CONDITION, 2 * h)
     if not m.tie_embeddings:
-        weights.append(Weight(vocabulary * h, True))
+        weights.append(_matrix("head.projection", vocabulary, h))
     return Part(
         weights=tuple(weights),
         saved=(

@@ -1,14 +1,14 @@
-"""Optimizers of somebody else, declared here: neither is known to the package."""
+"""Optimizers of somebody else, declared here: none is known to the package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallel.engine.optimizer import OptimizerSpec, StateTensor
+from parallel.engine.optimizer import OptimizerSpec, StateGroup, StateTensor
 from pretrain.config.optimizers import AdamWConfig
 
 SCALE = 30.0
@@ -65,11 +65,50 @@ class Whole(Foreign):
         return weight.grad / weight.grad.norm().clamp(min=1e-6)
 
 
+class Divided(Foreign):
+    """Heavy ball for the matrices of the layers, Adam for all other parameters."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            rule = self.heavy_ball if group["state_group"] == "matrix" else self.adam
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_(rule(weight.grad, self.state[weight]), alpha=group["lr"])
+
+    def heavy_ball(self, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        velocity = state.setdefault("velocity", torch.zeros_like(gradient))
+        return velocity.mul_(0.9).add_(gradient, alpha=SCALE)
+
+    def adam(self, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        step = state.setdefault("step", torch.zeros(()))
+        first = state.setdefault("exp_avg", torch.zeros_like(gradient))
+        second = state.setdefault("exp_avg_sq", torch.zeros_like(gradient))
+        step += 1
+        first.lerp_(gradient, 0.1)
+        second.lerp_(gradient.square(), 0.05)
+        corrected = (second / (1 - 0.95 ** float(step))).sqrt() + 1e-3
+        return first / (1 - 0.9 ** float(step)) / corrected
+
+
+def layer_matrix(parameter: str, shape: Sequence[int]) -> str:
+    """Group `matrix` for the matrices of layers, without their convolutions; else that of Adam."""
+    matrix = ".layers." in parameter and len(shape) == 2 and "convolution" not in parameter
+    return "matrix" if matrix else ""
+
+
 SPECS = {
     "adamw": AdamWConfig().spec(),
     "momentum": OptimizerSpec("momentum", (StateTensor("velocity"),), Momentum, counter=None),
     "scaled": OptimizerSpec(
         "scaled", (StateTensor("square", "bfloat16"), StateTensor("debt")), Scaled, counter="int"
+    ),
+    "divided": OptimizerSpec(
+        "divided",
+        (StateTensor("exp_avg"), StateTensor("exp_avg_sq")),
+        Divided,
+        groups=(StateGroup("matrix", (StateTensor("velocity"),), counter=None),),
+        group_of=layer_matrix,
     ),
     "whole": OptimizerSpec("whole", (), Whole, counter=None, elementwise=False),
 }

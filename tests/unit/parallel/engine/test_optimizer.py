@@ -35,7 +35,7 @@ REAL = {
 }
 
 
-def stepped(spec: OptimizerSpec, created: bool) -> tuple[list[torch.Tensor], Any]:
+def stepped(spec: OptimizerSpec, created: bool) -> tuple[list[fragments.Updated], Any]:
     """Two tensors after an update; with `created` the engine has made the state before it."""
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5,))]
@@ -56,9 +56,10 @@ def test_a_declaration_is_what_the_optimizer_holds_after_a_step(spec: OptimizerS
     fragments.check_state(tensors, optimizer, spec)
     values = [v for state in optimizer.state.values() for v in state.values()]
     held = sum(v.untyped_storage().nbytes() for v in values)
-    elements = sum(tensor.numel() for tensor in tensors)
-    assert held == spec.element_bytes * elements + spec.counter_bytes * len(tensors)
-    assert fragments.counted_updates(tensors, optimizer) == (spec.counter is not None)
+    elements, group = sum(one.tensor.numel() for one in tensors), spec.group("any", (3, 4))
+    assert held == group.element_bytes * elements + group.counter_bytes * len(tensors)
+    counted = fragments.counted_updates(tensors, optimizer, spec)
+    assert counted == ({1} if spec.counter is not None else set())
 
 
 @pytest.mark.parametrize("spec", REAL.values(), ids=list(REAL))
@@ -66,7 +67,7 @@ def test_created_state_is_what_the_optimizer_starts_with(spec: OptimizerSpec) ->
     ours, created = stepped(spec, created=True)
     theirs, lazy = stepped(spec, created=False)
     fragments.check_state(ours, created, spec)
-    for a, b in zip(ours, theirs, strict=True):
+    for (a, _), (b, _) in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
         for name in spec.names:
             assert torch.equal(created.state[a][name], lazy.state[b][name])

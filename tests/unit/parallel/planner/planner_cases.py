@@ -23,7 +23,6 @@ def never_built(groups: object) -> Any:
 
 
 ADAMW = OptimizerSpec("adamw", (StateTensor("exp_avg"), StateTensor("exp_avg_sq")), never_built)
-MOMENTUM = OptimizerSpec("momentum", (StateTensor("momentum"),), never_built, counter=None)
 WHOLE = replace(ADAMW, name="whole", elementwise=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from planner_cases import HIDDEN, LENGTH, MACHINE, MOMENTUM, candidate, model
+from planner_cases import HIDDEN, LENGTH, MACHINE, candidate, model
 
 from parallel.layout.rules import Layout
 from parallel.planner.costs import Loss, Saved, Weight
@@ -105,14 +105,14 @@ def test_offloading_costs_the_ways_and_the_update_on_the_host() -> None:
     )
     share = one / 16
     flat = candidate(layout, zero_stage=2, offload="cpu", num_microbatches=4)
-    seconds, moved = offload_seconds(flat, exact, int(one))
+    seconds, moved = offload_seconds(flat, exact, int(one), 8)
     assert moved == share * 6
     assert seconds == pytest.approx(share * (6 / 10e9 + 44 / 20e9))
     whole = replace(flat, zero_stage=3)
-    seconds, moved = offload_seconds(whole, exact, int(one))
+    seconds, moved = offload_seconds(whole, exact, int(one), 8)
     assert moved == share * (2 * 2 * 4 + 4 * 4 + 3 * 4)
-    assert offload_seconds(replace(flat, offload="none"), exact, int(one)) == (0, 0)
-    lighter, _ = offload_seconds(replace(flat, optimizer=MOMENTUM), exact, int(one))
+    assert offload_seconds(replace(flat, offload="none"), exact, int(one), 8) == (0, 0)
+    lighter, _ = offload_seconds(flat, exact, int(one), 4)
     assert lighter == pytest.approx(share * (6 / 10e9 + 36 / 20e9))
 
 

@@ -23,7 +23,7 @@ from layouts import (
 )
 from torch import Tensor
 
-from parallel.layout.rules import Layout
+from parallel.layout import rules
 from parallel.layout.topology import Topology
 from parallel.planner import offload
 from parallel.planner.candidate import Candidate
@@ -69,7 +69,7 @@ def numbers(task: str) -> ModelCost:
 def candidate(cut: Cut, micro_batch_size: int = 1, count: int = 2) -> Candidate:
     """A cut as the planner takes it."""
     return Candidate(
-        layout=Layout(cut.tp, cut.pp, cut.cp, cut.dp, cut.sp),
+        layout=rules.Layout(cut.tp, cut.pp, cut.cp, cut.dp, cut.sp),
         zero_stage=cut.zero,
         micro_batch_size=micro_batch_size,
         num_microbatches=count,

@@ -45,7 +45,7 @@ def test_replicas_stay_equal_and_masks_of_the_same_activations_are_the_same(cut:
     """Where ranks hold whole activations, the run is that of one rank; elsewhere only alike."""
     drops = dict(DROPS)
     if cut.tp > 1 and not cut.sp:
-        del drops["attention_dropout"]  # heads are cut, and drop for themselves
+        del drops["attention_dropout"]  # heads are sharded, and drop for themselves
     name = "uniform" if cut.pp == 1 else "masked"
     results = run_ranks(cut.ranks, train, as_dict(cut), drops, name)
     if cut.pp == 1:

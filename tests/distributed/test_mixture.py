@@ -1,4 +1,4 @@
-"""Runs on a mix: the same in every cut, and damaged data ends every rank with the same error."""
+"""Runs on a mix: the same in every layout, and damaged data ends every rank with the same error."""
 
 from __future__ import annotations
 

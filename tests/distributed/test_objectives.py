@@ -82,8 +82,8 @@ def test_documents_kept_apart_give_one_curve_too(
 ):
     """Their bounds are whole on every context rank and on every stage."""
     more = (f"objective={objective}", "data.documents=masked")
-    cut = (*more, "parallel.zero_stage=1", *layout)
-    assert run_ranks(2, runs.train, pool, tmp_path, *cut) == [0, 0]
+    given = (*more, "parallel.zero_stage=1", *layout)
+    assert run_ranks(2, runs.train, pool, tmp_path, *given) == [0, 0]
     assert_same_curve(tmp_path, undisturbed(*more))
 
 

@@ -53,8 +53,8 @@ def check(name: str, chosen: Candidate, found: dict[tuple[int, int], Shapes]) ->
     whole: dict[str, int] = {}
     for (stage, rank), shapes in found.items():
         assert shapes == found[stage, 0], f"stage {stage} differs on tensor rank {rank}"
-        for parameter, (size, cut) in shapes.items():
-            full = math.prod(size) * (tp if cut is not None else 1)
+        for parameter, (size, dim) in shapes.items():
+            full = math.prod(size) * (tp if dim is not None else 1)
             assert whole.setdefault(parameter, full) == full, f"{parameter} differs between stages"
     padded = config.model.padded_vocab_size(VOCABULARY)
     assert sum(whole.values()) == parameter_count(config.model, padded)

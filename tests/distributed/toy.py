@@ -200,7 +200,7 @@ def toy_engine(topology: Topology, zero_stage: int, **changes: Any) -> Engine:
 
 
 def micro_batches(engine: Engine, step: int) -> Iterator[dict[str, Tensor]]:
-    """This rank's share of the global batch of `step`, cut into micro-batches."""
+    """This rank's share of the global batch of `step`, split into micro-batches."""
     config, topology = engine.config, engine.topology
     rows = torch.arange(GLOBAL_BATCH).view(
         config.num_microbatches, topology.data_parallel_size, config.micro_batch_size

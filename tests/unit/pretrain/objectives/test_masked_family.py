@@ -121,7 +121,7 @@ def test_ar_ratio_moves_the_same_number_of_masks_to_the_end():
 
 
 @pytest.mark.parametrize("name", ["masked", "uniform", "interpolating"])
-def test_random_length_cuts_its_share_of_sequences_by_padding(name):
+def test_random_length_shortens_its_share_of_sequences_by_padding(name):
     n, s = 3000, 16
     clean = toy.clean_batch(torch.zeros(n, s, dtype=torch.int64), range(n))
     family = objective(name, random_length=0.2)

@@ -82,8 +82,8 @@ def serve() -> None:
     _import_for_ranks()
     while line := requests.readline():
         request = json.loads(line)
-        _load_ahead(request["source"])
-        _compose_ahead(request["choices"])
+        _preload(request["source"])
+        _precompose(request["choices"])
         children = [_fork(rank, request) for rank in range(request["ranks"])]
         codes = _wait(children, request["timeout"], request["may_die"])
         answers.write(json.dumps(codes) + "\n")
@@ -108,7 +108,7 @@ def _import_for_ranks() -> None:
     _spare_from_collection()
 
 
-def _load_ahead(source: str) -> None:
+def _preload(source: str) -> None:
     """Import the file of a function, unless it is there; a rank reports what is wrong with it."""
     if Path(source).stem in sys.modules:
         return
@@ -117,7 +117,7 @@ def _load_ahead(source: str) -> None:
     _spare_from_collection()
 
 
-def _compose_ahead(choices: list[str]) -> None:
+def _precompose(choices: list[str]) -> None:
     """Compose a configuration of these groups, which every rank of the request then has."""
     from pretrain.config import compose, groups
 

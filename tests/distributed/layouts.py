@@ -50,7 +50,7 @@ MODEL = {
 
 
 @dataclass(frozen=True)
-class Cut:
+class Layout:
     """A layout and how the engine runs in it."""
 
     tp: int = 1
@@ -155,49 +155,49 @@ def clean_rows(step: int, rows: Tensor) -> CleanBatch:
 class Trainer:
     """One engine on this rank's part of the layout."""
 
-    def __init__(self, cut: Cut, task: Task, **changes: Any) -> None:
+    def __init__(self, layout: Layout, task: Task, **changes: Any) -> None:
         init_distributed(timeout_minutes=2)
         self.topology = Topology.build(
-            tensor_parallel_size=cut.tp,
-            pipeline_parallel_size=cut.pp,
-            context_parallel_size=cut.cp,
-            data_parallel_size=cut.dp,
-            sequence_parallel=cut.sp,
-            zero_stage=cut.zero,
-            precision=cut.precision,
+            tensor_parallel_size=layout.tp,
+            pipeline_parallel_size=layout.pp,
+            context_parallel_size=layout.cp,
+            data_parallel_size=layout.dp,
+            sequence_parallel=layout.sp,
+            zero_stage=layout.zero,
+            precision=layout.precision,
         )
         config = objectives.make(time_window=GLOBAL_BATCH, **task.objective)
         self.objective: Objective = build_objective(config, SPACE)
         model_config = ModelConfig(**{**MODEL, **task.model})
         layers, head = stage_costs(model_config, SPACE.padded_vocab_size, self.objective.head_share)
         stage = self.topology.stage(layers, last_cost=head)
-        recompute = Recompute(cut.recompute)  # type: ignore[arg-type]
+        recompute = Recompute(layout.recompute)  # type: ignore[arg-type]
         causal = config.convolution == "causal"
         model = Transformer(model_config, SPACE, self.topology, stage, recompute, causal)
         initialize(model, SEED)
-        if cut.compiled:
+        if layout.compiled:
             model.compile_layers()
         module = ObjectiveModule(
-            model, self.objective, loss_chunk=cut.chunk, compile_loss=cut.compiled_loss
+            model, self.objective, loss_chunk=layout.chunk, compile_loss=layout.compiled_loss
         )
         if task.model.get("time_conditioning"):
             # A fresh conditioned model is the identity in its condition; that would test nothing.
             _shake_modulations(module)
         optimizer = AdamWConfig(lr=3e-3, eps=task.eps)
-        self.per_rank = GLOBAL_BATCH // cut.dp
-        if cut.overlap:
+        self.per_rank = GLOBAL_BATCH // layout.dp
+        if layout.overlap:
             changes = {"reduce_bucket_size": SMALL_BUCKET, **changes}
         settings = EngineConfig(
-            zero_stage=cut.zero,
-            precision=cut.precision,  # type: ignore[arg-type]
+            zero_stage=layout.zero,
+            precision=layout.precision,  # type: ignore[arg-type]
             micro_batch_size=self.per_rank // 2,
             num_microbatches=2,
             clip_grad_norm=0.5,
             whole_below=0,  # or ZeRO 3 would leave a model as small as this one whole
             **{
                 "optimizer": optimizer.spec(),
-                "offload": cut.offload,
-                "overlap_comm": cut.overlap,
+                "offload": layout.offload,
+                "overlap_comm": layout.overlap,
                 **changes,
             },
         )
@@ -258,10 +258,10 @@ def shallow(task: Task) -> Task:
     return replace(task, model={**task.model, "num_layers": 2})
 
 
-def train_task(cut: dict[str, Any], task: str, steps: int, deep: bool) -> dict[str, Any]:
+def train_task(layout: dict[str, Any], task: str, steps: int, deep: bool) -> dict[str, Any]:
     """A whole short run in a layout: curve, evaluation, start and end."""
     chosen = {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS}[task]
-    trainer = Trainer(Cut(**cut), chosen if deep else shallow(chosen))
+    trainer = Trainer(Layout(**layout), chosen if deep else shallow(chosen))
     start = trainer.weights()
     curve = trainer.train(0, steps)
     return {
@@ -273,22 +273,22 @@ def train_task(cut: dict[str, Any], task: str, steps: int, deep: bool) -> dict[s
     }
 
 
-def as_dict(cut: Cut) -> dict[str, Any]:
-    """A cut as plain values, to send to ranks."""
-    return asdict(cut)
+def as_dict(layout: Layout) -> dict[str, Any]:
+    """A layout as plain values, to send to ranks."""
+    return asdict(layout)
 
 
 @cache
 def one_rank(task: str, steps: int = STEPS, deep: bool = False) -> dict[str, Any]:
     """What `train_task` gives on one rank at stage 0: made once for all files of a session."""
-    return run_ranks(1, train_task, as_dict(Cut()), task, steps, deep)[0]
+    return run_ranks(1, train_task, as_dict(Layout()), task, steps, deep)[0]
 
 
 def beside_one_rank(
-    cut: Cut, task: str, steps: int = STEPS
+    layout: Layout, task: str, steps: int = STEPS
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`train_task` on every rank of a layout, and the same run on one; as many layers as stages
     need to be of unequal lengths."""
-    deep = cut.pp > 1
-    results = run_ranks(cut.ranks, train_task, as_dict(cut), task, steps, deep, timeout=300)
+    deep = layout.pp > 1
+    results = run_ranks(layout.ranks, train_task, as_dict(layout), task, steps, deep, timeout=300)
     return results, one_rank(task, steps, deep)

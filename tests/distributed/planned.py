@@ -17,7 +17,7 @@ from layouts import (
     SPACE,
     TASKS,
     WHOLE_TASKS,
-    Cut,
+    Layout,
     Task,
     Trainer,
 )
@@ -66,16 +66,16 @@ def numbers(task: str) -> ModelCost:
     return model_cost(config, SPACE.padded_vocab_size, objective)
 
 
-def candidate(cut: Cut, micro_batch_size: int = 1, count: int = 2) -> Candidate:
-    """A cut as the planner takes it."""
+def candidate(layout: Layout, micro_batch_size: int = 1, count: int = 2) -> Candidate:
+    """A layout as the planner takes it."""
     return Candidate(
-        layout=rules.Layout(cut.tp, cut.pp, cut.cp, cut.dp, cut.sp),
-        zero_stage=cut.zero,
+        layout=rules.Layout(layout.tp, layout.pp, layout.cp, layout.dp, layout.sp),
+        zero_stage=layout.zero,
         micro_batch_size=micro_batch_size,
         num_microbatches=count,
         optimizer=SPECS["adamw"],
-        precision=cut.precision,
-        recompute=cut.recompute,  # type: ignore[arg-type]
+        precision=layout.precision,
+        recompute=layout.recompute,  # type: ignore[arg-type]
         whole_below=0,  # as `layouts` has it
     )
 
@@ -90,15 +90,19 @@ def unique_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(storages.values())
 
 
-def held_and_planned(cases: list[tuple[Cut, str, bool, str]]) -> list[dict[str, tuple[int, int]]]:
+def held_and_planned(
+    cases: list[tuple[Layout, str, bool, str]],
+) -> list[dict[str, tuple[int, int]]]:
     """For each (layout, task, EMA, optimizer): bytes on this rank after a step by kind, (real,
     planned)."""
     return [_held_and_planned(*case) for case in cases]
 
 
-def _held_and_planned(cut: Cut, task: str, ema: bool, optimizer: str) -> dict[str, tuple[int, int]]:
+def _held_and_planned(
+    layout: Layout, task: str, ema: bool, optimizer: str
+) -> dict[str, tuple[int, int]]:
     spec = SPECS[optimizer]
-    trainer = Trainer(cut, TASKS_HERE[task], optimizer=spec, ema_decay=0.9 if ema else 0.0)
+    trainer = Trainer(layout, TASKS_HERE[task], optimizer=spec, ema_decay=0.9 if ema else 0.0)
     engine = trainer.engine
     teacher = add_teacher(engine.module, trainer.topology)
     trainer.train(0, 1)
@@ -112,7 +116,7 @@ def _held_and_planned(cut: Cut, task: str, ema: bool, optimizer: str) -> dict[st
     masters += getattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])
     masters = [p for p in masters if p.untyped_storage().data_ptr() not in at_weights]
     tensors = [v for v in [*states, *masters] if isinstance(v, Tensor)]
-    plan = replace(candidate(cut), averages=int(ema), optimizer=spec)
+    plan = replace(candidate(layout), averages=int(ema), optimizer=spec)
     memory = estimate_stages(numbers(task), plan)[stage]
     planned = memory.state
     return {
@@ -123,12 +127,12 @@ def _held_and_planned(cut: Cut, task: str, ema: bool, optimizer: str) -> dict[st
 
 
 def hosted_and_planned(
-    cuts: list[Cut], optimizer: str = "adamw"
+    layouts: list[Layout], optimizer: str = "adamw"
 ) -> list[tuple[int, int, float, int]]:
     """For each offloading layout: bytes of parameters that stay, and of what moves into host memory
     (nothing is pinned here), on this rank after a step; (real, planned, real, planned)."""
     offload.pinned = int  # type: ignore[assignment]
-    return [_hosted_and_planned(cut, optimizer) for cut in cuts]
+    return [_hosted_and_planned(layout, optimizer) for layout in layouts]
 
 
 HOSTED = (
@@ -139,9 +143,9 @@ HOSTED = (
 """Where DeepSpeed refers to what it has in host memory, beside the optimizer's state."""
 
 
-def _hosted_and_planned(cut: Cut, optimizer: str) -> tuple[int, int, float, int]:
+def _hosted_and_planned(layout: Layout, optimizer: str) -> tuple[int, int, float, int]:
     spec = SPECS[optimizer]
-    trainer = Trainer(cut, TASKS["autoregressive"], optimizer=spec, ema_decay=0.9)
+    trainer = Trainer(layout, TASKS["autoregressive"], optimizer=spec, ema_decay=0.9)
     trainer.train(0, 1)
     host: Any = trainer.engine.deepspeed.optimizer
     kept: list[Tensor] = []
@@ -152,8 +156,8 @@ def _hosted_and_planned(cut: Cut, optimizer: str) -> tuple[int, int, float, int]
     kept += [t.grad for t in kept if t.grad is not None]
     states = [v for state in host.optimizer.state.values() for v in state.values()]
     kept += [v for v in states if isinstance(v, Tensor) and v.numel() > 1]
-    weights = [] if cut.zero == 3 else [p.data for p in trainer.engine.module.parameters()]
-    plan = replace(candidate(cut), averages=1, optimizer=spec, offload=cut.offload)  # type: ignore[arg-type]
+    weights = [] if layout.zero == 3 else [p.data for p in trainer.engine.module.parameters()]
+    plan = replace(candidate(layout), averages=1, optimizer=spec, offload=layout.offload)  # type: ignore[arg-type]
     state = estimate_stages(numbers("autoregressive"), plan)[0].state
     return unique_bytes(weights), state.parameters, unique_bytes(kept), state.host
 
@@ -168,7 +172,7 @@ def add_teacher(module: ObjectiveModule, topology: Topology) -> list[Tensor]:
     return list(module.teacher.parameters.values())
 
 
-ONE_RANK = Cut()
+ONE_RANK = Layout()
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class Case:
 
     objective: str = "autoregressive"
     model: dict[str, Any] = field(default_factory=dict)
-    cut: Cut = ONE_RANK
+    layout: Layout = ONE_RANK
     batch_size: int = 4
     length: int = 64
     loss_chunk: int | None = None
@@ -186,7 +190,7 @@ class Case:
 
     def __str__(self) -> str:
         shape = ",".join(f"{k}={v}" for k, v in {**self.settings, **self.model}.items())
-        return f"{self.objective} b{self.batch_size} s{self.length} {shape} {self.cut}"
+        return f"{self.objective} b{self.batch_size} s{self.length} {shape} {self.layout}"
 
     @property
     def config(self) -> Config:
@@ -203,7 +207,7 @@ class Case:
                 },
                 "train": {
                     "global_batch_size": self.batch_size,
-                    "recompute": self.cut.recompute,
+                    "recompute": self.layout.recompute,
                     "loss_chunk": self.loss_chunk,
                 },
             }
@@ -228,13 +232,13 @@ def saved_and_planned(cases: list[Case]) -> list[tuple[int, int, float]]:
 
 
 def _saved_and_planned(case: Case) -> tuple[int, int, float]:
-    config, cut = case.config, case.cut
+    config, layout = case.config, case.layout
     topology = Topology.build(
-        tensor_parallel_size=cut.tp,
-        pipeline_parallel_size=cut.pp,
-        context_parallel_size=cut.cp,
-        sequence_parallel=cut.sp,
-        zero_stage=cut.zero,
+        tensor_parallel_size=layout.tp,
+        pipeline_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
+        sequence_parallel=layout.sp,
+        zero_stage=layout.zero,
     )
     objective = build_objective(config.objective, VOCABULARY)
     module = build_model(config, topology, objective)
@@ -258,7 +262,7 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
     share = len(batch.targets) / clean.tokens.numel()  # of this batch, not on average
     cost = replace(objective_cost(config, VOCABULARY.vocab_size, on_gpu=False), head_share=share)
     model = model_cost(config, VOCABULARY.padded_vocab_size, cost)
-    planned = estimate_stages(model, candidate(cut, case.batch_size, 1))[topology.pp_rank]
+    planned = estimate_stages(model, candidate(layout, case.batch_size, 1))[topology.pp_rank]
     return saved, taken, planned.activations
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from layouts import LONG, STEPS, Cut, beside_one_rank
+from layouts import LONG, STEPS, Layout, beside_one_rank
 
 SLOW = pytest.mark.slow
-CUTS = [
-    pytest.param(Cut(zero=1, precision="bfloat16"), LONG, marks=SLOW),
-    pytest.param(Cut(tp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
-    pytest.param(Cut(pp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
-    (Cut(dp=2, zero=3, precision="bfloat16"), STEPS),
-    pytest.param(Cut(tp=2, dp=2, zero=2, precision="bfloat16"), LONG, marks=SLOW),
-    pytest.param(Cut(pp=2, tp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
+LAYOUTS = [
+    pytest.param(Layout(zero=1, precision="bfloat16"), LONG, marks=SLOW),
+    pytest.param(Layout(tp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
+    pytest.param(Layout(pp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
+    (Layout(dp=2, zero=3, precision="bfloat16"), STEPS),
+    pytest.param(Layout(tp=2, dp=2, zero=2, precision="bfloat16"), LONG, marks=SLOW),
+    pytest.param(Layout(pp=2, tp=2, zero=1, precision="bfloat16"), LONG, marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize(("cut", "steps"), CUTS, ids=str)
-def test_the_curve_is_that_of_float32_within_rounding(cut, steps) -> None:
-    results, reference = beside_one_rank(cut, "masked", steps)
+@pytest.mark.parametrize(("layout", "steps"), LAYOUTS, ids=str)
+def test_the_curve_is_that_of_float32_within_rounding(layout, steps) -> None:
+    results, reference = beside_one_rank(layout, "masked", steps)
     for got in results:
         for (loss, norm), (want, want_norm) in zip(got["curve"], reference["curve"], strict=True):
             assert loss == pytest.approx(want, rel=1e-2)

@@ -11,7 +11,7 @@ import runs
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict, shallow
+from layouts import TASKS, Layout, Trainer, as_dict, shallow
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -23,11 +23,11 @@ from pretrain.checkpoints import export_checkpoint, reshard
 from pretrain.errors import ConfigError
 
 
-def save(cut: dict[str, Any], folder: Path) -> dict[str, Any]:
+def save(layout: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train two steps and save; all tensors."""
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
+    trainer = Trainer(Layout(**layout), shallow(TASKS["masked"]), ema_decay=0.9)
     trainer.train(0, 2)
     state = {"config": {"a": 1}, "tokenizer": {"pieces_sha256": "abc"}}
     save_checkpoint(trainer.engine, folder / "checkpoints", 2, state)
@@ -39,17 +39,17 @@ def tensors(trainer: Trainer) -> dict[str, Any]:
     return {k: {n: trainer.engine.read(n, k).clone() for n in trainer.names()} for k in kinds}
 
 
-@pytest.fixture(scope="module", params=[Cut(pp=2, zero=1), Cut(dp=2, zero=3)], ids=str)
+@pytest.fixture(scope="module", params=[Layout(pp=2, zero=1), Layout(dp=2, zero=3)], ids=str)
 def saved(request, tmp_path_factory):
     """A run folder with one checkpoint, and what it should hold."""
     folder = tmp_path_factory.mktemp("saved")
     return folder, run_ranks(2, save, as_dict(request.param), folder)[0]
 
 
-def load(cut: dict[str, Any], folder: Path) -> dict[str, Any]:
+def load(layout: dict[str, Any], folder: Path) -> dict[str, Any]:
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
+    trainer = Trainer(Layout(**layout), shallow(TASKS["masked"]), ema_decay=0.9)
     load_latest(trainer.engine, folder)
     return tensors(trainer)
 
@@ -62,7 +62,7 @@ def test_a_copy_with_other_files_restores_the_same_tensors(saved, tmp_path) -> N
         e.bytes for n, e in read_manifest(tmp_path / "step-00000002").files.items() if "o" in n
     ]
     assert max(sizes) < 2 * min(sizes)
-    got = run_ranks(2, load, as_dict(Cut(tp=2)), tmp_path)[0]
+    got = run_ranks(2, load, as_dict(Layout(tp=2)), tmp_path)[0]
     assert all(same(got[kind], want[kind]) for kind in want)
     with pytest.raises(CheckpointError, match="exists already"):
         reshard(folder, tmp_path)
@@ -72,7 +72,7 @@ def test_a_copy_without_moments_keeps_the_weights(saved, tmp_path) -> None:
     folder, want = saved
     made = Path(reshard(folder, tmp_path, weights_only=True)["written"])
     assert sorted(verify_checkpoint(made).files) == ["ema.safetensors", "weights.safetensors"]
-    got = run_ranks(1, load, as_dict(Cut()), tmp_path)[0]
+    got = run_ranks(1, load, as_dict(Layout()), tmp_path)[0]
     assert same(got["weight"], want["weight"])
     assert same(got["ema"], want["ema"])
 
@@ -114,10 +114,10 @@ def test_an_export_holds_the_whole_weights(saved, tmp_path, weights, kind) -> No
         export_checkpoint(folder, out)
 
 
-def start_from(cut: dict[str, Any], file: Path) -> dict[str, Any] | str:
+def start_from(layout: dict[str, Any], file: Path) -> dict[str, Any] | str:
     from parallel.checkpoint import load_file_weights
 
-    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=0.9)
+    trainer = Trainer(Layout(**layout), shallow(TASKS["masked"]), ema_decay=0.9)
     try:
         load_file_weights(trainer.engine, file)
     except CheckpointError as error:
@@ -128,12 +128,14 @@ def start_from(cut: dict[str, Any], file: Path) -> dict[str, Any] | str:
 
 
 @pytest.mark.parametrize(
-    "cut", [Cut(), Cut(tp=2), Cut(pp=2, zero=1), Cut(dp=2, zero=3, precision="bfloat16")], ids=str
+    "layout",
+    [Layout(), Layout(tp=2), Layout(pp=2, zero=1), Layout(dp=2, zero=3, precision="bfloat16")],
+    ids=str,
 )
-def test_a_run_starts_from_a_file_in_any_layout(saved, tmp_path, cut) -> None:
+def test_a_run_starts_from_a_file_in_any_layout(saved, tmp_path, layout) -> None:
     folder, want = saved
     export_checkpoint(folder, tmp_path / "w.safetensors", weights="raw")
-    for got in run_ranks(cut.ranks, start_from, as_dict(cut), tmp_path / "w.safetensors"):
+    for got in run_ranks(layout.ranks, start_from, as_dict(layout), tmp_path / "w.safetensors"):
         assert same(got["weight"], want["weight"])
         assert same(got["ema"], want["weight"])
 
@@ -145,7 +147,9 @@ def test_a_file_of_another_model_is_refused_with_what_differs(saved, tmp_path) -
     weights["strange"] = weights.pop(first)
     weights[second] = torch.zeros(3, 5)
     save_file(weights, tmp_path / "w.safetensors")
-    for message in run_ranks(2, start_from, as_dict(Cut(pp=2, zero=1)), tmp_path / "w.safetensors"):
+    for message in run_ranks(
+        2, start_from, as_dict(Layout(pp=2, zero=1)), tmp_path / "w.safetensors"
+    ):
         assert f"missing (1): {first}" in message
         assert "unknown (1): strange" in message
         assert f"other shapes (1): {second} has shape [3, 5], the model " in message

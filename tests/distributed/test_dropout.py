@@ -10,18 +10,18 @@ import runs
 import torch
 from comparison import assert_same_run
 from harness import Died, run_ranks
-from layouts import TASKS, Cut, Task, Trainer, as_dict, shallow
+from layouts import TASKS, Layout, Task, Trainer, as_dict, shallow
 
 STEPS = 4
 DROPS = {"dropout": 0.2, "attention_dropout": 0.2}
 
 
-def train(cut: dict[str, Any], drops: dict[str, float], name: str) -> dict[str, Any]:
+def train(layout: dict[str, Any], drops: dict[str, float], name: str) -> dict[str, Any]:
     """A few steps with dropout: curve, and what this rank holds of weights that all hold alike."""
     from parallel.layers import partition_dim
 
     task = shallow(TASKS[name])
-    trainer = Trainer(Cut(**cut), Task(task.objective, {**task.model, **drops}))
+    trainer = Trainer(Layout(**layout), Task(task.objective, {**task.model, **drops}))
     curve = trainer.train(0, STEPS)
     replicated = {
         parameter_name: parameter.detach().clone()
@@ -32,41 +32,41 @@ def train(cut: dict[str, Any], drops: dict[str, float], name: str) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "cut",
+    "layout",
     [
-        Cut(tp=2, recompute="full", chunk=20),
-        Cut(pp=2, zero=1, recompute="selective"),
-        Cut(tp=2, sp=True),
-        Cut(cp=2, zero=1, recompute="full"),
+        Layout(tp=2, recompute="full", chunk=20),
+        Layout(pp=2, zero=1, recompute="selective"),
+        Layout(tp=2, sp=True),
+        Layout(cp=2, zero=1, recompute="full"),
     ],
     ids=str,
 )
-def test_replicas_stay_equal_and_masks_of_the_same_activations_are_the_same(cut: Cut) -> None:
+def test_replicas_stay_equal_and_masks_of_the_same_activations_are_the_same(layout: Layout) -> None:
     """Where ranks hold whole activations, the run is that of one rank; elsewhere only alike."""
     drops = dict(DROPS)
-    if cut.tp > 1 and not cut.sp:
+    if layout.tp > 1 and not layout.sp:
         del drops["attention_dropout"]  # heads are sharded, and drop for themselves
-    name = "uniform" if cut.pp == 1 else "masked"
-    results = run_ranks(cut.ranks, train, as_dict(cut), drops, name)
-    if cut.pp == 1:
+    name = "uniform" if layout.pp == 1 else "masked"
+    results = run_ranks(layout.ranks, train, as_dict(layout), drops, name)
+    if layout.pp == 1:
         assert results[0]["replicated"].keys() == results[1]["replicated"].keys()
         for parameter, weight in results[0]["replicated"].items():
             assert torch.equal(results[1]["replicated"][parameter], weight), parameter
     assert results[0]["curve"] == results[1]["curve"]
-    alone = run_ranks(1, train, as_dict(Cut()), drops, name)[0]
+    alone = run_ranks(1, train, as_dict(Layout()), drops, name)[0]
     same = [
         ours == pytest.approx(theirs, rel=1e-5)
         for ours, theirs in zip(results[0]["curve"], alone["curve"], strict=True)
     ]
-    assert not any(same) if cut.sp or cut.cp > 1 else all(same)
+    assert not any(same) if layout.sp or layout.cp > 1 else all(same)
 
 
-def masks(cut: dict[str, Any]) -> list[torch.Tensor]:
+def masks(layout: dict[str, Any]) -> list[torch.Tensor]:
     """What this rank drops of the residual stream, and of attention weights."""
     from pretrain.model.dropout import dropout, seeded
 
     task = Task({"name": "autoregressive"}, DROPS)
-    key = Trainer(Cut(**cut), task).engine.module.model._dropout_key(5)
+    key = Trainer(Layout(**layout), task).engine.module.model._dropout_key(5)
     ones = torch.ones(500)
     with seeded(ones.device, key.of(f"attention weights/{key.heads}")):
         heads = torch.rand(500)
@@ -74,14 +74,14 @@ def masks(cut: dict[str, Any]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("cut", "same_residual"),
-    [(Cut(tp=2), True), (Cut(tp=2, sp=True), False), (Cut(cp=2, zero=1), False)],
+    ("layout", "same_residual"),
+    [(Layout(tp=2), True), (Layout(tp=2, sp=True), False), (Layout(cp=2, zero=1), False)],
     ids=str,
 )
 def test_ranks_drop_the_same_of_the_same_and_different_elements_of_different_parts(
-    cut: Cut, same_residual: bool
+    layout: Layout, same_residual: bool
 ) -> None:
-    first, second = run_ranks(2, masks, as_dict(cut))
+    first, second = run_ranks(2, masks, as_dict(layout))
     assert torch.equal(first[0], second[0]) == same_residual
     if not same_residual:
         assert 0.4 < float((first[0] == second[0]).double().mean()) < 0.6

@@ -10,23 +10,23 @@ import runs
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict, shallow
+from layouts import TASKS, Layout, Trainer, as_dict, shallow
 
 DECAY, STEPS, SAVED = 0.9, 4, 2
 UNIFORM = shallow(TASKS["uniform"])
-CUTS = [
-    Cut(dp=2, zero=2),
-    Cut(dp=2, zero=3),
-    Cut(tp=2),
-    Cut(pp=2, zero=1),
+LAYOUTS = [
+    Layout(dp=2, zero=2),
+    Layout(dp=2, zero=3),
+    Layout(tp=2),
+    Layout(pp=2, zero=1),
 ]
 MORE = [
-    Cut(tp=2, dp=2, zero=1),
-    Cut(dp=2, zero=0),
-    Cut(dp=2, zero=1),
-    Cut(cp=2, zero=1),
-    Cut(tp=2, dp=2, zero=3),
-    Cut(pp=2, tp=2, zero=1),
+    Layout(tp=2, dp=2, zero=1),
+    Layout(dp=2, zero=0),
+    Layout(dp=2, zero=1),
+    Layout(cp=2, zero=1),
+    Layout(tp=2, dp=2, zero=3),
+    Layout(pp=2, tp=2, zero=1),
 ]
 
 
@@ -44,7 +44,7 @@ def live(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def run(
-    cut: dict[str, Any], folder: Path | None = None, warmup: bool = True, each: bool = False
+    layout: dict[str, Any], folder: Path | None = None, warmup: bool = True, each: bool = False
 ) -> dict[str, Any]:
     """Train; the averages, what an evaluation with them sees, and with `each` the weights after
     every update.
@@ -54,7 +54,7 @@ def run(
     from parallel.checkpoint import load_latest, save_checkpoint
 
     changes = {"ema_decay": DECAY, "ema_warmup": warmup}
-    trainer = Trainer(Cut(**cut), UNIFORM, **changes)
+    trainer = Trainer(Layout(**layout), UNIFORM, **changes)
     history, curve = [trainer.weights()] if each else [], []
     for step in range(STEPS):
         curve += trainer.train(step, step + 1)
@@ -77,7 +77,7 @@ def run(
         "next": trainer.train(STEPS, STEPS + 1),
     }
     if folder is not None:
-        again = Trainer(Cut(**cut), UNIFORM, **changes)
+        again = Trainer(Layout(**layout), UNIFORM, **changes)
         load_latest(again.engine, folder)
         made["resumed"] = curve[SAVED:] == again.train(SAVED, STEPS)
         made["resumed"] = made["resumed"] and same(averages(again), made["ema"])
@@ -88,11 +88,11 @@ def run(
 def reference(tmp_path_factory):
     """The run on one rank, and the folder of its checkpoint."""
     folder = tmp_path_factory.mktemp("reference")
-    return run_ranks(1, run, as_dict(Cut()), folder, each=True)[0], folder
+    return run_ranks(1, run, as_dict(Layout()), folder, each=True)[0], folder
 
 
 def _without_warmup() -> dict[str, Any]:
-    return run_ranks(1, run, as_dict(Cut()), warmup=False, each=True)[0]
+    return run_ranks(1, run, as_dict(Layout()), warmup=False, each=True)[0]
 
 
 @pytest.mark.parametrize("warmup", [True, False])
@@ -108,11 +108,11 @@ def test_the_average_is_the_recursion_in_float64(reference, warmup) -> None:
 
 
 @pytest.mark.parametrize(
-    "cut", [*CUTS, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE)], ids=str
+    "layout", [*LAYOUTS, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE)], ids=str
 )
-def test_every_layout_keeps_the_same_average(reference, cut, tmp_path) -> None:
+def test_every_layout_keeps_the_same_average(reference, layout, tmp_path) -> None:
     want, _ = reference
-    ranks = run_ranks(cut.ranks, run, as_dict(cut), tmp_path, timeout=300)
+    ranks = run_ranks(layout.ranks, run, as_dict(layout), tmp_path, timeout=300)
     for got in ranks:
         assert got["restored"], "weights after an evaluation are those before it, bit for bit"
         assert got["resumed"], "a resumed run keeps the average of an uninterrupted one, bitwise"
@@ -128,11 +128,11 @@ def test_every_layout_keeps_the_same_average(reference, cut, tmp_path) -> None:
     assert ranks[0]["next"][0] == pytest.approx(want["next"][0], rel=1e-5)
 
 
-def load(cut: dict[str, Any], folder: Path, decay: float) -> dict[str, Any]:
+def load(layout: dict[str, Any], folder: Path, decay: float) -> dict[str, Any]:
     """Averages and weights right after loading, and the averages some steps later."""
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), UNIFORM, ema_decay=decay)
+    trainer = Trainer(Layout(**layout), UNIFORM, ema_decay=decay)
     load_latest(trainer.engine, folder)
     if not decay:
         return {"kinds": trainer.engine.kinds}
@@ -142,14 +142,14 @@ def load(cut: dict[str, Any], folder: Path, decay: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "cut", [Cut(dp=2, zero=3), Cut(pp=2, zero=1), Cut(tp=2, dp=2, zero=1)], ids=str
+    "layout", [Layout(dp=2, zero=3), Layout(pp=2, zero=1), Layout(tp=2, dp=2, zero=1)], ids=str
 )
-def test_averages_move_to_another_layout_bit_for_bit(reference, cut) -> None:
+def test_averages_move_to_another_layout_bit_for_bit(reference, layout) -> None:
     from parallel.checkpoint import load_weights
 
     want, folder = reference
     saved = load_weights(folder / f"step-{SAVED:08d}", "ema")
-    for got in run_ranks(cut.ranks, load, as_dict(cut), folder, DECAY):
+    for got in run_ranks(layout.ranks, load, as_dict(layout), folder, DECAY):
         assert same(got["loaded"], saved)
         for name, ema in got["end"].items():
             moved = (want["ema"][name] - want["history"][0][name]).norm()
@@ -159,7 +159,7 @@ def test_averages_move_to_another_layout_bit_for_bit(reference, cut) -> None:
 def save_without(folder: Path) -> None:
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(), UNIFORM)
+    trainer = Trainer(Layout(), UNIFORM)
     trainer.train(0, SAVED)
     save_checkpoint(trainer.engine, folder, SAVED, {})
 
@@ -171,16 +171,19 @@ def test_averaging_can_begin_and_end_at_a_resume(reference, tmp_path) -> None:
     run_ranks(1, save_without, tmp_path)
     with pytest.raises(CheckpointError, match="no averaged weights"):
         load_weights(tmp_path / f"step-{SAVED:08d}", "ema")
-    got = run_ranks(2, load, as_dict(Cut(dp=2, zero=2)), tmp_path, DECAY)[0]
+    got = run_ranks(2, load, as_dict(Layout(dp=2, zero=2)), tmp_path, DECAY)[0]
     assert same(got["loaded"], got["weights"])
     assert not same(got["end"], got["loaded"])
     _, folder = reference
-    assert run_ranks(1, load, as_dict(Cut()), folder, 0.0)[0]["kinds"] == ("exp_avg", "exp_avg_sq")
+    assert run_ranks(1, load, as_dict(Layout()), folder, 0.0)[0]["kinds"] == (
+        "exp_avg",
+        "exp_avg_sq",
+    )
 
 
-def overflow(cut: dict[str, Any]) -> bool:
+def overflow(layout: dict[str, Any]) -> bool:
     """A step whose gradient is not finite, after a good one; is everything as before?"""
-    trainer = Trainer(Cut(**cut), shallow(TASKS["masked"]), ema_decay=DECAY)
+    trainer = Trainer(Layout(**layout), shallow(TASKS["masked"]), ema_decay=DECAY)
     trainer.train(0, 1)
     before = averages(trainer)
     result = trainer.engine.step(trainer.batches(1), float("nan"), 1e-3)  # type: ignore[arg-type]
@@ -190,9 +193,9 @@ def overflow(cut: dict[str, Any]) -> bool:
     return same(before, after) and not same(averages(trainer), before)
 
 
-@pytest.mark.parametrize("cut", [Cut(), Cut(dp=2, zero=1), Cut(dp=2, zero=3)], ids=str)
-def test_a_step_that_is_skipped_leaves_the_average(cut) -> None:
-    assert all(run_ranks(cut.ranks, overflow, as_dict(cut)))
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2, zero=1), Layout(dp=2, zero=3)], ids=str)
+def test_a_step_that_is_skipped_leaves_the_average(layout) -> None:
+    assert all(run_ranks(layout.ranks, overflow, as_dict(layout)))
 
 
 def evaluate_both(run: Path) -> list[dict[str, Any]]:

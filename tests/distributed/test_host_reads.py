@@ -12,15 +12,15 @@ import pytest
 import torch
 from harness import run_ranks
 from host_reads import HostReads
-from layouts import TASKS, WHOLE_TASKS, Cut, Trainer, as_dict, shallow
+from layouts import TASKS, WHOLE_TASKS, Layout, Trainer, as_dict, shallow
 
 PREFETCHED = "prefetched"
 OURS = "aten._local_scalar_dense in parallel/engine/single_stage.py:_step"
 
 
-def step(cut: dict[str, Any], task: str) -> list[str]:
+def step(layout: dict[str, Any], task: str) -> list[str]:
     """Reads of one step on this rank, and when the host was given time for something else."""
-    trainer = Trainer(Cut(**cut), shallow({**TASKS, **WHOLE_TASKS}[task]))
+    trainer = Trainer(Layout(**layout), shallow({**TASKS, **WHOLE_TASKS}[task]))
     trainer.train(0, 1)
     batches = trainer.batches(1)
     with HostReads() as reads:
@@ -28,9 +28,9 @@ def step(cut: dict[str, Any], task: str) -> list[str]:
     return reads.found
 
 
-def reads_of(cut: Cut, task: str) -> list[str]:
+def reads_of(layout: Layout, task: str) -> list[str]:
     """What every rank reads after both micro-batches; they all read alike."""
-    every = run_ranks(cut.ranks, step, as_dict(cut), task)
+    every = run_ranks(layout.ranks, step, as_dict(layout), task)
     assert all(found == every[0] for found in every)
     assert every[0][:2] == [PREFETCHED, PREFETCHED], "nothing is read before or between"
     return every[0][2:]
@@ -67,42 +67,42 @@ def test_the_counter_sees_what_waits_for_a_device() -> None:
 
 @pytest.mark.parametrize("task", [*TASKS, *WHOLE_TASKS])
 def test_a_step_of_any_objective_waits_once_at_its_end(task: str) -> None:
-    assert reads_of(Cut(), task) == [OURS]
+    assert reads_of(Layout(), task) == [OURS]
 
 
 @pytest.mark.parametrize(
-    ("cut", "task"),
+    ("layout", "task"),
     [
-        (Cut(dp=2), "interpolating"),
-        (Cut(tp=2, chunk=7), "masked"),
-        (Cut(tp=2, sp=True, recompute="full"), "autoregressive"),
-        (Cut(tp=2, sp=True), "uniform"),
-        (Cut(cp=2), "block"),
-        (Cut(tp=2), "gaussian"),
+        (Layout(dp=2), "interpolating"),
+        (Layout(tp=2, chunk=7), "masked"),
+        (Layout(tp=2, sp=True, recompute="full"), "autoregressive"),
+        (Layout(tp=2, sp=True), "uniform"),
+        (Layout(cp=2), "block"),
+        (Layout(tp=2), "gaussian"),
     ],
     ids=str,
 )
-def test_no_layout_without_zero_waits_oftener(cut: Cut, task: str) -> None:
-    assert reads_of(cut, task) == [OURS]
+def test_no_layout_without_zero_waits_oftener(layout: Layout, task: str) -> None:
+    assert reads_of(layout, task) == [OURS]
 
 
 @pytest.mark.parametrize(
-    ("cut", "count"),
+    ("layout", "count"),
     [
-        (Cut(dp=2, zero=1), 3),
-        (Cut(dp=2, zero=2), 3),
-        (Cut(dp=2, zero=3), 1),
-        (Cut(pp=2, zero=1), 3),
-        (Cut(dp=2, zero=1, precision="bfloat16"), 2),
-        (Cut(dp=2, zero=2, precision="bfloat16"), 4),
-        (Cut(dp=2, zero=3, precision="bfloat16"), 1),
-        (Cut(pp=2, zero=1, precision="bfloat16"), 2),
+        (Layout(dp=2, zero=1), 3),
+        (Layout(dp=2, zero=2), 3),
+        (Layout(dp=2, zero=3), 1),
+        (Layout(pp=2, zero=1), 3),
+        (Layout(dp=2, zero=1, precision="bfloat16"), 2),
+        (Layout(dp=2, zero=2, precision="bfloat16"), 4),
+        (Layout(dp=2, zero=3, precision="bfloat16"), 1),
+        (Layout(pp=2, zero=1, precision="bfloat16"), 2),
     ],
     ids=str,
 )
-def test_deepspeeds_reads_are_those_of_its_update(cut: Cut, count: int) -> None:
+def test_deepspeeds_reads_are_those_of_its_update(layout: Layout, count: int) -> None:
     """One or two to learn whether the gradient is finite, one more for each group that it clips."""
-    found = reads_of(cut, "masked")
+    found = reads_of(layout, "masked")
     assert len(found) == count, found
     own = [read for read in found if "parallel/" in read or "pretrain/" in read]
     assert not own

@@ -15,28 +15,28 @@ import torch
 from comparison import same
 from foreign import SPECS
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, shallow
+from layouts import TASKS, Layout, Trainer, shallow
 from planned import held_and_planned, hosted_and_planned
 
 from parallel.engine.optimizer import StateTensor
 from parallel.errors import CheckpointError, LayoutError, OptimizerError
 
 SAVED, END = 2, 4
-CUTS = [
-    Cut(dp=2),
-    Cut(dp=2, zero=1),
-    Cut(dp=2, zero=2),
-    Cut(dp=2, zero=3),
-    Cut(tp=2),
-    Cut(pp=2, zero=1),
-    Cut(dp=2, zero=1, precision="bfloat16"),
-    Cut(dp=2, zero=2, offload="cpu"),
-    Cut(dp=2, zero=3, precision="bfloat16", offload="cpu"),
+LAYOUTS = [
+    Layout(dp=2),
+    Layout(dp=2, zero=1),
+    Layout(dp=2, zero=2),
+    Layout(dp=2, zero=3),
+    Layout(tp=2),
+    Layout(pp=2, zero=1),
+    Layout(dp=2, zero=1, precision="bfloat16"),
+    Layout(dp=2, zero=2, offload="cpu"),
+    Layout(dp=2, zero=3, precision="bfloat16", offload="cpu"),
 ]
 
 
-def trainer(cut: Cut, optimizer: str) -> Trainer:
-    return Trainer(cut, shallow(TASKS["masked"]), optimizer=SPECS[optimizer], ema_decay=0.9)
+def trainer(layout: Layout, optimizer: str) -> Trainer:
+    return Trainer(layout, shallow(TASKS["masked"]), optimizer=SPECS[optimizer], ema_decay=0.9)
 
 
 def contents(made: Trainer) -> dict[str, torch.Tensor]:
@@ -45,19 +45,19 @@ def contents(made: Trainer) -> dict[str, torch.Tensor]:
     return {f"{k}/{n}": made.engine.read(n, k).clone() for n in made.names() for k in kinds}
 
 
-def journeys(cuts: list[Cut], optimizer: str, folder: Path) -> list[dict[str, Any]]:
+def journeys(layouts: list[Layout], optimizer: str, folder: Path) -> list[dict[str, Any]]:
     """For each layout: train, save, train on; resume; resume what the layout before has saved."""
     from parallel.checkpoint import load_latest, save_checkpoint
 
     made, before = [], {}
-    for cut in cuts:
-        there = folder / str(cut)
-        first = trainer(cut, optimizer)
+    for layout in layouts:
+        there = folder / str(layout)
+        first = trainer(layout, optimizer)
         curve = first.train(0, SAVED)
         save_checkpoint(first.engine, there, SAVED, {})
         held = contents(first)
         curve += first.train(SAVED, END)
-        again = trainer(cut, optimizer)
+        again = trainer(layout, optimizer)
         load_latest(again.engine, there)
         restored = same(contents(again), held)
         rest = again.train(SAVED, END)
@@ -75,30 +75,30 @@ def journeys(cuts: list[Cut], optimizer: str, folder: Path) -> list[dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "cuts"),
+    ("optimizer", "layouts"),
     [
-        ("momentum", CUTS),
-        ("scaled", CUTS[::3]),
-        pytest.param("scaled", CUTS, marks=pytest.mark.slow),
+        ("momentum", LAYOUTS),
+        ("scaled", LAYOUTS[::3]),
+        pytest.param("scaled", LAYOUTS, marks=pytest.mark.slow),
     ],
 )
 def test_every_layout_trains_resumes_and_takes_over_what_another_saved(
-    optimizer, cuts, tmp_path
+    optimizer, layouts, tmp_path
 ) -> None:
-    (alone,) = run_ranks(1, journeys, [Cut()], optimizer, tmp_path / "one")[0]
-    for results in run_ranks(2, journeys, cuts, optimizer, tmp_path / "two", timeout=500):
-        for cut, got in zip(cuts, results, strict=True):
+    (alone,) = run_ranks(1, journeys, [Layout()], optimizer, tmp_path / "one")[0]
+    for results in run_ranks(2, journeys, layouts, optimizer, tmp_path / "two", timeout=500):
+        for layout, got in zip(layouts, results, strict=True):
             assert got["kinds"] == (*SPECS[optimizer].names, "ema")
-            assert got["restored"], f"{cut}: a checkpoint holds every tensor bit for bit"
-            assert got["resumed"], f"{cut}: a resumed run is the uninterrupted one, bit for bit"
-            assert got["moved"], f"{cut}: any layout restores what another one has saved"
-            exact = cut.precision == "float32"
+            assert got["restored"], f"{layout}: a checkpoint holds every tensor bit for bit"
+            assert got["resumed"], f"{layout}: a resumed run is the uninterrupted one, bit for bit"
+            assert got["moved"], f"{layout}: any layout restores what another one has saved"
+            exact = layout.precision == "float32"
             for ours, one in zip(got["curve"], alone["curve"], strict=True):
-                assert ours == pytest.approx(one, rel=1e-5 if exact else 5e-2), str(cut)
+                assert ours == pytest.approx(one, rel=1e-5 if exact else 5e-2), str(layout)
             if exact and optimizer == "momentum":  # bfloat16 state jumps where rounding does
                 for name, tensor in alone["end"].items():
                     error = (got["end"][name] - tensor).norm()
-                    assert error <= 1e-4 * tensor.norm() + 1e-7, f"{cut}: {name}"
+                    assert error <= 1e-4 * tensor.norm() + 1e-7, f"{layout}: {name}"
 
 
 def faults(folder: Path) -> dict[str, Any]:
@@ -113,18 +113,20 @@ def faults(folder: Path) -> dict[str, Any]:
     }.items():
         for zero in (0, 3):
             try:
-                Trainer(Cut(dp=2, zero=zero), shallow(TASKS["masked"]), optimizer=spec).train(0, 1)
+                Trainer(Layout(dp=2, zero=zero), shallow(TASKS["masked"]), optimizer=spec).train(
+                    0, 1
+                )
             except OptimizerError as error:
                 said[f"{name} {zero}"] = str(error)
-    for cut in (Cut(dp=2, zero=1), Cut(tp=2), Cut(dp=2)):
+    for layout in (Layout(dp=2, zero=1), Layout(tp=2), Layout(dp=2)):
         try:
-            trainer(cut, "whole").train(0, 1)
+            trainer(layout, "whole").train(0, 1)
         except LayoutError as error:
-            said[str(cut)] = str(error)
-    made = Trainer(Cut(dp=2, zero=1), shallow(TASKS["masked"]))
+            said[str(layout)] = str(error)
+    made = Trainer(Layout(dp=2, zero=1), shallow(TASKS["masked"]))
     made.train(0, 1)
     save_checkpoint(made.engine, folder, 1, {})
-    other = trainer(Cut(dp=2), "momentum")
+    other = trainer(Layout(dp=2), "momentum")
     try:
         load_latest(other.engine, folder)
     except CheckpointError as error:
@@ -155,10 +157,10 @@ def test_wrong_declarations_layouts_and_checkpoints_are_refused(tmp_path) -> Non
 
 
 def test_the_planner_counts_declared_state_to_the_byte() -> None:
-    cuts = [cut for cut in CUTS if cut.offload == "none"]
+    layouts = [layout for layout in LAYOUTS if layout.offload == "none"]
     cases = [
-        (cut, "masked", number % 2 == 0, optimizer)
-        for number, cut in enumerate(cuts)
+        (layout, "masked", number % 2 == 0, optimizer)
+        for number, layout in enumerate(layouts)
         for optimizer in ("momentum", "scaled")
     ]
     for rank, results in enumerate(run_ranks(2, held_and_planned, cases, timeout=300)):
@@ -168,9 +170,9 @@ def test_the_planner_counts_declared_state_to_the_byte() -> None:
 
 
 def test_the_planner_counts_offloaded_state() -> None:
-    cuts = [cut for cut in CUTS if cut.offload != "none"]
+    layouts = [layout for layout in LAYOUTS if layout.offload != "none"]
     for optimizer in ("momentum", "scaled"):
-        for results in run_ranks(2, hosted_and_planned, cuts, optimizer, timeout=300):
-            for cut, (stay, planned, hosted, host) in zip(cuts, results, strict=True):
-                assert stay == planned, str(cut)
-                assert host == pytest.approx(hosted, rel=0.03), str(cut)
+        for results in run_ranks(2, hosted_and_planned, layouts, optimizer, timeout=300):
+            for layout, (stay, planned, hosted, host) in zip(layouts, results, strict=True):
+                assert stay == planned, str(layout)
+                assert host == pytest.approx(hosted, rel=0.03), str(layout)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import CONVOLVED_TASKS, TASKS, WHOLE_TASKS, Cut
+from layouts import CONVOLVED_TASKS, TASKS, WHOLE_TASKS, Layout
 from planned import (
     DISTILLED,
     Case,
@@ -22,46 +22,46 @@ from planned import (
 from test_layout_invariance import FURTHER, TWO_RANKS
 
 BFLOAT16 = [
-    *(Cut(zero=z, precision="bfloat16") for z in (1, 2, 3)),
-    *(Cut(dp=2, zero=z, precision="bfloat16") for z in (1, 2, 3)),
-    Cut(dp=4, zero=3, precision="bfloat16"),
-    Cut(tp=2, sp=True, zero=1, precision="bfloat16"),
-    Cut(tp=2, dp=2, zero=3, precision="bfloat16"),
-    Cut(pp=2, tp=2, zero=1, precision="bfloat16"),
-    Cut(pp=2, dp=2, zero=1, precision="bfloat16"),
-    Cut(cp=2, dp=2, zero=2, precision="bfloat16"),
+    *(Layout(zero=z, precision="bfloat16") for z in (1, 2, 3)),
+    *(Layout(dp=2, zero=z, precision="bfloat16") for z in (1, 2, 3)),
+    Layout(dp=4, zero=3, precision="bfloat16"),
+    Layout(tp=2, sp=True, zero=1, precision="bfloat16"),
+    Layout(tp=2, dp=2, zero=3, precision="bfloat16"),
+    Layout(pp=2, tp=2, zero=1, precision="bfloat16"),
+    Layout(pp=2, dp=2, zero=1, precision="bfloat16"),
+    Layout(cp=2, dp=2, zero=2, precision="bfloat16"),
 ]
-WHOLE_CUTS = [
-    Cut(),
-    Cut(dp=2, zero=2),
-    Cut(tp=2, zero=1, precision="bfloat16"),
-    Cut(tp=2, dp=2, zero=3),
-    Cut(dp=4, zero=2, precision="bfloat16"),
+WHOLE_LAYOUTS = [
+    Layout(),
+    Layout(dp=2, zero=2),
+    Layout(tp=2, zero=1, precision="bfloat16"),
+    Layout(tp=2, dp=2, zero=3),
+    Layout(dp=4, zero=2, precision="bfloat16"),
 ]
-CONVOLVED = [Cut(), Cut(dp=2, zero=3), Cut(tp=2, zero=1, precision="bfloat16")]
-CUTS = list(dict.fromkeys([Cut(), Cut(zero=3), *TWO_RANKS, *FURTHER, *BFLOAT16]))
+CONVOLVED = [Layout(), Layout(dp=2, zero=3), Layout(tp=2, zero=1, precision="bfloat16")]
+LAYOUTS = list(dict.fromkeys([Layout(), Layout(zero=3), *TWO_RANKS, *FURTHER, *BFLOAT16]))
 
 
-def held_cases(ranks: int) -> list[tuple[Cut, str, bool, str]]:
+def held_cases(ranks: int) -> list[tuple[Layout, str, bool, str]]:
     """Every layout on so many ranks, objectives in turn, every third with averaged weights; then
     the objectives that bring weights or a frozen copy of the model, and short convolutions."""
-    whole = [cut for cut in WHOLE_CUTS if cut.ranks == ranks]
-    cases = [(cut, name, True, "adamw") for cut in whole for name in WHOLE_TASKS]
+    whole = [layout for layout in WHOLE_LAYOUTS if layout.ranks == ranks]
+    cases = [(layout, name, True, "adamw") for layout in whole for name in WHOLE_TASKS]
     cases += [
-        (cut, name, False, "adamw")
-        for cut in CONVOLVED
+        (layout, name, False, "adamw")
+        for layout in CONVOLVED
         for name in CONVOLVED_TASKS
-        if cut.ranks == ranks
+        if layout.ranks == ranks
     ]
-    cases += [(cut, DISTILLED, False, "adamw") for cut in whole if cut.zero < 3]
-    for number, cut in enumerate(CUTS):
+    cases += [(layout, DISTILLED, False, "adamw") for layout in whole if layout.zero < 3]
+    for number, layout in enumerate(LAYOUTS):
         tasks = [
             name
             for name, task in TASKS.items()
-            if cut.tp * cut.cp <= task.model.get("num_query_groups", 4)
+            if layout.tp * layout.cp <= task.model.get("num_query_groups", 4)
         ]
-        if cut.ranks == ranks:
-            cases.append((cut, tasks[number % len(tasks)], number % 3 == 0, "adamw"))
+        if layout.ranks == ranks:
+            cases.append((layout, tasks[number % len(tasks)], number % 3 == 0, "adamw"))
     return cases
 
 
@@ -86,7 +86,7 @@ def test_parameters_and_optimizer_equal_those_of_an_engine_to_the_byte(
 
 
 OFFLOADED = [
-    Cut(dp=2, zero=zero, precision=precision, offload="cpu")
+    Layout(dp=2, zero=zero, precision=precision, offload="cpu")
     for zero in (1, 2, 3)
     for precision in ("bfloat16", "float32")
 ]
@@ -97,9 +97,9 @@ def test_offloaded_bytes_are_those_of_an_engine() -> None:
     float32 come in whole tensors, and so in uneven shares)."""
     by_rank = run_ranks(2, hosted_and_planned, OFFLOADED, timeout=300)
     for rank, results in enumerate(by_rank):
-        for cut, (stay, planned, hosted, host) in zip(OFFLOADED, results, strict=True):
-            assert stay == planned, f"{cut}, rank {rank}"
-            assert host == pytest.approx(hosted, rel=0.03), f"{cut}, rank {rank}"
+        for layout, (stay, planned, hosted, host) in zip(OFFLOADED, results, strict=True):
+            assert stay == planned, f"{layout}, rank {rank}"
+            assert host == pytest.approx(hosted, rel=0.03), f"{layout}, rank {rank}"
 
 
 CONDITIONED, ROUNDS = {"time_conditioning": True}, {"round_sequences": 4}
@@ -134,20 +134,20 @@ ONE_RANK = [
     Case("masked", settings={"random_length": 0.5}),
 ]
 TWO_RANK_CASES = [
-    Case(cut=Cut(tp=2)),
-    Case(cut=Cut(tp=2, sp=True)),
-    Case("masked", {"qk_norm": True, "activation": "gelu"}, Cut(tp=2, sp=True)),
-    Case("uniform", {"time_conditioning": True, "num_query_groups": 2}, Cut(tp=2)),
-    Case("uniform", {"time_conditioning": True}, Cut(tp=2, sp=True)),
-    Case(cut=Cut(cp=2, zero=1)),
-    Case("masked", {"qk_norm": True}, Cut(cp=2, zero=1)),
-    Case(cut=Cut(pp=2, zero=1)),
-    Case("masked", {"activation": "gelu"}, Cut(pp=2, zero=1)),
-    Case("masked", {"short_convolution": 5}, Cut(tp=2)),
-    Case(model={"short_convolution": 4}, cut=Cut(pp=2, zero=1)),
-    Case("gaussian", cut=Cut(tp=2)),
-    Case("gaussian", cut=Cut(tp=2, sp=True)),
-    Case("distillation", CONDITIONED, Cut(tp=2, sp=True), settings=ROUNDS),
+    Case(layout=Layout(tp=2)),
+    Case(layout=Layout(tp=2, sp=True)),
+    Case("masked", {"qk_norm": True, "activation": "gelu"}, Layout(tp=2, sp=True)),
+    Case("uniform", {"time_conditioning": True, "num_query_groups": 2}, Layout(tp=2)),
+    Case("uniform", {"time_conditioning": True}, Layout(tp=2, sp=True)),
+    Case(layout=Layout(cp=2, zero=1)),
+    Case("masked", {"qk_norm": True}, Layout(cp=2, zero=1)),
+    Case(layout=Layout(pp=2, zero=1)),
+    Case("masked", {"activation": "gelu"}, Layout(pp=2, zero=1)),
+    Case("masked", {"short_convolution": 5}, Layout(tp=2)),
+    Case(model={"short_convolution": 4}, layout=Layout(pp=2, zero=1)),
+    Case("gaussian", layout=Layout(tp=2)),
+    Case("gaussian", layout=Layout(tp=2, sp=True)),
+    Case("distillation", CONDITIONED, Layout(tp=2, sp=True), settings=ROUNDS),
 ]
 
 
@@ -161,7 +161,7 @@ def test_limits_of_chunks_are_those_of_the_model() -> None:
 
 def recomputing(cases: list[Case], mode: str) -> list[Case]:
     """The same cases under a kind of recomputation."""
-    return [replace(case, cut=replace(case.cut, recompute=mode)) for case in cases]
+    return [replace(case, layout=replace(case.layout, recompute=mode)) for case in cases]
 
 
 @cache

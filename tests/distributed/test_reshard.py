@@ -13,24 +13,24 @@ import pytest
 import torch
 from comparison import same
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict, shallow
+from layouts import TASKS, Layout, Trainer, as_dict, shallow
 
 SAVED, END = 2, 4
 
-CUTS = [
-    Cut(),
-    Cut(dp=2, zero=1),
-    Cut(dp=2, zero=2),
-    Cut(dp=2, zero=3),
-    Cut(tp=2),
-    Cut(tp=2, sp=True, zero=1),
-    Cut(pp=2, zero=1),
-    Cut(pp=2, tp=2, zero=1),
-    Cut(pp=2, dp=2, zero=1),
-    Cut(pp=4, zero=1),
-    Cut(tp=2, dp=2, zero=2),
-    Cut(tp=2, dp=2, zero=3),
-    Cut(cp=2, zero=1),
+LAYOUTS = [
+    Layout(),
+    Layout(dp=2, zero=1),
+    Layout(dp=2, zero=2),
+    Layout(dp=2, zero=3),
+    Layout(tp=2),
+    Layout(tp=2, sp=True, zero=1),
+    Layout(pp=2, zero=1),
+    Layout(pp=2, tp=2, zero=1),
+    Layout(pp=2, dp=2, zero=1),
+    Layout(pp=4, zero=1),
+    Layout(tp=2, dp=2, zero=2),
+    Layout(tp=2, dp=2, zero=3),
+    Layout(cp=2, zero=1),
 ]
 
 
@@ -40,16 +40,16 @@ def contents(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {f"{k}/{n}": trainer.engine.read(n, k).clone() for n in trainer.names() for k in kinds}
 
 
-def is_deep(*cuts: Cut) -> bool:
+def is_deep(*layouts: Layout) -> bool:
     """Whether a layout among these has stages, which are of unequal lengths with enough layers."""
-    return any(cut.pp > 1 for cut in cuts)
+    return any(layout.pp > 1 for layout in layouts)
 
 
-def save(cut: dict[str, Any], task: str, deep: bool, folder: Path) -> dict[str, Any]:
+def save(layout: dict[str, Any], task: str, deep: bool, folder: Path) -> dict[str, Any]:
     """Train, save in the middle, train on."""
     from parallel.checkpoint import save_checkpoint
 
-    trainer = Trainer(Cut(**cut), TASKS[task] if deep else shallow(TASKS[task]))
+    trainer = Trainer(Layout(**layout), TASKS[task] if deep else shallow(TASKS[task]))
     trainer.train(0, SAVED)
     state = {"position": SAVED * 8}
     save_checkpoint(trainer.engine, folder, SAVED, state)
@@ -59,12 +59,12 @@ def save(cut: dict[str, Any], task: str, deep: bool, folder: Path) -> dict[str, 
 
 
 def resume(
-    cut: dict[str, Any], task: str, deep: bool, folder: Path, to_the_end: bool
+    layout: dict[str, Any], task: str, deep: bool, folder: Path, to_the_end: bool
 ) -> dict[str, Any]:
     """Restore into a fresh engine and train on; with `to_the_end` also all tensors afterwards."""
     from parallel.checkpoint import load_latest
 
-    trainer = Trainer(Cut(**cut), TASKS[task] if deep else shallow(TASKS[task]))
+    trainer = Trainer(Layout(**layout), TASKS[task] if deep else shallow(TASKS[task]))
     _, state = load_latest(trainer.engine, folder)
     held = contents(trainer)
     curve = trainer.train(SAVED, END)
@@ -72,9 +72,9 @@ def resume(
     return {"state": state, "held": held, "curve": curve, "end": end}
 
 
-def check(source: Cut, targets: list[Cut], folder: Path) -> None:
+def check(source: Layout, targets: list[Layout], folder: Path) -> None:
     """Save under `source` and resume under each of `targets`."""
-    task = "uniform" if source in CUTS[::2] else "masked"
+    task = "uniform" if source in LAYOUTS[::2] else "masked"
     deep = is_deep(source, *targets)
     saved = run_ranks(source.ranks, save, as_dict(source), task, deep, folder, timeout=300)[0]
     for target in targets:
@@ -94,15 +94,15 @@ def check(source: Cut, targets: list[Cut], folder: Path) -> None:
 
 
 QUICK = [
-    cut
-    for cut in CUTS
-    if cut.ranks < 4 or cut in (Cut(pp=2, tp=2, zero=1), Cut(tp=2, dp=2, zero=3))
+    layout
+    for layout in LAYOUTS
+    if layout.ranks < 4 or layout in (Layout(pp=2, tp=2, zero=1), Layout(tp=2, dp=2, zero=3))
 ]
 
 
-def others(source: Cut, steps: tuple[int, ...], cuts: list[Cut]) -> list[Cut]:
+def others(source: Layout, steps: tuple[int, ...], layouts: list[Layout]) -> list[Layout]:
     """Layouts so many places further in a list."""
-    return [cuts[(cuts.index(source) + step) % len(cuts)] for step in steps]
+    return [layouts[(layouts.index(source) + step) % len(layouts)] for step in steps]
 
 
 @pytest.mark.parametrize("source", QUICK, ids=str)
@@ -111,23 +111,23 @@ def test_a_layout_restores_itself_bitwise_and_another_one_restores_it(source, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", CUTS, ids=str)
+@pytest.mark.parametrize("source", LAYOUTS, ids=str)
 def test_further_layouts_restore_it(source, tmp_path) -> None:
     itself = [] if source in QUICK else [source]
-    check(source, [*itself, *others(source, (1, 2, 4, 7), CUTS)], tmp_path)
+    check(source, [*itself, *others(source, (1, 2, 4, 7), LAYOUTS)], tmp_path)
 
 
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (Cut(dp=2, zero=3, offload="cpu"), Cut(tp=2)),
-        (Cut(cp=2, zero=1), Cut(zero=2, offload="cpu")),
+        (Layout(dp=2, zero=3, offload="cpu"), Layout(tp=2)),
+        (Layout(cp=2, zero=1), Layout(zero=2, offload="cpu")),
         pytest.param(
-            Cut(pp=2, zero=1, offload="cpu"),
-            Cut(dp=2, zero=2, offload="cpu"),
+            Layout(pp=2, zero=1, offload="cpu"),
+            Layout(dp=2, zero=2, offload="cpu"),
             marks=pytest.mark.slow,
         ),
-        pytest.param(Cut(tp=2), Cut(dp=2, zero=3, offload="cpu"), marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2), Layout(dp=2, zero=3, offload="cpu"), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -138,11 +138,11 @@ def test_offloaded_state_moves_like_any_other(source, target, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (Cut(tp=2), Cut(dp=2, zero=3, precision="bfloat16")),
-        (Cut(pp=2, zero=1, precision="bfloat16"), Cut(dp=2, zero=2)),
+        (Layout(tp=2), Layout(dp=2, zero=3, precision="bfloat16")),
+        (Layout(pp=2, zero=1, precision="bfloat16"), Layout(dp=2, zero=2)),
         pytest.param(
-            Cut(dp=2, zero=3, precision="bfloat16"),
-            Cut(tp=2, zero=1, precision="bfloat16", offload="cpu"),
+            Layout(dp=2, zero=3, precision="bfloat16"),
+            Layout(tp=2, zero=1, precision="bfloat16", offload="cpu"),
             marks=pytest.mark.slow,
         ),
     ],

@@ -14,26 +14,26 @@ import torch
 from comparison import same
 from foreign import SPECS, layer_matrix
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, shallow
+from layouts import TASKS, Layout, Trainer, shallow
 from planned import held_and_planned
 
 from parallel.errors import CheckpointError
 
 SAVED, END = 2, 4
-QUICK = [Cut(dp=2, zero=1), Cut(dp=2, zero=2), Cut(pp=2, zero=1)]
-CUTS = [
+QUICK = [Layout(dp=2, zero=1), Layout(dp=2, zero=2), Layout(pp=2, zero=1)]
+LAYOUTS = [
     *QUICK,
-    Cut(dp=2),
-    Cut(tp=2),
-    Cut(dp=2, zero=3),
-    Cut(dp=2, zero=1, precision="bfloat16"),
-    Cut(dp=2, zero=2, offload="cpu"),
+    Layout(dp=2),
+    Layout(tp=2),
+    Layout(dp=2, zero=3),
+    Layout(dp=2, zero=1, precision="bfloat16"),
+    Layout(dp=2, zero=2, offload="cpu"),
 ]
 KEPT = {"matrix": {"velocity", "ema"}, "": {"exp_avg", "exp_avg_sq", "ema"}}
 
 
-def trainer(cut: Cut) -> Trainer:
-    return Trainer(cut, shallow(TASKS["masked"]), optimizer=SPECS["divided"], ema_decay=0.9)
+def trainer(layout: Layout) -> Trainer:
+    return Trainer(layout, shallow(TASKS["masked"]), optimizer=SPECS["divided"], ema_decay=0.9)
 
 
 def contents(made: Trainer) -> dict[str, torch.Tensor]:
@@ -43,13 +43,13 @@ def contents(made: Trainer) -> dict[str, torch.Tensor]:
     return {f"{k}/{n}": engine.read(n, k).clone() for n, of in kinds.items() for k in of}
 
 
-def journeys(cuts: list[Cut], folder: Path) -> list[dict[str, Any]]:
+def journeys(layouts: list[Layout], folder: Path) -> list[dict[str, Any]]:
     """For each layout: train, save, train on; resume; resume what the layout before has saved."""
     from parallel.checkpoint import load_latest, save_checkpoint
 
     made: list[dict[str, Any]] = []
-    for cut in cuts:
-        there, first, again = folder / str(cut), trainer(cut), trainer(cut)
+    for layout in layouts:
+        there, first, again = folder / str(layout), trainer(layout), trainer(layout)
         curve = first.train(0, SAVED)
         save_checkpoint(first.engine, there, SAVED, {})
         held = contents(first)
@@ -70,11 +70,11 @@ def journeys(cuts: list[Cut], folder: Path) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("cuts", [QUICK, pytest.param(CUTS, marks=pytest.mark.slow)])
-def test_every_layout_keeps_of_each_parameter_what_its_group_declares(cuts, tmp_path) -> None:
-    (alone,) = run_ranks(1, journeys, [Cut()], tmp_path / "one")[0]
-    for results in run_ranks(2, journeys, cuts, tmp_path / "two", timeout=500):
-        for cut, got in zip(cuts, results, strict=True):
+@pytest.mark.parametrize("layouts", [QUICK, pytest.param(LAYOUTS, marks=pytest.mark.slow)])
+def test_every_layout_keeps_of_each_parameter_what_its_group_declares(layouts, tmp_path) -> None:
+    (alone,) = run_ranks(1, journeys, [Layout()], tmp_path / "one")[0]
+    for results in run_ranks(2, journeys, layouts, tmp_path / "two", timeout=500):
+        for layout, got in zip(layouts, results, strict=True):
             kinds: dict[str, set[str]] = {}
             for key, tensor in got["held"].items():
                 kind, _, name = key.partition("/")
@@ -82,15 +82,15 @@ def test_every_layout_keeps_of_each_parameter_what_its_group_declares(cuts, tmp_
                     group = layer_matrix(name, tensor.shape)
                     kinds[name] = KEPT[group]
                 else:
-                    assert kind in kinds[name], f"{cut}: {key}"
+                    assert kind in kinds[name], f"{layout}: {key}"
             assert len(got["held"]) == sum(1 + len(kept) for kept in kinds.values())
             assert set(map(frozenset, kinds.values())) == set(map(frozenset, KEPT.values()))
-            assert got["restored"], f"{cut}: a checkpoint holds every tensor bit for bit"
-            assert got["resumed"], f"{cut}: a resumed run is the uninterrupted one, bit for bit"
-            assert got["moved"], f"{cut}: any layout restores what another one has saved"
-            close = 1e-5 if cut.precision == "float32" else 5e-2
+            assert got["restored"], f"{layout}: a checkpoint holds every tensor bit for bit"
+            assert got["resumed"], f"{layout}: a resumed run is the uninterrupted one, bit for bit"
+            assert got["moved"], f"{layout}: any layout restores what another one has saved"
+            close = 1e-5 if layout.precision == "float32" else 5e-2
             for ours, one in zip(got["curve"], alone["curve"], strict=True):
-                assert ours == pytest.approx(one, rel=close), str(cut)
+                assert ours == pytest.approx(one, rel=close), str(layout)
 
 
 def exchange(folder: Path) -> dict[str, str]:
@@ -104,11 +104,11 @@ def exchange(folder: Path) -> dict[str, str]:
     )
     said = {}
     for name, spec in (("adamw", SPECS["adamw"]), ("swapped", swapped)):
-        other = Trainer(Cut(dp=2, zero=1), shallow(TASKS["masked"]), optimizer=spec)
+        other = Trainer(Layout(dp=2, zero=1), shallow(TASKS["masked"]), optimizer=spec)
         other.train(0, 1)
         save_checkpoint(other.engine, folder / name, 1, {})
         try:
-            load_latest(trainer(Cut(dp=2, zero=1)).engine, folder / name)
+            load_latest(trainer(Layout(dp=2, zero=1)).engine, folder / name)
         except CheckpointError as error:
             said[name] = str(error)
     return said
@@ -121,8 +121,10 @@ def test_checkpoints_of_another_division_are_refused(tmp_path) -> None:
 
 
 def test_the_planner_counts_the_state_of_each_group_to_the_byte() -> None:
-    cuts = [cut for cut in CUTS if cut.offload == "none"]
-    cases = [(cut, "masked", number % 2 == 0, "divided") for number, cut in enumerate(cuts)]
+    layouts = [layout for layout in LAYOUTS if layout.offload == "none"]
+    cases = [
+        (layout, "masked", number % 2 == 0, "divided") for number, layout in enumerate(layouts)
+    ]
     for rank, results in enumerate(run_ranks(2, held_and_planned, cases, timeout=300)):
         for case, held in zip(cases, results, strict=True):
             for what, (real, planned) in held.items():

@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import TASKS, Cut, Trainer, as_dict, one_rank, shallow
+from layouts import TASKS, Layout, Trainer, as_dict, one_rank, shallow
 
 STEPS = 6
 Curve = list[tuple[float, float]]
 
 
-def train_with_and_without(fix: str, cut: dict[str, Any], task: str) -> list[Curve]:
+def train_with_and_without(fix: str, layout: dict[str, Any], task: str) -> list[Curve]:
     """Loss and gradient norm of each step of two short runs; the second one lacks a repair."""
     from pretrain.model import conditioning, layers
 
     chosen = shallow(TASKS[task])
-    intact = Trainer(Cut(**cut), chosen).train(0, STEPS)
+    intact = Trainer(Layout(**layout), chosen).train(0, STEPS)
     if fix == "sum of the norms' partial gradients":
         layers.sum_gradient = lambda weight, topology: weight
     if fix == "sum of the modulations' partial gradients":
         conditioning.sum_gradient = lambda vectors, topology: vectors
-    trainer = Trainer(Cut(**cut), chosen)
+    trainer = Trainer(Layout(**layout), chosen)
     if fix == "marks of sliced parameters":
         for parameter in trainer.engine.parameters.values():
             parameter.tensor_model_parallel = False
@@ -41,23 +41,25 @@ def distance(curve: Curve, reference: Curve) -> float:
 
 
 @pytest.mark.parametrize(
-    ("fix", "cut", "task"),
+    ("fix", "layout", "task"),
     [
         # Each rank sees its own heads only, so gradients of QK-norm weights are partial.
-        ("sum of the norms' partial gradients", Cut(tp=2), "autoregressive"),
+        ("sum of the norms' partial gradients", Layout(tp=2), "autoregressive"),
         # With sequence parallelism the weights of every norm and modulation see a slice.
-        ("sum of the norms' partial gradients", Cut(tp=2, sp=True), "masked"),
-        ("sum of the modulations' partial gradients", Cut(tp=2, sp=True), "uniform"),
+        ("sum of the norms' partial gradients", Layout(tp=2, sp=True), "masked"),
+        ("sum of the modulations' partial gradients", Layout(tp=2, sp=True), "uniform"),
         # Norms count a sliced weight once a rank and a replicated one once, by its mark.
-        ("marks of sliced parameters", Cut(tp=2), "masked"),
-        ("marks of sliced parameters", Cut(tp=2, dp=2, zero=1), "autoregressive"),
+        ("marks of sliced parameters", Layout(tp=2), "masked"),
+        ("marks of sliced parameters", Layout(tp=2, dp=2, zero=1), "autoregressive"),
     ],
     ids=str,
 )
-def test_without_its_fix_a_trap_is_noticed(fix: str, cut: Cut, task: str) -> None:
+def test_without_its_fix_a_trap_is_noticed(fix: str, layout: Layout, task: str) -> None:
     """The same comparison passes with the fix and misses by twenty times its tolerance
     without."""
     want = one_rank(task)["curve"][:STEPS]
-    for intact, broken in run_ranks(cut.ranks, train_with_and_without, fix, as_dict(cut), task):
+    for intact, broken in run_ranks(
+        layout.ranks, train_with_and_without, fix, as_dict(layout), task
+    ):
         assert distance(intact, want) < 1e-5
         assert distance(broken, want) > 2e-4

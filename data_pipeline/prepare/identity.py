@@ -6,7 +6,6 @@ and is begun again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from hashlib import sha256
@@ -18,6 +17,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.prepare.tokenise import SPLITS
 from data_pipeline.progress import Progress
+from data_pipeline.regular import read_regular
+from data_pipeline.shards.fields import MANIFEST_BYTES, load_json
 from data_pipeline.shards.manifest import canonical_json
 from data_pipeline.tokenizer import load_tokenizer
 
@@ -40,7 +41,7 @@ def refuse_other_preparation(
     """Raise DataError if `path` reports a finished preparation of other settings or input files."""
     what = _difference(path, identity)
     if what:
-        before = json.loads(path.read_text(encoding="utf-8")).get("settings")
+        before = read_record(path).get("settings")
         changes = _changes("", before, settings.content()) if before else []
         named = f" ({'; '.join(changes)})" if changes else ""
         raise DataError(
@@ -79,10 +80,24 @@ def discard_other_start(out: Path, identity: dict[str, str], progress: Progress)
             tokenizer.unlink()
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the JSON object that a preparation left at `path`; DataError if it is damaged."""
+    try:
+        found = load_json(read_regular(path, MANIFEST_BYTES).decode("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged ({getattr(error, 'strerror', None) or error}); remove the prepared "
+            "folder and prepare the data again, or choose another output folder"
+        ) from None
+    return found
+
+
 def _difference(path: Path, identity: dict[str, str]) -> str:
     """Names of the parts of `identity` that differ from those in `path`, joined; empty if none."""
     if not path.exists():
         return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_record(path)
     changed = [key for key in identity if found.get(key) != identity[key]]
     return " and ".join(key.removesuffix("_sha256") for key in changed)

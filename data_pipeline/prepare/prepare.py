@@ -25,6 +25,7 @@ from data_pipeline.prepare.collect import CollectJob, collect_unit
 from data_pipeline.prepare.identity import (
     discard_other_start,
     inputs_sha256,
+    read_record,
     refuse_other_preparation,
 )
 from data_pipeline.prepare.near_duplicates import find_near_duplicates
@@ -33,7 +34,7 @@ from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.prepare.tokenise import SPLITS, Buckets, TokeniseJob, tokenise_bucket
 from data_pipeline.prepare.workers import map_jobs
 from data_pipeline.progress import Progress, Silent
-from data_pipeline.shards.files import write_atomically
+from data_pipeline.shards.files import inside, write_atomically
 from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
 
 _BUCKET_BYTES = 4_000_000
@@ -82,14 +83,22 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
             ) from error
     shutil.rmtree(staging, ignore_errors=True)
     (settings.out / ".lock").unlink(missing_ok=True)
-    report = json.loads((settings.out / "report.json").read_text(encoding="utf-8"))
+    report = read_record(settings.out / "report.json")
     return PreparedData(
         train=settings.out / "train" / "manifest.json",
         validation=settings.out / "validation" / "manifest.json",
-        tokenizer=settings.out / report["tokenizer"]["file"],
+        tokenizer=_tokenizer_of(settings.out, report),
         report=report,
         already_done=already_done,
     )
+
+
+def _tokenizer_of(out: Path, report: dict[str, Any]) -> Path:
+    """Path of the tokenizer that a report names; DataError where it names none in the folder."""
+    match report.get("tokenizer"):
+        case {"file": str(name)}:
+            return inside(out, name)
+    raise DataError(f"{out}/report.json names no tokenizer; prepare the data again")
 
 
 def _run_stages(

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from data_pipeline.corpus.source import SourceSettings
-from data_pipeline.shards.manifest import canonical_json
+from data_pipeline.shards.manifest import LARGEST_MEMBER, canonical_json
 from data_pipeline.shards.shards import MEMBER_BYTES
 from data_pipeline.tokenizer.training import ModelType
 
@@ -54,7 +54,7 @@ class PrepareSettings(_Section):
     """Key of the document order in the pools."""
     skip_bad: Annotated[int, Field(ge=0)] = 0
     """Malformed records to skip and report; one more stops the preparation."""
-    member_bytes: Annotated[int, Field(ge=512)] = MEMBER_BYTES
+    member_bytes: Annotated[int, Field(ge=512, le=LARGEST_MEMBER)] = MEMBER_BYTES
     """Payload of one tar member; a multiple of 512."""
     members_per_shard: Annotated[int, Field(ge=1)] | None = None
     """Members of a shard; null takes 32 (32 MiB), or 128 from 200 million tokens on."""

@@ -22,7 +22,7 @@ from typing import IO
 import xxhash
 
 from data_pipeline.errors import ShardError
-from data_pipeline.shards.files import publish
+from data_pipeline.shards.files import inside, publish
 from data_pipeline.shards.remote import MissingError, RemoteSettings, TransferError, append_rest
 
 _BAD_CONTENT_ATTEMPTS = 3
@@ -54,8 +54,8 @@ class Cache:
         self.remote = remote or RemoteSettings()
 
     def path(self, file: RemoteFile) -> Path:
-        """Local path of an entry, whether it is there or not."""
-        return self.folder / f"{file.sha256[:16]}-{file.name}"
+        """Local path of an entry, whether it is there or not; ShardError for a hostile name."""
+        return inside(self.folder, f"{file.sha256[:16]}-{file.name}")
 
     @contextmanager
     def pinned(self, file: RemoteFile) -> Iterator[Path]:

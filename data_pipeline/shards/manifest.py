@@ -10,14 +10,33 @@ import json
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from data_pipeline.errors import ShardError
+from data_pipeline.regular import read_regular
+from data_pipeline.shards.fields import (
+    MANIFEST_BYTES,
+    Count,
+    FileName,
+    Positive,
+    Sha256,
+    ShortXxh3,
+    VocabSize,
+    Xxh3,
+    describe,
+    load_json,
+)
 
 FORMAT: Final = "tokens-tar/1"
+HEADER_BYTES: Final = 512
+"""Header of a tar member, and the block to which members are padded."""
+END_BYTES: Final = 1024
+"""End of a tar file."""
+LARGEST_MEMBER: Final = 256 << 20
+"""Bytes of the largest member, which is hashed in memory; usual ones have 1 MiB."""
 
 
 class _Record(BaseModel):
@@ -28,16 +47,28 @@ class TokenizerRecord(_Record):
     """The tokenizer that the ids belong to."""
 
     kind: Literal["sentencepiece", "huggingface"]
-    sha256: str
+    sha256: Sha256
     """Hash of the file (transport)."""
-    pieces_sha256: str
+    pieces_sha256: Sha256
     """Hash of pieces, scores and normaliser (identity)."""
-    vocab_size: int
-    pad_id: int
-    mask_id: int
-    doc_id: int
-    never_targets: tuple[int, ...]
+    vocab_size: VocabSize
+    pad_id: Count
+    mask_id: Count
+    doc_id: Count
+    never_targets: tuple[Count, ...]
     """Ids that no target can take."""
+
+    @model_validator(mode="after")
+    def _ids_are_consistent(self) -> Self:
+        special = {"pad_id": self.pad_id, "mask_id": self.mask_id, "doc_id": self.doc_id}
+        named = [*special.items(), *(("never_targets", i) for i in self.never_targets)]
+        for name, token_id in named:
+            if token_id >= self.vocab_size:
+                raise ValueError(f"{name} {token_id} is outside the {self.vocab_size} ids")
+        silent = set(self.never_targets)
+        if not {self.pad_id, self.mask_id} <= silent or self.doc_id in silent:
+            raise ValueError("never_targets holds pad_id and mask_id, but not doc_id")
+        return self
 
 
 class PackingRecord(_Record):
@@ -46,7 +77,7 @@ class PackingRecord(_Record):
     separator: Literal["after"] = "after"
     """Every document is followed by `doc_id`."""
     document_order: Literal["keyed-hash"] = "keyed-hash"
-    seed: int
+    seed: Count
     """Key of the document order."""
     unit: Literal["document"] = "document"
     """Documents are encoded whole, never split first: splitting changes unigram ids."""
@@ -57,10 +88,10 @@ class SourceRecord(_Record):
 
     name: str
     license: str
-    documents: int
-    raw_bytes: int
+    documents: Count
+    raw_bytes: Count
     """UTF-8 bytes of the text."""
-    tokens: int
+    tokens: Count
     """Tokens including one separator a document."""
 
 
@@ -68,15 +99,15 @@ class SplitRule(_Record):
     """Rule of the split: validation takes the documents whose content hash is below a threshold."""
 
     hash: Literal["blake2b-8(content key)"] = "blake2b-8(content key)"
-    validation_below: str
+    validation_below: Annotated[str, StringConstraints(pattern="^(0x)?[0-9a-f]{1,16}$")]
     """Threshold of the unsigned 64-bit hash, hexadecimal."""
 
 
 class RoundTrip(_Record):
     """Result of decoding every document and comparing it with its text."""
 
-    checked: int
-    failed: int
+    checked: Count
+    failed: Count
     """Documents whose text differs after decode(encode(text))."""
     examples: tuple[str, ...] = ()
     """Ids of some documents that failed."""
@@ -85,24 +116,24 @@ class RoundTrip(_Record):
 class ShardRecord(_Record):
     """One tar file of members with `member_tokens` tokens each; the pool's last one is shorter."""
 
-    name: str
-    bytes: int
-    tokens: int
-    first: int
+    name: FileName
+    bytes: Positive
+    tokens: Positive
+    first: Count
     """Pool position of the first token."""
-    sha256: str
-    xxh3: str
+    sha256: Sha256
+    xxh3: Xxh3
     """xxh3-128 of the file: the fast check at open."""
-    member_xxh3: tuple[str, ...]
+    member_xxh3: tuple[ShortXxh3, ...]
     """xxh3-64 of each member's payload: checks single members, lazily or over the network."""
 
 
 class DocumentIndex(_Record):
     """The file `documents.bin`: pool positions of all separators, ascending, as `<u8`."""
 
-    name: str = "documents.bin"
-    count: int
-    sha256: str
+    name: FileName = "documents.bin"
+    count: Count
+    sha256: Sha256
 
 
 class Manifest(_Record):
@@ -111,12 +142,12 @@ class Manifest(_Record):
     format: Literal["tokens-tar/1"] = FORMAT
     split: Literal["train", "validation"]
     dtype: Literal["<u2", "<u4"]
-    tokens: int
+    tokens: Count
     """Tokens of the pool, separators included; all of them may be targets."""
-    raw_bytes: int
+    raw_bytes: Count
     """UTF-8 bytes of the text that the tokens encode (separators encode none)."""
-    member_tokens: int
-    members_per_shard: int
+    member_tokens: Positive
+    members_per_shard: Positive
     tokenizer: TokenizerRecord
     packing: PackingRecord
     split_rule: SplitRule
@@ -124,6 +155,26 @@ class Manifest(_Record):
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
     documents: DocumentIndex
+
+    @model_validator(mode="after")
+    def _counts_are_consistent(self) -> Self:
+        if self.dtype == "<u2" and self.tokenizer.vocab_size > 1 << 16:
+            raise ValueError(f"dtype <u2 is too small for {self.tokenizer.vocab_size:,} ids")
+        if self.member_tokens * self.item_dtype.itemsize % HEADER_BYTES:
+            raise ValueError(f"a member of {self.member_tokens} tokens does not fill tar blocks")
+        if self.member_tokens * self.item_dtype.itemsize > LARGEST_MEMBER:
+            raise ValueError(f"a member has at most {LARGEST_MEMBER:,} bytes")
+        _check_shards(self)
+        names = [self.documents.name, *(shard.name for shard in self.shards)]
+        if len({*names, "manifest.json"}) <= len(names):
+            raise ValueError("its files do not all have different names")
+        if self.sources and sum(source.tokens for source in self.sources) != self.tokens:
+            raise ValueError(f"sources: their tokens do not add up to {self.tokens:,}")
+        if self.tokens and not self.raw_bytes:
+            raise ValueError(f"raw_bytes: 0 for {self.tokens:,} tokens")
+        if self.documents.count > self.tokens:
+            raise ValueError(f"documents: {self.documents.count:,} separators, too many")
+        return self
 
     @staticmethod
     def load(path: Path) -> Manifest:
@@ -134,29 +185,21 @@ class Manifest(_Record):
     def parse(text: str, origin: str) -> Manifest:
         """Validate the JSON `text` read from `origin`; ShardError if it is no whole manifest."""
         try:
-            content: dict[str, Any] = json.loads(text)
+            content = load_json(text)
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
             stored = content.pop("manifest_sha256", None)
             manifest = Manifest.model_validate(content)
-        except (ValueError, TypeError, AttributeError, ValidationError) as error:
-            raise ShardError(f"{origin} is not a {FORMAT} manifest: {error}") from error
+        except ValidationError as error:
+            raise ShardError(f"{origin} is not a {FORMAT} manifest:{describe(error)}") from None
+        except ValueError as error:
+            raise ShardError(f"{origin} is not a {FORMAT} manifest: {error}") from None
         if stored != manifest.sha256:
             raise ShardError(
                 f"{origin} was changed after it was written: its content hashes to "
                 f"{manifest.sha256}, it says {stored}; fetch it again or prepare the data again"
             )
-        manifest.check_layout(origin)
         return manifest
-
-    def check_layout(self, origin: str) -> None:
-        """Raise ShardError unless the shards cover the pool in order and without gap."""
-        shard_tokens, first = self.member_tokens * self.members_per_shard, 0
-        for shard in self.shards:
-            full = shard is not self.shards[-1]
-            if shard.first != first or (full and shard.tokens != shard_tokens):
-                raise ShardError(f"{origin}: shard {shard.name} does not follow its predecessor")
-            first += shard.tokens
-        if first != self.tokens:
-            raise ShardError(f"{origin}: shards hold {first:,} tokens, not {self.tokens:,}")
 
     @cached_property
     def sha256(self) -> str:
@@ -185,10 +228,34 @@ class Manifest(_Record):
         )
 
 
+def _check_shards(manifest: Manifest) -> None:
+    """Raise ValueError unless the shards cover the pool in order, each with the bytes it needs."""
+    full, first = manifest.shard_tokens, 0
+    for number, shard in enumerate(manifest.shards):
+        place = f"shards.{number}: {shard.name}"
+        last = number == len(manifest.shards) - 1
+        if shard.first != first or shard.tokens > full or (shard.tokens < full and not last):
+            raise ValueError(f"{place} does not follow its predecessor")
+        members, rest = divmod(shard.tokens, manifest.member_tokens)
+        if len(shard.member_xxh3) != members + (rest > 0):
+            raise ValueError(f"{place} has {len(shard.member_xxh3)} hashes of members")
+        size = manifest.item_dtype.itemsize
+        needed = members * (HEADER_BYTES + manifest.member_tokens * size) + END_BYTES
+        if rest:
+            needed += HEADER_BYTES + rest * size + -rest * size % HEADER_BYTES
+        if shard.bytes != needed:
+            raise ValueError(
+                f"{place} has {shard.bytes:,} bytes, {needed:,} follow from its tokens"
+            )
+        first += shard.tokens
+    if first != manifest.tokens:
+        raise ValueError(f"shards hold {first:,} tokens, not {manifest.tokens:,}")
+
+
 def read_local(path: Path) -> str:
     """Read the text of a manifest on this machine; ShardError if there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
         out = path.parent.parent
         raise ShardError(
@@ -198,8 +265,11 @@ def read_local(path: Path) -> str:
         raise ShardError(
             f"{path} is a folder; name a manifest, e.g. {path / 'train' / 'manifest.json'}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ShardError(f"cannot read the manifest {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ShardError(f"cannot read the manifest {path}: {reason}") from error
 
 
 def canonical_json(value: Any) -> bytes:

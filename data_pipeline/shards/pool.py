@@ -18,9 +18,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ShardError
+from data_pipeline.regular import open_regular
 from data_pipeline.shards.cache import Cache
-from data_pipeline.shards.manifest import ShardRecord
-from data_pipeline.shards.shards import HEADER_BYTES
+from data_pipeline.shards.files import inside
+from data_pipeline.shards.manifest import HEADER_BYTES, ShardRecord
 from data_pipeline.shards.source import LocalSource, PoolSource, open_source
 
 Verify = Literal["full", "size", "lazy", "off"]
@@ -154,7 +155,7 @@ class TokenPool:
         record = self.manifest.shards[shard]
         path = self.source.open_shard(record)
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ShardError(f"cannot map shard {path}: {error}") from error
@@ -218,8 +219,8 @@ def check_shards(folder: Path, shards: tuple[ShardRecord, ...], *, full: bool) -
 
 def shard_problem(folder: Path, shard: ShardRecord, *, full: bool) -> str | None:
     """Describe the fault of one shard file; None if there is none."""
-    path = folder / shard.name
     try:
+        path = inside(folder, shard.name)
         size = path.stat().st_size
         if size != shard.bytes:
             return f"{shard.name}: {size:,} bytes instead of {shard.bytes:,}"
@@ -229,6 +230,8 @@ def shard_problem(folder: Path, shard: ShardRecord, *, full: bool) -> str | None
         return f"{shard.name}: missing"
     except OSError as error:
         return f"{shard.name}: {error.strerror or error}"
+    except ShardError as error:
+        return str(error)
     return None
 
 

@@ -22,10 +22,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.shards.files import atomic_file
-from data_pipeline.shards.manifest import ShardRecord
+from data_pipeline.shards.manifest import END_BYTES, HEADER_BYTES, ShardRecord
 
-HEADER_BYTES = 512
-END_BYTES = 1024
 MEMBER_BYTES = 1 << 20
 
 

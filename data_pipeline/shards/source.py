@@ -7,9 +7,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 from data_pipeline.errors import ShardError
 from data_pipeline.shards.cache import Cache, RemoteFile
+from data_pipeline.shards.files import inside
 from data_pipeline.shards.manifest import Manifest, ShardRecord, read_local
 from data_pipeline.shards.remote import (
     MissingError,
@@ -60,14 +62,14 @@ class LocalSource:
 
     def open_shard(self, record: ShardRecord) -> Path:
         """Path of the file in the folder."""
-        return self.folder / record.name
+        return inside(self.folder, record.name)
 
     def release_shard(self, record: ShardRecord) -> None:
         """Do nothing: the file stays."""
 
     def index(self, manifest: Manifest) -> Path:
         """Path of the file in the folder."""
-        return self.folder / manifest.documents.name
+        return inside(self.folder, manifest.documents.name)
 
 
 class RemoteSource:
@@ -88,7 +90,7 @@ class RemoteSource:
         """Download a shard if needed, and pin it in the cache."""
         return self._open(
             RemoteFile(
-                f"{self.label}/{record.name}",
+                f"{self.label}/{quote(record.name)}",
                 record.name,
                 record.bytes,
                 record.sha256,
@@ -103,7 +105,7 @@ class RemoteSource:
     def index(self, manifest: Manifest) -> Path:
         """Download the document index if needed, and pin it for good."""
         record = manifest.documents
-        url = f"{self.label}/{record.name}"
+        url = f"{self.label}/{quote(record.name)}"
         return self._open(RemoteFile(url, record.name, 8 * record.count, record.sha256))
 
     def _open(self, file: RemoteFile) -> Path:

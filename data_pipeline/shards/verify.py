@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, ShardError
 from data_pipeline.progress import Progress
-from data_pipeline.shards.manifest import Manifest, ShardRecord
-from data_pipeline.shards.shards import HEADER_BYTES, member_header
+from data_pipeline.regular import open_regular, read_regular
+from data_pipeline.shards.files import inside
+from data_pipeline.shards.manifest import HEADER_BYTES, Manifest, ShardRecord
+from data_pipeline.shards.shards import member_header
 
 
 def find_manifests(path: Path) -> list[Path]:
@@ -44,7 +46,10 @@ def pool_problems(manifest_path: Path, progress: Progress) -> list[str]:
     separators: list[NDArray[np.int64]] = []
     for shard in manifest.shards:
         try:
-            problems += _shard_problems(folder / shard.name, shard, manifest, separators)
+            path = inside(folder, shard.name)
+            problems += _shard_problems(path, shard, manifest, separators)
+        except ShardError as error:
+            problems.append(str(error))
         except FileNotFoundError:
             problems.append(f"{folder / shard.name}: missing")
         except OSError as error:
@@ -66,7 +71,7 @@ def _shard_problems(
         yield f"{path}: {size:,} bytes instead of {record.bytes:,}"
         return
     whole, fast = sha256(), xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for inner, expected in enumerate(record.member_xxh3):
             first = record.first + inner * manifest.member_tokens
             count = min(manifest.member_tokens, record.first + record.tokens - first)
@@ -98,7 +103,11 @@ def _index_problems(
     """Compare the document index with its hash and with the separators in the tokens."""
     path = folder / manifest.documents.name
     try:
-        content = path.read_bytes()
+        path = inside(folder, manifest.documents.name)
+        content = read_regular(path, 8 * manifest.documents.count)
+    except ShardError as error:
+        yield str(error)
+        return
     except OSError as error:
         yield f"{path}: {error.strerror or error}"
         return

@@ -41,14 +41,19 @@ class Cursor:
         return asdict(self)
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> Cursor:
-        """Read the form of `to_dict`; CursorError names missing and unknown fields."""
-        known = {field.name for field in fields(Cursor)}
-        if set(value) != known:
+    def from_dict(value: Any) -> Cursor:
+        """Read the form of `to_dict`; CursorError names missing, unknown and malformed fields."""
+        if not isinstance(value, dict):
+            raise CursorError(f"not a data cursor: {type(value).__name__} instead of an object")
+        known = {field.name: str if field.type == "str" else int for field in fields(Cursor)}
+        if set(value) != known.keys():
             raise CursorError(
-                f"not a data cursor: missing {sorted(known - set(value))}, "
-                f"unknown {sorted(set(value) - known)}"
+                f"not a data cursor: missing {sorted(known.keys() - set(value))}, "
+                f"unknown {sorted(set(value) - known.keys())}"
             )
+        wrong = [name for name, kind in known.items() if type(value[name]) is not kind]
+        if wrong or value["position"] < 0:
+            raise CursorError(f"not a data cursor: {(wrong or ['position'])[0]} is malformed")
         return Cursor(**value)
 
     def check(self, stream: Stream) -> None:

@@ -8,7 +8,7 @@ autoregressive shift puts it in front of the next document, where it opens the n
 
 from __future__ import annotations
 
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ShardError
+from data_pipeline.regular import open_regular
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.stream.order import IntArray
 
@@ -33,6 +34,11 @@ def segments(tokens: NDArray[Any], doc_id: int) -> tuple[NDArray[np.int32], NDAr
     return before - separators, separators
 
 
+def _ascending(positions: NDArray[Any], stop: int) -> bool:
+    """True if positions rise strictly and are below `stop`."""
+    return int(positions[-1]) < stop and bool((positions[1:] > positions[:-1]).all())
+
+
 class SeparatorIndex:
     """Pool positions of all separators: 8 bytes a document on disk, memory-mapped."""
 
@@ -43,13 +49,16 @@ class SeparatorIndex:
             if record.count == 0:
                 self.positions = np.empty(0, "<u8")
                 return
-            if verify and sha256(path.read_bytes()).hexdigest() != record.sha256:
-                raise ShardError(f"{path}: content differs from the manifest; restore the file")
-            self.positions = np.memmap(path, "<u8", "r")
+            with open_regular(path) as file:
+                if verify and file_digest(file, "sha256").hexdigest() != record.sha256:
+                    raise ShardError(f"{path}: content differs from the manifest; restore the file")
+                self.positions = np.memmap(file, "<u8", "r")
         except (OSError, ValueError) as error:
             raise ShardError(f"cannot read the document index {path}: {error}") from error
         if len(self.positions) != record.count:
             raise ShardError(f"{path}: {len(self.positions):,} documents, not {record.count:,}")
+        if verify and not _ascending(self.positions, manifest.tokens):
+            raise ShardError(f"{path} does not list places in its pool; prepare the data again")
 
     def count(self, start: IntArray, stop: IntArray) -> IntArray:
         """Count the separators in each [start, stop), int64 [k]."""

@@ -7,7 +7,6 @@ manifests only, so that a run can be checked before any shard is read.
 
 from __future__ import annotations
 
-import json
 import posixpath
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,10 +14,18 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from data_pipeline.errors import BudgetError, DataError
 from data_pipeline.shards.cache import Cache
+from data_pipeline.shards.fields import LARGEST, check_printable, describe, load_json
 from data_pipeline.shards.manifest import Manifest, canonical_json
 from data_pipeline.shards.pool import TokenPool, Verify
 from data_pipeline.shards.remote import is_remote
@@ -31,7 +38,7 @@ from data_pipeline.stream.stream import TokenStream
 
 Location = Path | str
 """A path of this machine, or a URL."""
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class MixEntry(BaseModel):
@@ -39,14 +46,14 @@ class MixEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(min_length=1)]
-    manifest: str
-    """Path relative to the mix file, absolute path or URL."""
-    unique_tokens: Annotated[int, Field(ge=1)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_printable)]
+    manifest: Annotated[str, Field(min_length=1), AfterValidator(check_printable)]
+    """Path relative to the mix file, absolute path or URL; a mix behind a URL names no path."""
+    unique_tokens: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Budget of this source; null takes its whole pool."""
-    weight: Positive | None = None
+    weight: Share | None = None
     """Relative share of the positions (`weighted`, where it is required)."""
-    max_epochs: Positive | None = None
+    max_epochs: Share | None = None
     """Upper limit of the source's epochs; a run that needs more is refused."""
 
 
@@ -154,7 +161,7 @@ def read_content(location: Location) -> Manifest | Mix:
     """Read the manifest or mix at a location; ShardError or DataError if it is neither."""
     text = read_text(location)
     try:
-        value = json.loads(text)
+        value = load_json(text)
         kind = value.get("format", "") if isinstance(value, dict) else ""
     except ValueError:
         kind = ""
@@ -163,20 +170,22 @@ def read_content(location: Location) -> Manifest | Mix:
     try:
         return Mix.model_validate(value)
     except ValidationError as error:
-        problems = "\n  ".join(
-            ".".join(map(str, p["loc"]))
-            + (": " if p["loc"] else "")
-            + p["msg"].removeprefix("Value error, ")
-            for p in error.errors()
-        )
-        raise DataError(f"{location} is not a mix of format mixture/1:\n  {problems}") from None
+        raise DataError(f"{location} is not a mix of format mixture/1:{describe(error)}") from None
 
 
 def beside(location: Location, manifest: str) -> Location:
-    """Location of `manifest` for a mix at `location`."""
+    """Location of `manifest` for a mix at `location`.
+
+    DataError where a mix behind a URL names a path of this machine.
+    """
     if is_remote(manifest):
         return manifest
-    if not is_remote(location) or Path(manifest).is_absolute():
+    if is_remote(location) and Path(manifest).is_absolute():
+        raise DataError(
+            f"{location} names {manifest}, a path of this machine; a mix behind a URL names URLs "
+            "or manifests relative to itself"
+        )
+    if not is_remote(location):
         return Path(location).parent / manifest
     url = urlsplit(str(location))
     path = posixpath.normpath(posixpath.join(posixpath.dirname(url.path), manifest))

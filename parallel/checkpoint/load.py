@@ -7,7 +7,7 @@ tensor-parallel slices, straight from the files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(iter(_complete(folder)), None)
 
 
-def load_latest(engine: Engine, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def load_latest(
+    engine: Engine, folder: Path, check_state: Callable[[dict[str, Any]], object] = bool
+) -> tuple[Path, dict[str, Any]] | None:
     """Load the newest undamaged checkpoint; its path and state, or None. Collective.
 
-    A checkpoint whose hashes differ is passed over with a warning.
+    A checkpoint is passed over with a warning where its content differs from its manifest, or where
+    `check_state` raises ValueError for its state. Raises CheckpointError where none is left.
     """
     found: list[list[str]] = [[]]
     if engine.topology.rank == 0:
@@ -52,11 +55,16 @@ def load_latest(engine: Engine, folder: Path) -> tuple[Path, dict[str, Any]] | N
     for name in found[0]:
         path = Path(name)
         try:
-            _verify_together(path, read_manifest(path))
+            _verify_together(path, check_state)
         except CheckpointError as error:
             _warn(engine.topology.rank, f"{error}; trying the one before it")
             continue
         return path, _restore(engine, path)
+    if found[0]:
+        raise CheckpointError(
+            f"none of the {len(found[0])} checkpoints in {folder} can be loaded; restore one of "
+            "them, or remove the folder to begin again"
+        )
     return None
 
 
@@ -65,7 +73,7 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
 
     Raises CheckpointError, on every rank, when it is damaged, or of another model or optimizer.
     """
-    _verify_together(path, read_manifest(path))
+    _verify_together(path)
     return _restore(engine, path)
 
 
@@ -122,12 +130,16 @@ def _warn(rank: int, text: str) -> None:
         log.warning("%s", text)
 
 
-def _verify_together(path: Path, manifest: Manifest) -> None:
+def _verify_together(path: Path, check_state: Callable[[dict[str, Any]], object] = bool) -> None:
     """Compare all hashes, every rank a share of the files; all ranks raise if one finds damage."""
     rank, world = dist.get_rank(), dist.get_world_size()
     error: str | None = None
     try:
+        manifest = read_manifest(path)
+        check_state(manifest.state)
         verify_files(path, manifest, sorted(manifest.files)[rank::world])
+    except ValueError as failure:
+        error = f"checkpoint {path} is damaged: state in its manifest: {failure}"
     except (CheckpointError, OSError) as failure:
         error = str(failure)
     errors: list[str | None] = [None] * world

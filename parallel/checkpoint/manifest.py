@@ -8,43 +8,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from parallel.engine.optimizer import EMA, TEACHER, Kind
 from parallel.errors import CheckpointError
+from parallel.files import check_name, inside, open_regular, read_json
 
 FORMAT = "epochal-checkpoint/1"
 NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 AVERAGES = "ema.safetensors"
 TEACHER_WEIGHTS = "teacher.safetensors"
+SUFFIX = ".safetensors"
+LARGEST = 2**53
+"""Largest number: every JSON reader has it exactly."""
+
+
+Number = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """One file of a checkpoint."""
 
-    sha256: str
-    bytes: int
+    __pydantic_config__: ClassVar = _STRICT
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Number
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Contents of `manifest.json`."""
 
+    __pydantic_config__: ClassVar = _STRICT
     format: str
-    step: int
-    optimizer_step: int
+    step: Number
+    optimizer_step: Number
     """Updates that the optimizer has applied; without skipped steps the same as `step`."""
     layout: dict[str, Any]
     """Degrees under which it was written: for people, as loading does not depend on it."""
-    zero_stage: int
-    precision: str
-    shapes: dict[str, list[int]]
+    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)]
+    precision: Annotated[str, Field(max_length=32)]
+    shapes: dict[str, Annotated[list[Number], Field(max_length=8)]]
     """Whole shape of every parameter by canonical name."""
     tensors: dict[str, str]
     """File that holds each tensor: `PARAMETER` for weights, `KIND/PARAMETER` for other kinds."""
@@ -67,6 +80,9 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
 
+_SCHEMA = TypeAdapter(Manifest)
+
+
 def kind_of(key: str) -> Kind:
     """Kind of a tensor by its name inside a checkpoint; "" for a weight."""
     return key.rpartition("/")[0]
@@ -75,7 +91,9 @@ def kind_of(key: str) -> Kind:
 def read_manifest(path: Path) -> Manifest:
     """Manifest of the checkpoint folder `path`; CheckpointError when it is incomplete."""
     try:
-        raw = json.loads((path / NAME).read_text())
+        raw = read_json(path / NAME)
+        if not isinstance(raw, dict):
+            raise ValueError("it is no JSON object")
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is not a complete checkpoint: it has no {NAME}. Name a folder step-... of the "
@@ -87,10 +105,16 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(
             f"{path} has checkpoint format {raw.get('format')!r}; this version reads {FORMAT}"
         )
-    raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-    manifest = Manifest(**raw)
+    try:
+        manifest = _SCHEMA.validate_python(raw)
+        _check_tensors(manifest)
+    except ValidationError as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {NAME}: {_first(error)}") from None
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {NAME}: {error}") from None
     for name, entry in manifest.files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else None
+        file = inside(path, name)
+        size = file.stat().st_size if file.is_file() else None
         if size != entry.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(
@@ -100,16 +124,73 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def _first(error: ValidationError) -> str:
+    """Place and reason of the first problem, and the number of further ones."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}{more}"
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    """Raise ValueError unless files, tensors and shapes belong together."""
+    for name, shape in manifest.shapes.items():
+        if "/" in name or not name.isprintable():
+            raise ValueError(f"shapes: {name!r} cannot be the name of a parameter")
+        if math.prod(shape) > LARGEST:
+            raise ValueError(f"shapes: {name} has {math.prod(shape):,} elements")
+    kinds = {kind_of(key) for key in manifest.tensors}
+    complete = {f"{kind}/{name}" if kind else name for kind in kinds for name in manifest.shapes}
+    if different := sorted(complete ^ manifest.tensors.keys()) or sorted({""} - kinds):
+        raise ValueError(f"tensors and shapes do not name the same parameters: {different[0]!r}")
+    own = {"": WEIGHTS, EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
+    for key, file in manifest.tensors.items():
+        if own.get(kind_of(key), file) != file or (
+            kind_of(key) not in own and file in own.values()
+        ):
+            raise ValueError(f"tensors: {key} cannot be in {file}")
+    if different := sorted(set(manifest.tensors.values()) ^ manifest.files.keys()):
+        raise ValueError(f"tensors and files do not name the same files: {different[0]!r}")
+    for name in manifest.files:
+        if not check_name(name).endswith(SUFFIX):
+            raise ValueError(f"files: {name!r} does not end with {SUFFIX}")
+
+
 def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Compare the hashes of these files of the checkpoint; CheckpointError at a difference."""
+    """Compare hashes and headers of these files of the checkpoint; CheckpointError if they differ.
+
+    What has the right hash may still be no file of tensors, where its writer was not this package.
+    """
     for name in names:
-        with (path / name).open("rb") as file:
+        with open_regular(inside(path, name)) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != manifest.files[name].sha256:
             raise CheckpointError(
                 f"checkpoint {path} is damaged: the hash of {name} is {found[:16]}..., its "
                 f"manifest says {manifest.files[name].sha256[:16]}..."
             )
+        if problem := _header_problem(path / name, manifest):
+            raise CheckpointError(f"checkpoint {path} is damaged: {name}: {problem}")
+
+
+def _header_problem(file: Path, manifest: Manifest) -> str | None:
+    """Difference between the tensors in a file and those that the manifest says it holds."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = {key for key, place in manifest.tensors.items() if place == file.name}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if different := sorted(wanted ^ set(opened.keys())):
+                word = "lacks" if different[0] in wanted else "holds besides"
+                return f"it {word} the tensor {different[0]!r}"
+            for key in wanted:
+                tensor = opened.get_slice(key)
+                dtype, shape = tensor.get_dtype(), list(tensor.get_shape())
+                right = manifest.shapes[key.rpartition("/")[2]]
+                if dtype != "F32" or shape != right:
+                    return f"{key} is {dtype} {shape}, it should be F32 {right}"
+    except (SafetensorError, OSError) as error:
+        return f"it is no safetensors file ({error})"
+    return None
 
 
 def write_synced(path: Path, text: str) -> None:

@@ -66,14 +66,17 @@ def load_file_weights(engine: Engine, file: Path) -> None:
     Names and shapes must be those of the model; CheckpointError lists what differs. Averages begin
     at these weights, the optimizer without state.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     header = read_header(file)
     check_weights(engine.shapes, {name: entry["shape"] for name, entry in header.items()}, file)
-    with safe_open(file, framework="pt") as opened:
-        for name, parameter in engine.parameters.items():
-            index = own_index(parameter, engine.topology)
-            engine.write(name, "weight", opened.get_slice(name)[index].float())
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name, parameter in engine.parameters.items():
+                index = own_index(parameter, engine.topology)
+                engine.write(name, "weight", opened.get_slice(name)[index].float())
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file: {error}") from None
     if engine.average is not None:
         engine.average.restart()
 

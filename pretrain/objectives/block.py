@@ -154,6 +154,8 @@ class Block(Objective):
         """Continue with the interval of a checkpoint."""
         if self.adapts and state:
             low, high = state["interval"]
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"objective.interval: {low}, {high}")
             self.interval = (low, high)
 
     def _times(self, noise: NoiseKey, block: Tensor, interval: Interval) -> Tensor:

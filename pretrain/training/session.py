@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import CursorError
 from data_pipeline.stream.cursor import Cursor
 from data_pipeline.stream.loader import BudgetLoader
 from data_pipeline.stream.mixture import MixtureStream
@@ -188,6 +189,18 @@ class Session:
         step, keep = self.state.step, self.config.train.keep_checkpoints
         self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
 
+    def check_saved(self, saved: dict[str, Any]) -> None:
+        """Raise ValueError unless `saved` is what `_saved_state` makes, as far as it is restored."""
+        try:
+            cursor = Cursor.from_dict(saved.get("cursor"))
+            self.objective.restore(saved.get("objective", {}))
+        except CursorError as error:
+            raise ValueError(f"cursor: {error}") from None
+        except (KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise ValueError(f"objective: {error!r}") from None
+        if TrainState.from_dict(saved.get("train")).position != cursor.position:
+            raise ValueError("train.position and cursor.position differ")
+
     def _saved_state(self) -> dict[str, Any]:
         tokenizer = self.validation.pool.manifest.tokenizer.model_dump()
         return {
@@ -270,7 +283,7 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         + objective.auxiliary_parameters(config.model, space.padded_vocab_size),
         resumed_from=None,
     )
-    loaded = load_latest(engine, session.checkpoints)
+    loaded = load_latest(engine, session.checkpoints, session.check_saved)
     if loaded is None and config.run.init_from is not None:
         load_file_weights(engine, config.run.init_from)
     elif loaded is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +34,14 @@ class TrainState:
         return asdict(self)
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> TrainState:
-        """Read `to_dict`'s form."""
+    def from_dict(value: Any) -> TrainState:
+        """Read `to_dict`'s form; ValueError names a field that is unknown or malformed."""
+        if not isinstance(value, dict):
+            raise ValueError(f"train: {type(value).__name__} instead of an object")
+        defaults = asdict(TrainState())
+        for name, found in value.items():
+            if name not in defaults or type(found) is not type(defaults[name]):
+                raise ValueError(f"train.{name}: unknown or malformed ({str(found)[:40]})")
+            if not 0 <= found < math.inf:
+                raise ValueError(f"train.{name}: {found} is no count")
         return TrainState(**value)

@@ -49,6 +49,7 @@ def make_large_pool(make_pool: Any, tmp_path: Path) -> Any:
             "tokens": tokens,
             "member_tokens": MEMBER_TOKENS,
             "members_per_shard": PER_SHARD,
+            "sources": (),
             "shards": tuple(shards),
         }
         manifest = Manifest.model_validate({**template.model_dump(), **changes})

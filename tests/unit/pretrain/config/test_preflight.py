@@ -37,13 +37,15 @@ TEXT = [
 def write_manifest(path: Path, tokenizer: SentencePieceTokenizer, **changes: Any) -> Path:
     """A manifest without its shards: preflight never reads those."""
     tokens = changes.get("tokens", 1_000_000)
+    members, rest = divmod(tokens, 1 << 20)
+    bytes_of_rest = 512 + 2 * rest + -2 * rest % 512 if rest else 0
     values: dict[str, Any] = {
         "split": "train",
         "dtype": "<u2",
         "tokens": tokens,
         "raw_bytes": 4 * tokens,
-        "member_tokens": tokens,
-        "members_per_shard": 1,
+        "member_tokens": 1 << 20,
+        "members_per_shard": members + 1,
         "tokenizer": tokenizer.record,
         "packing": PackingRecord(seed=17),
         "split_rule": SplitRule(validation_below="0028f5c28f5c28f6"),
@@ -51,10 +53,18 @@ def write_manifest(path: Path, tokenizer: SentencePieceTokenizer, **changes: Any
         "sources": (),
         "shards": (
             ShardRecord(
-                name="a.tar", bytes=1, tokens=tokens, first=0, sha256="0", xxh3="0", member_xxh3=()
+                name="a.tar",
+                bytes=members * (512 + (2 << 20)) + bytes_of_rest + 1024,
+                tokens=tokens,
+                first=0,
+                sha256="0" * 64,
+                xxh3="0" * 32,
+                member_xxh3=("0" * 16,) * (members + (rest > 0)),
             ),
-        ),
-        "documents": DocumentIndex(count=1, sha256="0"),
+        )
+        if tokens
+        else (),
+        "documents": DocumentIndex(count=min(1, tokens), sha256="0" * 64),
     } | changes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(Manifest.model_validate(values).to_json())

@@ -37,7 +37,7 @@ def check_name(name: str) -> str:
 
 
 def inside(root: Path, name: str) -> Path:
-    """Path of the file `name` in `root`; CheckpointError for a name or link that leads elsewhere."""
+    """Path of the file `name` in `root`; CheckpointError where name or link leads elsewhere."""
     try:
         path = root / check_name(name)
     except ValueError as error:

@@ -190,7 +190,7 @@ class Session:
         self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
 
     def check_saved(self, saved: dict[str, Any]) -> None:
-        """Raise ValueError unless `saved` is what `_saved_state` makes, as far as it is restored."""
+        """Restore the objective; ValueError unless `saved` is what `_saved_state` makes."""
         try:
             cursor = Cursor.from_dict(saved.get("cursor"))
             self.objective.restore(saved.get("objective", {}))

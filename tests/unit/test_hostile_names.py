@@ -55,7 +55,7 @@ names = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a pool that an earlier version wrote, with a changed manifest and its right hash."""
+    """A pool that an earlier version wrote, with a changed manifest and its right hash."""
     shutil.copytree(RUN / "pool" / "train", folder)
     path = folder / "manifest.json"
     content = json.loads(path.read_text())

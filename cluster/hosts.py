@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 
-_LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(?:#.*)?")
+_LINE = re.compile(r"(\S+)\s+slots=([0-9]{1,5})\s*(?:#.*)?")
 _EXAMPLE = "cluster/hostfile.example shows the format"
 
 

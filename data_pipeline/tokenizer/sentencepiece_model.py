@@ -31,6 +31,8 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the binding raises RuntimeError and its own classes
             raise TokenizerError(f"{origin} is not a SentencePiece model: {error}") from error
+        if not model or not len(self._model):
+            raise TokenizerError(f"{origin} is not a SentencePiece model: it holds no pieces")
         self._pieces = self.vocab_size = len(self._model)
         self._appended: list[str] = []
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self._special(PAD)

@@ -59,10 +59,11 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict[str, float], bytes]]:
         for line in file:
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and "step" in row:
-                yield {k: float(v) for k, v in row.items()}, line
+                numbers = {k: float(v) for k, v in row.items()} if isinstance(row, dict) else {}
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                continue
+            if "step" in numbers:
+                yield numbers, line
 
 
 def _truncate(path: Path, keep_to_step: int) -> None:

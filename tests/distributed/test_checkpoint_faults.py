@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import resource
 import signal
@@ -196,6 +198,50 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, dama
         assert chosen == "step-00000001"
         assert words in message
     assert any(words in line for line in results[0][1])
+
+
+def garbage_under_its_right_hash(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    data = b"garbage" * 100
+    (path / "weights.safetensors").write_bytes(data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"]["weights.safetensors"] = entry
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def wrong_state(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "state": {"position": []}}))
+
+
+def load_checking_the_state(folder: Path) -> tuple[str, str]:
+    """What load_latest chose among three; what it says once the third is gone too."""
+    from parallel.checkpoint import load_latest
+
+    def check_state(state: dict) -> None:
+        if type(state["position"]) is not int:
+            raise ValueError("position: no number")
+
+    engine = build(1, 1)
+    path, _ = load_latest(engine, folder, check_state)
+    torch.distributed.barrier()
+    if engine.topology.rank == 0:
+        garbage_under_its_right_hash(path)
+    torch.distributed.barrier()
+    try:
+        load_latest(engine, folder, check_state)
+    except CheckpointError as error:
+        return path.name, str(error)
+    return path.name, ""
+
+
+def test_wrong_content_under_right_hashes_falls_back_to_a_whole_checkpoint(tmp_path) -> None:
+    run_ranks(2, save_and_go_on, tmp_path, 1, 1, (1, 2, 3), 3)
+    garbage_under_its_right_hash(tmp_path / "step-00000003")
+    wrong_state(tmp_path / "step-00000002")
+    for chosen, message in run_ranks(2, load_checking_the_state, tmp_path):
+        assert chosen == "step-00000001"
+        assert "none of the 3 checkpoints" in message
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path) -> None:

@@ -6,24 +6,22 @@ name, its hashes are right: an attacker computes them as we do.
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forging import RUN, Change, forge_checkpoint, forge_pool
 
 from data_pipeline.errors import DataError, ShardError
 from data_pipeline.prepare.prepare import _tokenizer_of
 from data_pipeline.progress import Silent
 from data_pipeline.shards.cache import Cache, RemoteFile
 from data_pipeline.shards.files import inside as inside_data
-from data_pipeline.shards.manifest import Manifest, canonical_json
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.shards.verify import pool_problems
 from data_pipeline.stream.open_stream import beside
@@ -50,33 +48,18 @@ HOSTILE = {
     "half a surrogate pair": "a\ud800.tar",
     "long": "a" * 201,
 }
-RUN = Path(__file__).parents[1] / "fixtures" / "run_0_1_0"
 names = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
 
 
-def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A pool that an earlier version wrote, with a changed manifest and its right hash."""
-    shutil.copytree(RUN / "pool" / "train", folder)
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    del content["manifest_sha256"]
-    change(content)
-    forged = {"manifest_sha256": sha256(canonical_json(content)).hexdigest(), **content}
-    path.write_text(json.dumps(forged))
-    return path
-
-
-def forge_checkpoint(folder: Path, name: str) -> Path:
-    """A checkpoint whose optimizer state is in a file of another name."""
-    path = folder / "step-00000008"
-    shutil.copytree(RUN / "checkpoints" / "step-00000008", path)
-    manifest = path / "manifest.json"
-    content = json.loads(manifest.read_text())
+def with_name(name: str) -> Change:
+    """Change of a checkpoint: its optimizer state is in a file of this name."""
     old = "optimizer-00000.safetensors"
-    content["files"][name] = content["files"].pop(old)
-    content["tensors"] = {k: name if f == old else f for k, f in content["tensors"].items()}
-    manifest.write_text(json.dumps(content))
-    return path
+
+    def change(content: dict[str, Any]) -> None:
+        content["files"][name] = content["files"].pop(old)
+        content["tensors"] = {k: name if f == old else f for k, f in content["tensors"].items()}
+
+    return change
 
 
 def files_below(folder: Path) -> set[str]:
@@ -127,7 +110,7 @@ def test_a_pool_with_such_a_name_is_refused(name: str, tmp_path: Path) -> None:
         content["documents"]["name"] = name
 
     for place, change in (("shards.0.name", shard), ("documents.name", index)):
-        manifest = forge(tmp_path / place, change)
+        manifest = forge_pool(tmp_path / place, change)
         with pytest.raises(ShardError, match=f"{place}: a file name"):
             TokenPool(manifest)
         assert place in pool_problems(manifest, Silent())[0]
@@ -137,7 +120,9 @@ def test_a_pool_with_such_a_name_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_remote_pool_writes_nothing_outside_the_cache(
     key: str, server: str, tmp_path: Path
 ) -> None:
-    manifest = forge(tmp_path / "web", lambda content: content["shards"][0].update({key: "../x"}))
+    manifest = forge_pool(
+        tmp_path / "web", lambda content: content["shards"][0].update({key: "../x"})
+    )
     before = files_below(tmp_path)
     with pytest.raises(ShardError, match=rf"shards\.0\.{key}"):
         TokenPool(f"{server}/{manifest.name}", cache=Cache(tmp_path / "cache"))
@@ -156,7 +141,7 @@ def test_the_cache_refuses_it_too(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_with_such_a_name_is_neither_copied_nor_exported(
     name: str, tmp_path: Path
 ) -> None:
-    path = forge_checkpoint(tmp_path / "foreign", name)
+    path = forge_checkpoint(tmp_path / "foreign", with_name(name))
     before = files_below(tmp_path)
     uses: list[Callable[[], object]] = [
         lambda: read_manifest(path),
@@ -171,10 +156,8 @@ def test_a_checkpoint_with_such_a_name_is_neither_copied_nor_exported(
 
 
 def test_a_step_is_a_number_and_no_path(tmp_path: Path) -> None:
-    path = forge_checkpoint(tmp_path, "optimizer-00000.safetensors")
-    content = json.loads((path / "manifest.json").read_text())
-    for step in ("../../x", -1, 1.5, True, 2**60):
-        (path / "manifest.json").write_text(json.dumps({**content, "step": step}))
+    for number, step in enumerate(("../../x", -1, 1.5, True, 2**60)):
+        path = forge_checkpoint(tmp_path / str(number), lambda c, step=step: c.update(step=step))
         with pytest.raises(CheckpointError, match="step: Input should be"):
             reshard_checkpoint(path, tmp_path / "copy")
 
@@ -196,7 +179,7 @@ def test_a_mix_behind_a_url_names_no_path_of_this_machine() -> None:
 def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         assert not pool_problems(RUN / "pool" / split / "manifest.json", Silent())
-    forged = forge(tmp_path / "same", lambda content: None)
+    forged = forge_pool(tmp_path / "same", lambda content: None)
     assert Manifest.load(forged).sha256 == Manifest.load(RUN / "pool/train/manifest.json").sha256
     copied = reshard_checkpoint(RUN / "checkpoints" / "step-00000008", tmp_path / "copy", files=2)
     assert verify_checkpoint(copied).step == 8

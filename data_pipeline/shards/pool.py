@@ -61,7 +61,7 @@ class TokenPool:
         A URL needs a `cache`: its shards are fetched, always checked, before any is read, or with
         `lazy` and `off` when they are first read. At most `open_shards` stay open (window orders).
         """
-        self.source = open_source(manifest_path, cache)
+        self.source = open_source(manifest_path, cache, check=verify == "full")
         self.manifest = self.source.manifest()
         self.num_tokens: int = self.manifest.tokens
         """Tokens of the whole pool."""
@@ -142,6 +142,9 @@ class TokenPool:
         shard, inner = divmod(member, self.manifest.members_per_shard)
         record = self.manifest.shards[shard]
         found = xxhash.xxh3_64_hexdigest(self._payload(member).data)
+        if found != record.member_xxh3[inner] and self.source.repair(record):
+            self._maps.close(shard)
+            found = xxhash.xxh3_64_hexdigest(self._payload(member).data)
         if found != record.member_xxh3[inner]:
             raise ShardError(
                 f"{self.source.label}/{record.name}: member {member:09d}.tok.bin is damaged "
@@ -182,11 +185,14 @@ class _MappedShards(dict[int, NDArray[Any]]):
 
     def __missing__(self, shard: int) -> NDArray[Any]:
         while self._limit is not None and len(self) >= self._limit:
-            oldest = next(iter(self))
-            del self[oldest]
-            self._closer(oldest)
+            self.close(next(iter(self)))
         self[shard] = self._opener(shard)
         return self[shard]
+
+    def close(self, shard: int) -> None:
+        """Drop one mapping and let its file go."""
+        del self[shard]
+        self._closer(shard)
 
 
 def fetch_shards(source: PoolSource, shards: tuple[ShardRecord, ...]) -> None:

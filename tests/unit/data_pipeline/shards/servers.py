@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class FileHandler(BaseHTTPRequestHandler):
@@ -25,6 +26,8 @@ class FileHandler(BaseHTTPRequestHandler):
     requests: list[tuple[str, str]]
     """Name and wanted range of every request."""
     log: Path | None = None
+    sent: ClassVar[dict[str, int]] = {}
+    """Blocks sent by a fault that sends without end."""
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -44,6 +47,15 @@ class FileHandler(BaseHTTPRequestHandler):
         if self.log is not None:
             with open(self.log, "a") as file:
                 file.write(f'"GET {self.path} HTTP/1.1" {status} {len(body)}\n')
+        if fault.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", fault[3:])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault in ("endless", "byte by byte", "slow headers"):
+            self.misbehave(fault)
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -52,6 +64,16 @@ class FileHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.wfile.write(body)
+
+    def misbehave(self, fault: str) -> None:
+        """Send without end until the client goes away."""
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"\r\n" * (fault != "slow headers"))
+        with suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 16) if fault == "endless" else b"x")
+                self.sent[fault] = self.sent.get(fault, 0) + 1
+                time.sleep(0.0 if fault == "endless" else 0.02)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay quiet."""

@@ -14,7 +14,7 @@ import pytest
 from servers import WebServer
 
 from data_pipeline.errors import ShardError
-from data_pipeline.shards.cache import Cache
+from data_pipeline.shards.cache import Cache, RemoteFile
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.pool import TokenPool
 from data_pipeline.shards.remote import RemoteSettings
@@ -64,6 +64,66 @@ def test_equal_names_of_different_data_do_not_collide(
         _, tokens = make_pool(seed=seed, name=name)
         pool = TokenPool(f"{web.url}/{name}/manifest.json", cache=cache)
         assert np.array_equal(read_all(pool), tokens)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("verify", ["full", "lazy"])
+def test_a_damaged_entry_is_downloaded_again_once(
+    make_pool: PoolMaker,
+    web: WebServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    verify: Any,
+) -> None:
+    _, tokens = make_pool()
+    cache, url = Cache(tmp_path / "cache", remote=FAST), f"{web.url}/pool/manifest.json"
+    reader = TokenPool(url, verify="lazy", cache=cache)  # another run, which has the entry mapped
+    assert np.array_equal(read_all(reader), tokens)
+    [entry] = cache.folder.glob("*-train-000001.tar")
+    damaged = entry.with_name("damaged")
+    damaged.write_bytes(entry.read_bytes())
+    flip_a_byte(damaged)
+    damaged.rename(entry)
+    for _ in range(2):
+        pool = TokenPool(url, verify=verify, cache=cache)
+        assert np.array_equal(read_all(pool), tokens)
+    assert len(web.answers("train-000001.tar")) == 2
+    assert caplog.text.count("train-000001.tar in the cache is damaged") == 1
+    assert np.array_equal(read_all(reader), tokens)
+
+
+def test_a_damaged_entry_whose_server_is_gone_is_refused(
+    make_pool: PoolMaker, web: WebServer, tmp_path: Path
+) -> None:
+    manifest, _ = make_pool()
+    cache, url = Cache(tmp_path / "cache", remote=FAST), f"{web.url}/pool/manifest.json"
+    TokenPool(url, cache=cache).close()
+    for name in ("train-000001.tar", "documents.bin"):
+        (manifest.parent / name).unlink()
+        for entry in cache.folder.glob(f"*-{name}"):
+            flip_a_byte(entry)
+    with pytest.raises(ShardError, match=r"train-000001\.tar: HTTP 404"):
+        TokenPool(url, cache=cache)
+    assert not list(cache.folder.glob("*-train-000001.tar"))
+
+
+def test_a_manifest_cannot_put_its_content_in_the_place_of_another(
+    make_pool: PoolMaker, web: WebServer, tmp_path: Path
+) -> None:
+    """The cache names entries by sha256, so a download must have it, whatever its xxh3."""
+    manifest, _ = make_pool()
+    record = Manifest.load(manifest).shards[0]
+    poisoned = RemoteFile(
+        f"{web.url}/pool/{record.name}", record.name, record.bytes, "0" * 64, record.xxh3
+    )
+    cache = Cache(tmp_path / "cache", remote=FAST)
+    with pytest.raises(ShardError, match="sha256"), cache.pinned(poisoned):
+        pass
 
 
 def test_window_order_stays_within_the_cache_limit(

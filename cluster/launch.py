@@ -28,6 +28,10 @@ from cluster.remote import (
 from cluster.status import read_first_failure, read_status
 from cluster.supervise import Ranks, supervise
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Keeps the working folder out of the ranks' module path: a folder `parallel/` or a file `json.py`
+there would be imported in place of the installed one. DeepSpeed forwards it to other hosts."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -75,10 +79,10 @@ def plan_launch(job: Job, environ: Mapping[str, str] | None = None) -> Launch:
     if job.hostfile is None or is_this_machine(hosts):
         if job.on_gpus:
             check_visible_gpus(environ.get("CUDA_VISIBLE_DEVICES"), job.ranks)
-        return Launch(job, [sys.executable, *job.rank_command], job.environment)
+        return Launch(job, [sys.executable, *job.rank_command], {**SAFE_PATH, **job.environment})
     command = launcher_command(job.hostfile, job.module, job.arguments)
     more = launcher_environment(environ, job.folder / "deepspeed_env")
-    return Launch(job, command, {**job.environment, **more}, hosts)
+    return Launch(job, command, {**SAFE_PATH, **job.environment, **more}, hosts)
 
 
 def launch(plan: Launch, *, keep_open: int, output: IO[str] | None = None) -> Outcome:

@@ -101,11 +101,11 @@ class RemoteRanks:
 
 
 def rank_pattern(rank_command: list[str]) -> str:
-    """A pattern for pkill that matches ranks with this command, but not its own command line."""
+    """A pattern for pkill that matches ranks with exactly this command, but not its own line."""
     text = " ".join(rank_command)
     escaped = re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", text)
     first = next(i for i, letter in enumerate(escaped) if letter.isalnum())
-    return f"{escaped[:first]}[{escaped[first]}]{escaped[first + 1 :]}"
+    return f"{escaped[:first]}[{escaped[first]}]{escaped[first + 1 :]}$"
 
 
 def launcher_command(hostfile: Path, module: str, arguments: list[str]) -> list[str]:

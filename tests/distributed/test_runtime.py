@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,32 @@ def test_one_rank_needs_no_launcher_and_nothing_is_compiled(tmp_path) -> None:
     assert loss > 0
     assert left == []
     assert built == []
+
+
+def listen_as_the_local_launcher_does() -> list[str]:
+    """Addresses on which this process listens once its group and a second one work."""
+    import psutil
+    import torch
+    import torch.distributed as dist
+
+    from parallel.runtime import init_distributed
+
+    with socket.create_server(("127.0.0.1", 0)) as meeting:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(meeting.getsockname()[1]),
+            "MASTER_LISTEN_FD": str(os.dup(meeting.fileno())),
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+        }
+        init_distributed(timeout_minutes=1)
+    dist.all_reduce(torch.ones(1), group=dist.new_group([0]))
+    found = psutil.Process().net_connections()
+    return sorted({c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN})
+
+
+def test_a_run_on_one_machine_listens_on_loopback_alone() -> None:
+    assert run_ranks(1, listen_as_the_local_launcher_does, launcher=False) == [["127.0.0.1"]]
 
 
 def two_lives() -> list[float]:

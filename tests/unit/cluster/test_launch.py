@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cluster
 from cluster.errors import ClusterError, LaunchError
 from cluster.launch import Job, plan_launch
 from cluster.local import LocalRanks
@@ -20,7 +23,31 @@ def job(ranks: int, **more: object) -> Job:
 
 def test_the_printed_command_of_one_rank_can_be_pasted() -> None:
     words = shlex.split(str(plan_launch(job(1), {})))
-    assert words == ["OMP_NUM_THREADS=3", sys.executable, "-u", "-m", "m", "--config", "a b"]
+    variables = ["OMP_NUM_THREADS=3", "PYTHONSAFEPATH=1"]
+    assert words == [*variables, sys.executable, "-u", "-m", "m", "--config", "a b"]
+
+
+def test_the_working_folder_is_no_place_for_modules(tmp_path: Path) -> None:
+    """A folder there that shadows ours is not imported; packages in PYTHONPATH are."""
+    for package, text in {
+        "here/cluster": "raise SystemExit('shadowed')",
+        "path/mine": "print('mine', flush=True)",
+    }.items():
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").write_text(text)
+    (tmp_path / "path/mine/__main__.py").write_text("import cluster.errors; print('imported')")
+    plan = plan_launch(Job("mine", [], tmp_path, 1), {})
+    root = Path(cluster.__file__).parents[1]
+    path = f"{tmp_path / 'path'}:{root}"
+    done = subprocess.run(
+        plan.command,
+        env={**os.environ, "PYTHONPATH": path, **plan.environment},
+        cwd=tmp_path / "here",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["mine", "imported"], done.stderr
 
 
 def test_the_number_of_ranks_is_printed() -> None:

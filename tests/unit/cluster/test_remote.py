@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,7 +90,29 @@ def test_a_killed_rank_is_known_by_the_launchers_code(stage: Stage, hosts: list[
 
 def test_the_pattern_matches_ranks_and_not_the_command_that_looks_for_them() -> None:
     pattern = rank_pattern(["-u", "-m", "pretrain.train", "--config", "/runs/a+b (1)/config.yaml"])
-    assert pattern == r"-[u] -m pretrain\.train --config /runs/a\+b \(1\)/config\.yaml"
+    assert pattern == r"-[u] -m pretrain\.train --config /runs/a\+b \(1\)/config\.yaml$"
+
+
+def test_only_the_ranks_of_this_run_are_signalled() -> None:
+    """By a real pkill in a real shell, as pdsh starts it on every host."""
+    names = ["v1.0", "v1_0", "v1.0/old", "old/v1.0", "a+b (1)", "aab (1)", "a'b", "a$b", "x|y", "x"]
+    names += ["v[1]", "v1", "a\\b", "ab", "h{2}", "hh", "v1.0/c.yaml"]
+    wait = "import time; time.sleep(60)"
+    ranks = {
+        name: subprocess.Popen([sys.executable, "-Sc", wait, "--config", f"/runs/{name}/c.yaml"])
+        for name in names
+    }
+    try:
+        while ranks:
+            name, ours = ranks.popitem()
+            pattern = shlex.quote(rank_pattern(["-Sc", wait, "--config", f"/runs/{name}/c.yaml"]))
+            subprocess.run(["sh", "-c", f"pkill -KILL -f -- {pattern}"], check=True)
+            assert ours.wait(10) == -signal.SIGKILL
+            assert {other: rank.poll() for other, rank in ranks.items()} == dict.fromkeys(ranks)
+    finally:
+        for rank in ranks.values():
+            rank.kill()
+            rank.wait()
 
 
 def test_hosts_get_a_keep_alive_and_an_environment_file(

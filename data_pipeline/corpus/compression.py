@@ -6,22 +6,62 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from data_pipeline.errors import CorpusError
+from data_pipeline.regular import open_regular
 
 COMPRESSED = (".gz", ".zst")
 READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
 """Errors that reading a damaged file may raise."""
 
 
-def open_decompressed(path: Path) -> BinaryIO | gzip.GzipFile | io.BufferedReader:
-    """The bytes of `path`, decompressed when its name ends in .gz or .zst."""
+LARGEST_RATIO = 200
+"""Bytes of text from a compressed byte; text gives 3 to 20, a file made to fill a disk 1,000."""
+_UNCHECKED = 64 << 20
+"""Bytes at the beginning for which the ratio does not count."""
+_ZSTD_INPUT = 1 << 10
+"""Compressed bytes that are given to zstd at once: four can give 128 KiB, so these give 32 MiB."""
+
+Reader = io.BufferedReader
+
+
+def open_decompressed(path: Path) -> Reader:
+    """The bytes of `path`, decompressed when its name ends in .gz or .zst.
+
+    Reading raises one of READ_ERRORS for pipes and devices, damage, and a ratio that no text has.
+    """
+    file = open_regular(path)
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file), file), 1 << 20)
     if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(path), 1 << 20)
-    return open(path, "rb")
+        return io.BufferedReader(_Limited(_ZstdReader(path, file), file), 1 << 20)
+    return file
+
+
+class _Limited(io.RawIOBase):
+    """Decompressed bytes of a file, at most `LARGEST_RATIO` for each byte of it."""
+
+    def __init__(self, inner: gzip.GzipFile | _ZstdReader, file: Reader) -> None:
+        self._inner, self._file, self._given = inner, file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._inner.readinto(buffer)
+        self._given += count
+        if self._given > _UNCHECKED and self._given > LARGEST_RATIO * self._file.tell():
+            raise OSError(
+                f"it expands to more than {LARGEST_RATIO} times its size, as no text does; "
+                "decompress it yourself if it is text"
+            )
+        return count
+
+    def close(self) -> None:
+        self._inner.close()
+        self._file.close()
+        super().close()
 
 
 class _ZstdReader(io.RawIOBase):
@@ -30,7 +70,7 @@ class _ZstdReader(io.RawIOBase):
     The library's reader ends silently where a file is truncated, and after the first frame.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: Reader) -> None:
         try:
             import zstandard
         except ImportError:
@@ -38,7 +78,7 @@ class _ZstdReader(io.RawIOBase):
                 f"reading {path} needs zstandard: pip install 'epochal[data]'"
             ) from None
         self._library: Any = zstandard
-        self._file = open(path, "rb")  # noqa: SIM115
+        self._file = file
         self._frame: Any = None
         self._input, self._output = b"", b""
 
@@ -47,7 +87,7 @@ class _ZstdReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._output:
-            block = self._input or self._file.read(1 << 18)
+            block = self._input or self._file.read(_ZSTD_INPUT)
             if not block:
                 if self._frame is not None:
                     raise EOFError("the zstd frame is truncated")

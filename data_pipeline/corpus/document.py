@@ -36,13 +36,24 @@ class BadRecord:
     reason: str
 
 
-def document(name: Any, text: str, fallback: str, place: str) -> Document | BadRecord:
+def too_large(place: str, what: str, limit: int) -> BadRecord:
+    """Bad record for a line or document of more than `limit` bytes."""
+    return BadRecord(
+        place,
+        f"{what} of more than {limit:,} bytes; split it (chunk_characters, for plain text), or "
+        "raise max_document_bytes",
+    )
+
+
+def document(name: Any, text: str, fallback: str, place: str, limit: int) -> Document | BadRecord:
     """Make a document with the id `name`, or `fallback` where there is none.
 
-    A text that UTF-8 cannot write gives a bad record at `place`.
+    A text that UTF-8 cannot write, or that takes more than `limit` bytes, gives a bad record at
+    `place`.
     """
     try:
-        text.encode("utf-8")
+        if len(text.encode("utf-8")) > limit:
+            return too_large(place, "a document", limit)
     except UnicodeEncodeError:
         return BadRecord(place, "the text holds half of a surrogate pair")
     return Document(str(name) if name is not None else fallback, text)

@@ -29,6 +29,9 @@ class SourceSettings(BaseModel):
     """Plain text: split files at blank lines into documents of at least this many characters; 0
     keeps each file one document."""
     license: str = "unknown"
+    max_document_bytes: Annotated[int, Field(ge=1, le=1 << 31)] = 64 << 20
+    """Largest document, and largest line of JSON lines; a larger one is a malformed record. Tokens
+    of a document take about ten times its bytes in memory, for each process."""
 
     @property
     def label(self) -> str:

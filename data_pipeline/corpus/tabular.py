@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.document import BadRecord, Document, Unit, document
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError
+from data_pipeline.regular import open_regular
 
 _ROWS = 1024
 
@@ -22,7 +24,7 @@ def read_parquet(unit: Unit, source: SourceSettings) -> Iterator[Document | BadR
             f"reading {unit.path} needs pyarrow: pip install 'epochal[data]'"
         ) from None
     try:
-        with parquet.ParquetFile(unit.path) as file:
+        with open_regular(Path(unit.path)) as opened, parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             if source.text_field not in names:
                 raise CorpusError(
@@ -64,6 +66,7 @@ def _documents(
         text = row.get(source.text_field)
         if isinstance(text, str):
             fallback = f"{unit.label}:{number}"
-            yield document(row.get(source.id_field), text, fallback, f"{place}{number}")
+            limit = source.max_document_bytes
+            yield document(row.get(source.id_field), text, fallback, f"{place}{number}", limit)
         else:
             yield BadRecord(f"{place}{number}", f"no text in column {source.text_field!r}")

@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus.compression import READ_ERRORS, open_decompressed
-from data_pipeline.corpus.document import BadRecord, Document, Unit, document
+from data_pipeline.corpus.compression import READ_ERRORS, Reader, open_decompressed
+from data_pipeline.corpus.document import BadRecord, Document, Unit, document, too_large
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError
+
+_BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
+_BLOCK = 1 << 20
+_LONG = 8 << 20
+"""Bytes of a line from which on its structure is looked at before it is parsed."""
 
 
 def read_text(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
     """Read a plain text file as one document, or as one document a chunk of paragraphs."""
+    limit = source.max_document_bytes
     try:
         with open_decompressed(Path(unit.path)) as file:
-            text = file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield BadRecord(unit.path, f"not UTF-8 at byte {error.start}")
-        return
+            if source.chunk_characters:
+                yield from _read_chunks(file, unit, source.chunk_characters, limit)
+                return
+            content = file.read(limit + 1)
     except READ_ERRORS as error:
         raise CorpusError(f"cannot read {unit.path}: {error}") from error
-    if not source.chunk_characters:
-        yield Document(unit.label, text)
+    if len(content) > limit:
+        yield too_large(unit.path, "a document", limit)
         return
-    for number, chunk in enumerate(_paragraph_chunks(text, source.chunk_characters)):
-        yield Document(f"{unit.label}#{number}", chunk)
+    try:
+        yield Document(unit.label, content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        yield BadRecord(unit.path, f"not UTF-8 at byte {error.start}")
 
 
-def _paragraph_chunks(text: str, characters: int) -> Iterator[str]:
-    """Chunks of at least `characters` that end after blank lines; together they are `text`."""
-    start = 0
-    for match in re.finditer(r"\n[ \t\r]*\n\s*", text):
-        if match.end() - start >= characters and match.end() < len(text):
-            yield text[start : match.end()]
-            start = match.end()
-    if start < len(text):
-        yield text[start:]
+def _read_chunks(
+    file: Reader, unit: Unit, characters: int, limit: int
+) -> Iterator[Document | BadRecord]:
+    """Chunks of at least `characters` that end after blank lines; together they are the text.
+
+    Only the chunk at hand is in memory. A file is left where it is not UTF-8 or a chunk is larger
+    than `limit`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number, text, place = 0, "", 0
+    while True:
+        block = file.read(_BLOCK)
+        try:
+            text += decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            start = place - len(decoder.getstate()[0]) + error.start
+            yield BadRecord(unit.path, f"not UTF-8 at byte {start}; its rest is left out")
+            return
+        place += len(block)
+        start = 0
+        for match in _BLANK_LINES.finditer(text):
+            # What the next block begins with could still belong to the blank lines at the end.
+            if match.end() - start >= characters and match.end() < len(text):
+                yield Document(f"{unit.label}#{number}", text[start : match.end()])
+                number, start = number + 1, match.end()
+        text = text[start:]
+        if len(text) > limit:
+            yield too_large(f"{unit.path}#{number}", "a chunk without blank lines", limit)
+            return
+        if not block:
+            break
+    if text:
+        yield Document(f"{unit.label}#{number}", text)
 
 
 def read_json_lines(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
@@ -47,19 +80,37 @@ def read_json_lines(unit: Unit, source: SourceSettings) -> Iterator[Document | B
     number = 0
     try:
         with open_decompressed(Path(unit.path)) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
+            for number, line in enumerate(_lines(file, source.max_document_bytes), 1):
+                if line is None:
+                    place = f"{unit.path}:{number}"
+                    yield too_large(place, "a line", source.max_document_bytes)
+                elif line.strip():
                     yield _parse_line(line, unit, number, source)
     except READ_ERRORS as error:
         raise CorpusError(f"cannot read {unit.path} after line {number}: {error}") from error
+
+
+def _lines(file: Reader, limit: int) -> Iterator[bytes | None]:
+    """Lines of a file; None in place of one of more than `limit` bytes, which is passed over."""
+    while line := file.readline(limit + 1):
+        if len(line) <= limit or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+            pass
+        yield None
 
 
 def _parse_line(
     line: bytes, unit: Unit, number: int, source: SourceSettings
 ) -> Document | BadRecord:
     place = f"{unit.path}:{number}"
+    if len(line) > _LONG and line.count(b"[") + line.count(b"{") > len(line) // 16:
+        return BadRecord(place, "a long line that is mostly brackets, which would fill the memory")
     try:
         record: Any = json.loads(line)
+    except RecursionError:
+        return BadRecord(place, "JSON that is nested too deeply")
     except ValueError as error:
         return BadRecord(place, f"not JSON ({error})")
     if not isinstance(record, dict):
@@ -68,4 +119,5 @@ def _parse_line(
     if not isinstance(text, str):
         known = ", ".join(sorted(map(str, record))) or "none"
         return BadRecord(place, f"no text in field {source.text_field!r} (fields: {known})")
-    return document(record.get(source.id_field), text, f"{unit.label}:{number}", place)
+    limit = source.max_document_bytes
+    return document(record.get(source.id_field), text, f"{unit.label}:{number}", place, limit)

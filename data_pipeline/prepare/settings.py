@@ -77,8 +77,17 @@ class PrepareSettings(_Section):
         return value
 
     def content(self) -> dict[str, Any]:
-        """Settings that decide the output: all but `out` and `workers`."""
-        return self.model_dump(mode="json", exclude={"out", "workers"})
+        """Settings that decide the output: all but `out` and `workers`.
+
+        The default of `max_document_bytes` is left out: versions that had no limit then have the
+        same hash, and what they prepared is found finished.
+        """
+        content = self.model_dump(mode="json", exclude={"out", "workers"})
+        default = SourceSettings.model_fields["max_document_bytes"].default
+        for source in content["sources"]:
+            if source["max_document_bytes"] == default:
+                del source["max_document_bytes"]
+        return content
 
     def sha256(self) -> str:
         """Hash of the settings that decide the output."""

@@ -52,6 +52,9 @@ IdField = Annotated[str, typer.Option(help="Field that holds a document's id.")]
 ChunkCharacters = Annotated[
     int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
 ]
+MaxDocumentBytes = Annotated[
+    int, typer.Option(help="Largest document or line; a larger one is malformed.")
+]
 SkipBad = Annotated[int, typer.Option(help="Malformed records to tolerate.")]
 
 
@@ -69,6 +72,7 @@ def prepare(
     text_field: TextField = "text",
     id_field: IdField = "id",
     chunk_characters: ChunkCharacters = 0,
+    max_document_bytes: MaxDocumentBytes = 64 << 20,
     skip_bad: SkipBad = 0,
     workers: Workers = None,
     as_json: Json = False,
@@ -86,6 +90,7 @@ def prepare(
         "text_field": text_field,
         "id_field": id_field,
         "chunk_characters": chunk_characters,
+        "max_document_bytes": max_document_bytes,
     }
     values: dict[str, Any] = {
         "out": out or default_out(sources),

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pretrain.config.groups import compose_groups, groups, option
 from pretrain.config.messages import describe_all, unknown_key
 from pretrain.config.registry import C, Registry
 from pretrain.config.run import REGISTRIES, Config
+from pretrain.config.yaml_file import read_yaml
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -185,7 +187,7 @@ def _read(path: Path) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        tree = OmegaConf.load(path)
+        tree = OmegaConf.load(StringIO(read_yaml(path)))
     except IsADirectoryError:
         raise ConfigError(
             f"{path} is a folder; give its configuration, {path}/config.yaml"

@@ -22,6 +22,7 @@ from parallel.checkpoint import (
     verify_checkpoint,
 )
 from parallel.checkpoint.manifest import NAME
+from pretrain.config.secrets import without_secrets
 from pretrain.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -82,7 +83,8 @@ def describe(manifest: Manifest) -> dict[str, str]:
     state = manifest.state
     return {
         "step": str(manifest.step),
-        "config": json.dumps(state.get("config", {}), sort_keys=True),
+        # An earlier version kept the password of a tracking server.
+        "config": json.dumps(without_secrets(state.get("config", {})), sort_keys=True),
         "objective_state": json.dumps(state.get("objective", {}), sort_keys=True),
         "tokenizer": json.dumps(state.get("tokenizer", {}), sort_keys=True),
         "source_sha256": json.dumps(
@@ -107,7 +109,9 @@ def reshard(
         if weights_only or files is not None:
             raise ConfigError("without --to the checkpoint is only verified; name a folder by --to")
         return result
-    made = reshard_checkpoint(path, out, weights_only=weights_only, files=files)
+    made = reshard_checkpoint(
+        path, out, weights_only=weights_only, files=files, change_state=without_secrets
+    )
     copied = read_manifest(made)
     return result | {
         "written": str(made),

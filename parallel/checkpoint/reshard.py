@@ -9,9 +9,11 @@ process group.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,15 +31,20 @@ def verify_checkpoint(path: Path) -> Manifest:
 
 
 def reshard_checkpoint(
-    path: Path, folder: Path, *, weights_only: bool = False, files: int | None = None
+    path: Path,
+    folder: Path,
+    *,
+    weights_only: bool = False,
+    files: int | None = None,
+    change_state: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Path:
     """Write the checkpoint at `path` again as `folder/step-XXXXXXXX`; return its path.
 
     `weights_only` drops the optimizer's state: the copy can be evaluated, sampled, exported and
     started from, but training that goes on from it begins with fresh state. `files` spreads that
     state over so many files of about equal size (default: as many as there are). Tensors are the
-    same bit for bit. Raises CheckpointError when the source is damaged or the copy exists,
-    SaveError when it cannot be written.
+    same bit for bit; the caller's state is what `change_state` makes of it. Raises CheckpointError
+    when the source is damaged or the copy exists, SaveError when it cannot be written.
     """
     manifest = verify_checkpoint(path)
     target = Target(folder, manifest.step)
@@ -50,7 +57,8 @@ def reshard_checkpoint(
         error = attempt(lambda: entries.update(_copy(path, manifest, tensors, target.partial)))
     if error is None:
         step = 0 if weights_only else manifest.optimizer_step
-        made = replace(manifest, tensors=tensors, files=entries, optimizer_step=step)
+        state = change_state(manifest.state)
+        made = replace(manifest, tensors=tensors, files=entries, optimizer_step=step, state=state)
         error = attempt(lambda: commit(made, target))
     if error is not None:
         shutil.rmtree(target.partial, ignore_errors=True)

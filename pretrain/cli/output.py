@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pretrain.config.secrets import redacted
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
@@ -41,6 +43,6 @@ def print_red(text: str) -> None:
 def print_error(error: Exception, code: int) -> None:
     """Print a user error, as JSON where the command line asks for it."""
     if "--json" in sys.argv:
-        print_json({"error": str(error), "type": type(error).__name__, "exit_code": code})
+        print_json({"error": redacted(str(error)), "type": type(error).__name__, "exit_code": code})
     else:
-        print_red(f"error: {error}")
+        print_red(f"error: {redacted(str(error))}")

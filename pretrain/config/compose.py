@@ -23,6 +23,7 @@ from pretrain.config.groups import compose_groups, groups, option
 from pretrain.config.messages import describe_all, unknown_key
 from pretrain.config.registry import C, Registry
 from pretrain.config.run import REGISTRIES, Config
+from pretrain.config.secrets import REMEDY, keys_with_secrets, take_out
 from pretrain.config.yaml_file import read_yaml
 from pretrain.errors import ConfigError
 
@@ -59,6 +60,10 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
 
 def validate(values: Mapping[str, Any]) -> Config:
     """Make a `Config` of plain nested values; a `ConfigError` has one line for each problem."""
+    if secret := keys_with_secrets(values):
+        raise ConfigError(
+            f"{', '.join(secret)}: the address carries a password or key, but {REMEDY}"
+        )
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
@@ -187,7 +192,7 @@ def _read(path: Path) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        tree = OmegaConf.load(StringIO(read_yaml(path)))
+        tree = OmegaConf.load(StringIO(take_out(read_yaml(path), path)))
     except IsADirectoryError:
         raise ConfigError(
             f"{path} is a folder; give its configuration, {path}/config.yaml"

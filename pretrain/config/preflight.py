@@ -192,10 +192,12 @@ def _check_together(pool: NamedPool, validation: Manifest, named: str) -> None:
 def _check_tokenizer(path: Path, manifest: Manifest) -> None:
     """Raise TokenizerError unless the file has the pieces that the shards were written with."""
     from data_pipeline.errors import TokenizerError
+    from data_pipeline.regular import read_regular
     from data_pipeline.tokenizer import load_tokenizer
+    from data_pipeline.tokenizer.load import LARGEST
 
     try:
-        if sha256(path.read_bytes()).hexdigest() == manifest.tokenizer.sha256:
+        if sha256(read_regular(path, LARGEST)).hexdigest() == manifest.tokenizer.sha256:
             return
     except OSError as error:
         raise TokenizerError(

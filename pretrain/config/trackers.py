@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import PlainValidator, SerializeAsAny, field_validator
 
 from pretrain.config.registry import Component, Registry
+from pretrain.config.secrets import redacted
 
 SCHEMES = (
     "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
@@ -52,5 +53,5 @@ def checked_uri(uri: str | None) -> str | None:
     scheme, separator, _ = (uri or "").partition("://")
     if separator and scheme.partition("+")[0] not in SCHEMES:
         allowed = ", ".join(f"{name}://..." for name in SCHEMES)
-        raise ValueError(f"given {uri!r}, allowed: {allowed}")
+        raise ValueError(f"given {redacted(uri or '')!r}, allowed: {allowed}")
     return uri

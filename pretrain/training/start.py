@@ -7,7 +7,6 @@ values.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from cluster.outcome import Outcome
 from cluster.status import forget_statements
 from pretrain.config.compose import load_config, save_config
 from pretrain.config.run import Config
+from pretrain.config.secrets import holds_secret, redacted
 
 MODULE = "pretrain.train"
 """Program of every rank."""
@@ -76,9 +76,14 @@ def write_run(config: Config) -> Path:
     path = config.run.path / "config.yaml"
     forget_statements(path.parent)
     if path.exists():
-        if load_config(path) == config:
+        earlier = path.read_text()
+        if load_config(path) == config and not holds_secret(earlier):
             return path
-        taken = [int(p.name.split(".")[1]) for p in path.parent.glob("config.[0-9]*.yaml")]
-        shutil.copyfile(path, path.with_name(f"config.{max(taken, default=0) + 1}.yaml"))
+        taken = [
+            int(number)
+            for p in path.parent.glob("config.*.yaml")
+            if (number := p.name.split(".")[1]).isdecimal()
+        ]
+        path.with_name(f"config.{max(taken, default=0) + 1}.yaml").write_text(redacted(earlier))
     save_config(config, path)
     return path

@@ -7,13 +7,12 @@ sequences.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from pretrain.tracking.jsonl import read_metrics
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class Curve:
 def read_curve(run: Path, label: str) -> Curve:
     """Read the curve in `RUN/metrics.jsonl`."""
     points = []
-    for record in read_metrics(run / "metrics.jsonl"):
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
         if "validation/nats_per_token" in record:
             points.append(
                 Point(

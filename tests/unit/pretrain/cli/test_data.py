@@ -91,7 +91,7 @@ def test_options_of_prepare_default_to_its_settings() -> None:
     groups = (settings, TokenizerSettings(), SourceSettings(path="builtin"))
     known = {name: value for group in groups for name, value in group}
     shared = (options.keys() & known.keys()) - {"out", "sources", "tokenizer"}
-    assert len(shared) == 10
+    assert len(shared) == 11
     assert {name: options[name] for name in shared} == {name: known[name] for name in shared}
 
 

@@ -28,10 +28,6 @@ from cluster.remote import (
 from cluster.status import read_first_failure, read_status
 from cluster.supervise import Ranks, supervise
 
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Keeps the working folder out of the ranks' module path: a folder `parallel/` or a file `json.py`
-there would be imported in place of the installed one. DeepSpeed forwards it to other hosts."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -79,10 +75,26 @@ def plan_launch(job: Job, environ: Mapping[str, str] | None = None) -> Launch:
     if job.hostfile is None or is_this_machine(hosts):
         if job.on_gpus:
             check_visible_gpus(environ.get("CUDA_VISIBLE_DEVICES"), job.ranks)
-        return Launch(job, [sys.executable, *job.rank_command], {**SAFE_PATH, **job.environment})
+        more = _module_path(environ)
+        return Launch(job, [sys.executable, *job.rank_command], {**more, **job.environment})
     command = launcher_command(job.hostfile, job.module, job.arguments)
-    more = launcher_environment(environ, job.folder / "deepspeed_env")
-    return Launch(job, command, {**SAFE_PATH, **job.environment, **more}, hosts)
+    more = _module_path(environ) | launcher_environment(environ, job.folder / "deepspeed_env")
+    return Launch(job, command, {**job.environment, **more}, hosts)
+
+
+def _module_path(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which ranks import the code that this process runs, and nothing beside it.
+
+    The working folder stays out of the module path: a folder `parallel/` or a file `json.py` there
+    would be imported in place of the installed one. Where this process found its code there
+    (`python -m` in a checkout), that folder is named. DeepSpeed forwards both to other hosts.
+    """
+    variables = {"PYTHONSAFEPATH": "1"}
+    root = str(Path(__file__).resolve().parents[1])
+    if sys.path[:1] == [root]:
+        given = environ.get("PYTHONPATH")
+        variables["PYTHONPATH"] = os.pathsep.join([root, given] if given else [root])
+    return variables
 
 
 def launch(plan: Launch, *, keep_open: int, output: IO[str] | None = None) -> Outcome:

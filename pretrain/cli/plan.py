@@ -11,6 +11,7 @@ import typer
 from pretrain.cli.output import Json, print_json
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([KkMmBbGgTt]?)")
+_RANKS = "parallel.data_parallel_size"
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
@@ -48,7 +49,7 @@ def plan(
 
     `epochal plan model=1.7b train.precision=bfloat16 --machine h100x64 --tokens 1T`
     """
-    from pretrain.config.compose import compose
+    from pretrain.config.compose import compose, replace_values
     from pretrain.errors import ConfigError
     from pretrain.planning.plan import plan as estimate
     from pretrain.planning.report import to_dict
@@ -61,8 +62,12 @@ def plan(
         return
     if top < 0:
         raise ConfigError(f"--top is {top}; it must be 0 or more")
+    config = compose(overrides or [], config_file)
+    if config_file is not None and not any(word.startswith(_RANKS) for word in overrides or []):
+        # A saved configuration records the ranks that its run found, on another machine than this.
+        config = replace_values(config, {_RANKS: None})
     planned = estimate(
-        compose(overrides or [], config_file),
+        config,
         machine=machine,
         num_gpus=gpus,
         tokens=_count(tokens) if tokens is not None else None,

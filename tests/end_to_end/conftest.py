@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))  # the harness
 sys.path.insert(0, str(Path(__file__).parent))
 
+import documents
 import installed
 from harness import run_ranks
 from installed import EPOCHAL, ONE_EPOCH, Answer, environment, small_run
@@ -57,3 +58,8 @@ def finished(rank: Call, pool: Path, tmp_path_factory: pytest.TempPathFactory) -
     result = rank(*small_run(pool), *ONE_EPOCH, f"run.dir={run}")
     assert result.returncode == 0, result.stdout + result.stderr
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many commands of the documents no test can run, and why."""
+    terminalreporter.write_line(documents.summary())

@@ -170,5 +170,3 @@ def serves(words: list[str], folder: Path, env: dict[str, str], seconds: float =
     finally:
         os.killpg(server.pid, 15)
         server.wait(timeout=30)
-
-

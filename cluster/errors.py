@@ -18,5 +18,13 @@ class LaunchError(ClusterError):
     exit_code = 6
 
 
+class FolderInUseError(ClusterError):
+    """Another process trains in the run folder; nothing in it was changed."""
+
+
+class SilentRankError(LaunchError):
+    """Ranks did not answer the others in time."""
+
+
 EXIT_PREEMPTED = 75
 """Stopped by a signal after saving; start the same command again to go on (EX_TEMPFAIL)."""

@@ -25,7 +25,7 @@ from cluster.remote import (
     launcher_environment,
     write_environment_file,
 )
-from cluster.status import read_first_failure, read_status
+from cluster.status import read_first_failure, read_status, write_status
 from cluster.supervise import Ranks, supervise
 
 
@@ -97,11 +97,11 @@ def _module_path(environ: Mapping[str, str]) -> dict[str, str]:
     return variables
 
 
-def launch(plan: Launch, *, keep_open: int, output: IO[str] | None = None) -> Outcome:
+def launch(plan: Launch, *, output: IO[str] | None = None) -> Outcome:
     """Start the ranks, watch them to their end, their failure or a signal; see `Outcome`.
 
-    Ranks inherit the descriptor `keep_open`, the lock of the run folder. `output` takes what they
-    print (default: this process's standard output). Raises LaunchError when they cannot be started.
+    `output` takes what they print (default: this process's standard output). Where no rank said how
+    the run ended, the outcome becomes its status. Raises LaunchError when they cannot be started.
     """
     folder = plan.job.folder
     environment = {**os.environ, **plan.environment}
@@ -109,18 +109,25 @@ def launch(plan: Launch, *, keep_open: int, output: IO[str] | None = None) -> Ou
 
     def start() -> Ranks:
         if not plan.hosts:
-            return LocalRanks(
-                plan.command, plan.job.ranks, environment, keep_open=keep_open, output=output
-            )
+            return LocalRanks(plan.command, plan.job.ranks, environment, output=output)
         write_environment_file(environment, folder / "deepspeed_env")
         return RemoteRanks(
             plan.command,
             environment,
             plan.hosts,
             plan.job.rank_command,
-            keep_open=keep_open,
             output=output,
         )
 
     ended = supervise(start)
-    return judge(read_status(folder), ended, read_first_failure(folder))
+    stated = read_status(folder)
+    outcome = judge(stated, ended, read_first_failure(folder))
+    if stated is None or stated["state"] == "running":
+        write_status(
+            folder,
+            outcome.state,
+            step=outcome.step or 0,
+            message=outcome.message,
+            exit_code=outcome.exit_code,
+        )
+    return outcome

@@ -31,9 +31,8 @@ _GOOD = (0, EXIT_PREEMPTED)
 class LocalRanks:
     """One process a rank, in a session of its own.
 
-    `environment` is the whole environment of a rank but for its place. Ranks inherit the
-    descriptor `keep_open`, the lock of the run folder, and write to `output` (default: this
-    process's standard output). Raises LaunchError when a process cannot be started.
+    `environment` is the whole environment of a rank but for its place. Ranks write to `output`
+    (default: this process's standard output). Raises LaunchError when a process cannot be started.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class LocalRanks:
         ranks: int,
         environment: Mapping[str, str],
         *,
-        keep_open: int,
         output: IO[str] | None = None,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
@@ -61,7 +59,7 @@ class LocalRanks:
                     "MASTER_LISTEN_FD": str(meeting.fileno()),
                 }
             for rank in range(ranks):
-                inherited = (keep_open, meeting.fileno()) if rank == 0 else (keep_open,)
+                inherited = (meeting.fileno(),) if rank == 0 else ()
                 self._start(rank, command, base, inherited, output)
 
     def poll(self) -> Ended | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import EXIT_PREEMPTED, LaunchError
+from cluster.status import State
 
 _RESUME = "checkpoints are intact, start the same command again to resume"
 
@@ -43,7 +44,7 @@ class Ended:
 class Outcome:
     """End of a run, as far as it could tell."""
 
-    state: str
+    state: State
     step: int | None
     message: str
     exit_code: int

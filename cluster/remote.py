@@ -47,7 +47,6 @@ class RemoteRanks:
         hosts: tuple[str, ...],
         rank_command: list[str],
         *,
-        keep_open: int,
         output: IO[str] | None = None,
     ) -> None:
         self._hosts, self._rank_command = hosts, rank_command
@@ -59,7 +58,6 @@ class RemoteRanks:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 start_new_session=True,
-                pass_fds=(keep_open,),
             )
         except OSError as error:
             raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from None

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from cluster.outcome import Ended
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 0.05
 
 
@@ -57,22 +57,17 @@ def say(text: str) -> None:
 
 @contextmanager
 def _noting(received: list[int]) -> Iterator[None]:
-    """Append signals to `received` instead of dying of them; nohup's SIGHUP stays ignored."""
+    """Append signals to `received` instead of dying of them."""
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    taken = [n for n in _SIGNALS if not (n == signal.SIGHUP and _is_ignored(n))]
-    previous = {number: signal.signal(number, note) for number in taken}
+    previous = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _is_ignored(number: int) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def _wait(ranks: Ranks, received: list[int]) -> Ended:

@@ -9,17 +9,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import EXIT_PREEMPTED
+from cluster.folder import exclusive
 from cluster.rank.orphan import LAUNCHER_PID, end_with_launcher
-from cluster.status import write_failure, write_first_failure, write_status
-from parallel.runtime import init_distributed
+from cluster.rank.preemption import Preemption, StoppedEarly, ended_by_signals
+from cluster.status import read_status, write_failure, write_status
+from cluster.terminal import outlive_terminal
+from parallel.runtime import init_distributed, read_environment
 from pretrain.config.compose import compose, save_config
 from pretrain.config.preflight import preflight
 from pretrain.config.run import Config
 from pretrain.errors import TrainingError
+from pretrain.training.statements import explained, state_early_stop, state_failure
 
 if TYPE_CHECKING:
     from pretrain.tracking import Status, Tracking
@@ -54,19 +60,31 @@ def train(session: Session, hooks: Hooks) -> None:
 def run(config: Config) -> int:
     """Train a configuration on this rank and return the exit code."""
     end_with_launcher()
+    run_dir = config.run.path
+    if read_environment().rank != 0:
+        return _run(config)
+    with exclusive(run_dir):
+        earlier = read_status(run_dir)
+        # From here on a rank that dies without a word has been running.
+        write_status(run_dir, "running", step=earlier["step"] if earlier else 0, exit_code=1)
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     p = config.parallel
     runtime = init_distributed(p.timeout_minutes, config.run.device, p.tensor_parallel_size)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
-    from cluster.rank.preemption import Preemption
+    from parallel.silence import limit_waiting
     from pretrain.tracking import open_tracking
     from pretrain.training.hooks import Hooks
     from pretrain.training.session import open_session
 
-    preemption = Preemption()
+    timeout = timedelta(minutes=p.timeout_minutes)
+    preemption = Preemption(timeout)
     session = open_session(config, runtime)
+    limit_waiting(timeout)
     run_dir, is_main = config.run.path, runtime.rank == 0
     if is_main:
-        run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
         write_status(run_dir, "running", step=session.state.step, exit_code=1)
     tracking = open_tracking(
@@ -81,14 +99,17 @@ def run(config: Config) -> int:
     introduce(session, tracking)
     try:
         train(session, hooks)
-    except Exception as error:
+    except Exception as met:
+        error = explained(met, config)
         if isinstance(error, TrainingError):
             hooks.save(required=True)
         # Said before trackers flush: launchers end rank 0 soon after another rank has left.
         if is_main:
             write_failure(run_dir, error, step=session.state.step)
         tracking.close("failed")
-        raise
+        if error is met:
+            raise
+        raise error from met
     finally:
         preemption.close()
         session.saver.close()
@@ -134,36 +155,32 @@ def introduce(session: Session, tracking: Tracking) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compose `[--config FILE] [OVERRIDES...]`, train, and print user errors."""
+    outlive_terminal()
     arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
     config: Config | None = None
+    # A process that started this rank says itself how an early signal ended it.
+    by_hand = LAUNCHER_PID not in os.environ
     try:
-        config_file = None
-        if arguments[:1] == ["--config"]:
-            config_file, arguments = Path(arguments[1]), arguments[2:]
-        config = compose(arguments, config_file)
-        config = preflight(config, int(os.environ.get("WORLD_SIZE", "0")) or None)
-        return run(config)
-    except Exception as error:
+        with ended_by_signals() if by_hand else nullcontext():
+            config_file = None
+            if arguments[:1] == ["--config"]:
+                config_file, arguments = Path(arguments[1]), arguments[2:]
+            config = compose(arguments, config_file)
+            config = preflight(config, int(os.environ.get("WORLD_SIZE", "0")) or None)
+            return run(config)
+    except StoppedEarly as stopped:
+        return state_early_stop(config, stopped.name)
+    except Exception as met:
+        error = met if config is None else explained(met, config)
         code = int(getattr(error, "exit_code", 1))
         rank = int(os.environ.get("RANK", "0"))
-        stated = config is not None and _state_failure(config.run.path, rank, error)
+        stated = config is not None and state_failure(config.run.path, rank, error)
         if not hasattr(error, "exit_code"):
             raise
         # `epochal train` prints what was stated, when all ranks have ended.
-        if rank == 0 and not (stated and LAUNCHER_PID in os.environ):
+        if rank == 0 and (by_hand or not stated):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return code
-
-
-def _state_failure(run: Path, rank: int, error: Exception) -> bool:
-    """Leave the error of this rank in the run folder; False where there is none."""
-    if not run.is_dir():
-        return False
-    if rank == 0:
-        write_failure(run, error)
-    else:
-        write_first_failure(run, rank, error)
-    return True
 
 
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ has one is finished.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from data_pipeline.corpus.compression import COMPRESSED
 from data_pipeline.corpus.document import Unit
@@ -271,14 +272,15 @@ def _source_report(
 def _locked(out: Path) -> Iterator[None]:
     """Hold the lock of a folder, in which one preparation may work; it ends with its process."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"another preparation is working in {out}; wait for it to end"
-            ) from None
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"another preparation is working in {out}; wait for it to end") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _workers(settings: PrepareSettings) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.terminal import outlive_terminal
 from pretrain import __version__
 from pretrain.cli.checkpoint import Weights, export, reshard
 from pretrain.cli.data import app as data_app
@@ -240,6 +241,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point of the `epochal` command."""
+    outlive_terminal()
     try:
         app()
     except Exception as error:
@@ -267,10 +269,10 @@ def _show_plan(config: Config, as_json: bool) -> None:
 
 
 def _prepare(config: Config, as_json: bool) -> None:
-    from cluster.folder import exclusive
+    from cluster.folder import starting
     from pretrain.training.start import write_run
 
-    with exclusive(config.run.path):
+    with starting(config.run.path):
         path = write_run(config)
     if as_json:
         print_json({"config": str(path), "world_size": config.world_size})

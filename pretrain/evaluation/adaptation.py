@@ -17,6 +17,7 @@ from data_pipeline.stream.stream import TokenStream
 from pretrain.batch import TrainBatch
 from pretrain.config.run import Config
 from pretrain.data import clean_batch
+from pretrain.evaluation.likelihood import InterruptedEvaluation
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective
 
@@ -35,8 +36,12 @@ def adapt_objective(
     dp_rank: int = 0,
     dp_size: int = 1,
     dp_group: dist.ProcessGroup | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Measure on the sequences of the evaluation, and adapt; each rank measures its batches."""
+    """Measure on the sequences of the evaluation, and adapt; each rank measures its batches.
+
+    InterruptedEvaluation where `interrupted`, asked before each batch, says so.
+    """
     size = config.evaluation.batch_size
     sequences = min(config.evaluation.sequences or MEASUREMENTS, stream.total_positions)
     passes = -(-MEASUREMENTS // sequences)
@@ -45,6 +50,8 @@ def adapt_objective(
     # ZeRO 3 needs the same number of forward passes on every rank: where batches run out, a rank
     # repeats the last one with weight 0.
     for number in range(dp_rank, -(-len(batches) // dp_size) * dp_size, dp_size):
+        if interrupted():
+            raise InterruptedEvaluation
         draw, start = batches[min(number, len(batches) - 1)]
         clean = clean_batch(stream.read(np.arange(start, start + size)))
         noise = NoiseKey(ADAPTATION_SEED, clean.position, draw)

@@ -41,6 +41,10 @@ EVALUATION_WINDOW = 64
 """Number of consecutive sequences over which noise levels are stratified, besides the draws."""
 
 
+class InterruptedEvaluation(Exception):  # noqa: N818
+    """A signal came; there is no result."""
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Negative log-likelihood of validation tokens, or an upper bound of it."""
@@ -93,11 +97,14 @@ def evaluate_likelihood(
     dp_rank: int = 0,
     dp_size: int = 1,
     dp_group: dist.ProcessGroup | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Likelihood:
     """Evaluate the bound of the first `settings.sequences` of `stream`, or of its first epoch.
 
     `score` maps a bound batch to the bound of each of its sequences, float64 [b], or to the parts
     that the objective names, [parts b]. A data-parallel rank scores every dp_size-th batch.
+    `interrupted` is asked before each batch, as often on every rank; InterruptedEvaluation where it
+    says so.
     """
     sequences = min(settings.sequences or stream.sequences_per_epoch, stream.total_positions)
     draws = 1 if objective.exact_likelihood else settings.draws
@@ -108,11 +115,14 @@ def evaluate_likelihood(
     bounds = torch.zeros(draws, parts, sequences, dtype=torch.float64, device=device)
     scored = torch.zeros(2, sequences, dtype=torch.int64, device=device)  # tokens, their bytes
     starts = range(0, sequences, settings.batch_size)
-    for number, start in enumerate(starts):
-        if number % dp_size != dp_rank:
-            continue
+    # ZeRO 3 needs the same number of forward passes on every rank: where batches run out, a rank
+    # repeats the last one and drops the result.
+    for number in range(dp_rank, -(-len(starts) // dp_size) * dp_size, dp_size):
+        if interrupted():
+            raise InterruptedEvaluation
+        start = starts[min(number, len(starts) - 1)]
         clean = clean_batch(stream.read(np.arange(start, start + settings.batch_size)))
-        count = min(settings.batch_size, sequences - start)
+        count = min(settings.batch_size, sequences - start) if number < len(starts) else 0
         scored[0, start : start + count] = clean.valid.sum(dim=1)[:count]
         scored[1, start : start + count] = text_bytes.count(clean, stream)[:count]
         for draw in range(draws):

@@ -15,6 +15,7 @@ from cluster.rank.preemption import Preemption
 from parallel.engine.base import StepResult
 from parallel.errors import SaveError
 from pretrain.errors import TrainingError
+from pretrain.evaluation.likelihood import InterruptedEvaluation
 from pretrain.tracking import Tracking
 from pretrain.training.session import Session
 
@@ -39,8 +40,7 @@ class Hooks:
         state = self.session.state
         if not state.evaluation_due:
             return
-        self.evaluate()
-        state.evaluation_due = False
+        state.evaluation_due = not self.evaluate()
         if self.should_stop():
             self.save(required=True)
 
@@ -51,22 +51,24 @@ class Hooks:
         self.signal = self.preemption.requested()
         stopping = self.should_stop()
         saving = stopping or _due(state.step, train.checkpoint_interval)
-        if saving or _due(state.step, train.log_interval):
+        logged = saving or _due(state.step, train.log_interval)
+        if logged:
             self._log(result, lr)
         due = self._evaluation_due() or state.position >= self._stop_position
         # A preempted run has seconds: an evaluation of this step is left to the next start.
-        state.evaluation_due = due and self.signal is not None
-        if due and self.signal is None:
-            self.evaluate()
-        if saving:
+        state.evaluation_due = due and (self.signal is not None or not self.evaluate())
+        stopping = self.should_stop()
+        if stopping and not logged:  # the evaluation was interrupted
+            self._log(result, lr)
+        if saving or stopping:
             self.save(required=stopping)
 
     def should_stop(self) -> bool:
         """True where the run is complete or a signal asks it to stop."""
         return self.signal is not None or self.session.state.position >= self._stop_position
 
-    def evaluate(self) -> None:
-        """Measure the validation bound and log it."""
+    def evaluate(self) -> bool:
+        """Measure the validation bound and log it; False where a signal came in the middle."""
         started = time.perf_counter()
         state = self.session.state
         metrics = {
@@ -74,11 +76,21 @@ class Hooks:
             "train/tokens": float(state.tokens),
             "train/flops": state.flops,
         }
-        for prefix, likelihood in self.session.evaluate().items():
+        try:
+            found = self.session.evaluate(self._interrupted)
+            self.session.adapt(self._interrupted)
+        except InterruptedEvaluation:
+            return False
+        for prefix, likelihood in found.items():
             metrics |= likelihood.metrics(prefix)
         self.tracking.log(metrics, state.step)
-        self.session.adapt()
         self._clock += time.perf_counter() - started  # speed is that of training
+        return True
+
+    def _interrupted(self) -> bool:
+        """Ask the ranks for a signal; collective."""
+        self.signal = self.preemption.requested()
+        return self.signal is not None
 
     def save(self, *, required: bool) -> None:
         """Write a checkpoint, in the background unless it is required or the run forbids that.

@@ -5,7 +5,7 @@ The order is files, process group, model, checkpoint. The loop uses the attribut
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,22 +137,23 @@ class Session:
             module: Any = self.engine.module
             module.teacher.renew(module.model)
 
-    def evaluate(self) -> dict[str, Likelihood]:
+    def evaluate(self, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Likelihood]:
         """Evaluate the exact bound of the validation text; the keys are prefixes of metrics.
 
         `validation` is measured with the averaged weights where there are any, unless
         `evaluation.weights` is `raw`; `validation_raw`, in addition to it, with the raw weights.
+        `interrupted` is asked before each batch; InterruptedEvaluation where it says so.
         """
         chosen = self.config.evaluation.weights
         if self.engine.average is None or chosen == "raw":
-            return {"validation": self._likelihood()}
+            return {"validation": self._likelihood(interrupted)}
         with self.engine.using_ema():
-            found = {"validation": self._likelihood()}
+            found = {"validation": self._likelihood(interrupted)}
         if chosen == "both":
-            found["validation_raw"] = self._likelihood()
+            found["validation_raw"] = self._likelihood(interrupted)
         return found
 
-    def _likelihood(self) -> Likelihood:
+    def _likelihood(self, interrupted: Callable[[], bool]) -> Likelihood:
         return evaluate_likelihood(
             self.objective,
             self.validation,
@@ -163,9 +164,10 @@ class Session:
             dp_rank=self.topology.dp_rank,
             dp_size=self.topology.data_parallel_size,
             dp_group=self.topology.dp_group,
+            interrupted=interrupted,
         )
 
-    def adapt(self) -> None:
+    def adapt(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Let an adaptive objective adapt to the current weights, the same on every rank."""
         if self.objective.adapts:
             adapt_objective(
@@ -177,6 +179,7 @@ class Session:
                 dp_rank=self.topology.dp_rank,
                 dp_size=self.topology.data_parallel_size,
                 dp_group=self.topology.dp_group,
+                interrupted=interrupted,
             )
 
     def save(self) -> Path:

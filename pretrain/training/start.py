@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster.errors import LaunchError
-from cluster.folder import exclusive
+from cluster.folder import starting
 from cluster.hosts import read_hostfile
 from cluster.launch import Job, Launch, launch, plan_launch
 from cluster.machine import cores, has_gpu, is_this_machine
@@ -59,9 +59,9 @@ def run_ranks(config: Config, *, output: IO[str] | None = None) -> Outcome:
     ClusterError when the run folder is in use or the ranks cannot be started.
     """
     plan = plan_run(config)
-    with exclusive(config.run.path) as lock:
+    with starting(config.run.path):
         write_run(config)
-        outcome = launch(plan, keep_open=lock, output=output)
+        outcome = launch(plan, output=output)
     if outcome.exit_code == LaunchError.exit_code:
         advice = "if memory ran out, lower train.micro_batch_size"
         return replace(outcome, message=f"{outcome.message}; {advice}")

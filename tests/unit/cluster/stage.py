@@ -19,7 +19,11 @@ import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 from cluster.rank import orphan
 from cluster.status import write_first_failure, write_status
+from cluster.folder import exclusive
 run, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+folder = exclusive(run)
+if rank == 0:
+    folder.__enter__()
 behaviour, *which = (run / "behaviour").read_text().split()
 def end(state, code, message=""):
     if rank == 0:
@@ -73,15 +77,15 @@ PARENT = """
 import json, os, sys
 from pathlib import Path
 import cluster.local, cluster.remote
-from cluster.folder import exclusive
+from cluster.folder import starting
 from cluster.launch import Job, launch, plan_launch
 cluster.local.GRACE_SECONDS = 1.0
 cluster.local.LocalRanks.__init__.__kwdefaults__["grace_seconds"] = 1.0
 cluster.remote._deepspeed = lambda: "launcher"
 run, ranks, hostfile = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 job = Job("stand_in", [str(run)], run, ranks, hostfile=Path(hostfile[0]) if hostfile else None)
-with exclusive(run) as lock:
-    outcome = launch(plan_launch(job), keep_open=lock)
+with starting(run):
+    outcome = launch(plan_launch(job))
 (run / "outcome").write_text(json.dumps(outcome.to_dict()))
 sys.exit(outcome.exit_code)
 """

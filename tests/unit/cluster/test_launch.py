@@ -69,4 +69,4 @@ def test_every_rank_needs_a_visible_gpu() -> None:
 
 def test_a_command_that_does_not_exist() -> None:
     with pytest.raises(LaunchError, match="cannot start /nowhere/python: No such file"):
-        LocalRanks(["/nowhere/python"], 2, {}, keep_open=0)
+        LocalRanks(["/nowhere/python"], 2, {})

@@ -1,0 +1,5 @@
+"""`python -m pretrain.cli` is the command `epochal`."""
+
+from pretrain.cli.main import main
+
+main()

@@ -194,3 +194,39 @@ def restore(pool: Path, run: Path, *more: str) -> dict:
     cursor = Cursor.at(session.train_stream, session.state.position).to_dict()
     state = {"train": session.state.to_dict(), "cursor": cursor}
     return {"tensors": tensors, "state": state, "ids": batch.ids}
+
+
+def train_sharded(pool: Path, run: Path, *more: str) -> int:
+    """The train loop with every weight sharded, however small, and freed after each use."""
+    from dataclasses import replace
+
+    from parallel.engine import single_stage
+    from pretrain import train
+    from pretrain.training import session
+
+    settings, deepspeed = session.engine_config, single_stage.deepspeed_config
+
+    def freeing(*given):
+        values = deepspeed(*given)
+        values["zero_optimization"] |= {
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+        return values
+
+    session.engine_config = lambda *given: replace(settings(*given), whole_below=0)
+    single_stage.deepspeed_config = freeing
+    return train.main(runs.overrides(pool, run, *more))
+
+
+def test_evaluation_of_sharded_weights_with_batches_that_ranks_do_not_share_evenly(
+    pool: Path, tmp_path: Path
+):
+    """Three batches on two ranks: gathering a weight needs both of them in every forward pass."""
+    more = ["objective=masked", "train.stop_step=6", "evaluation.sequences=24"]
+    sharded = [*more, "parallel.data_parallel_size=2", "parallel.zero_stage=3"]
+    assert run_ranks(2, train_sharded, pool, tmp_path / "two", *sharded) == [0, 0]
+    assert run_ranks(1, runs.train, pool, tmp_path / "one", *more) == [0]
+    two, one = ({**runs.log(tmp_path / name)[6]} for name in ("two", "one"))
+    for key in ("validation/nats_per_token", "validation/standard_error", "train/loss"):
+        assert two[key] == pytest.approx(one[key], rel=1e-5), key

@@ -159,6 +159,20 @@ def real(words: tuple[str, ...]) -> list[str]:
     return shlex.split(given)
 
 
+def outputs(words: list[str]) -> list[str]:
+    """Folders that a command makes, and finds there from an earlier one."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    match words:
+        case ["epochal", "train", *rest] if not {"--config", "--dry-run"} & {*rest}:
+            objective = given.get("objective", "autoregressive")
+            return [f"runs/{given.get('run.name', objective)}"]
+        case ["epochal", "data", "prepare", *rest]:
+            return [rest[rest.index("--out") + 1] if "--out" in rest else "data/builtin"]
+        case ["epochal", "reshard", _, "--to", folder, *_]:
+            return [folder]
+    return []
+
+
 def shorter(text: str) -> str:
     """Text of a command or file with sizes that a test can afford."""
     for long, short in SHORTER.items():

@@ -69,7 +69,8 @@ def furnish(folder: Path, pool: Path, run: Path) -> Path:
     for name in ("books", "my_texts"):
         (folder / name).mkdir()
         for source in sorted((ROOT / "docs").glob("*.md")):
-            shutil.copy(source, folder / name)
+            for number, part in enumerate(source.read_text().split("\n## ")):
+                (folder / name / f"{source.stem}{number}.md").write_text(part)
     shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("*.pyc"))
     for block in FILES:
         path = folder / str(block.mark("file"))
@@ -134,6 +135,8 @@ def test_commands_run(document: str, pool: Path, finished: Path, tmp_path: Path)
         if written.block.document != document or written.needs:
             continue
         words = documents.real(written.words)
+        for made in documents.outputs(words):
+            shutil.rmtree(tmp_path / made, ignore_errors=True)
         repository = words[0] in ("make", "bash") or "benchmarks/" in " ".join(words)
         folder = ROOT if repository else tmp_path
         if words[:2] == ["mlflow", "ui"]:

@@ -7,6 +7,7 @@ themselves, those of one document one after another in one folder, as a reader d
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -71,6 +72,9 @@ def furnish(folder: Path, pool: Path, run: Path) -> Path:
         for source in sorted((ROOT / "docs").glob("*.md")):
             for number, part in enumerate(source.read_text().split("\n## ")):
                 (folder / name / f"{source.stem}{number}.md").write_text(part)
+    with gzip.open(folder / "web.jsonl.gz", "wt") as lines:
+        for part in sorted((folder / "books").iterdir()):
+            lines.write(json.dumps({"id": part.name, "content": part.read_text()}) + "\n")
     shutil.copytree(ROOT / "cluster", folder / "cluster", ignore=shutil.ignore_patterns("*.pyc"))
     for block in FILES:
         path = folder / str(block.mark("file"))

@@ -115,8 +115,8 @@ def timeouts_of_all_groups() -> set[float]:
     from datetime import timedelta
 
     import torch
-    from toy import toy_engine
     from torch.distributed import distributed_c10d as c10d
+    from toy import toy_engine
 
     from cluster.rank.preemption import Preemption
     from parallel.layout.topology import Topology

@@ -103,10 +103,11 @@ def logged_points(run: Path) -> list[tuple[str, int, float]]:
 def test_killed_at_random_moments(ranks: int, overrides: list[str], tmp_path: Path) -> None:
     layout = [f"parallel.data_parallel_size={ranks}", "parallel.zero_stage=1"]
     words = [*overrides, *RUN, *layout]
-    whole = start([*words, "run.name=whole"], tmp_path / "whole.log")
+    whole = start([*words, f"run.dir={tmp_path / 'whole'}"], tmp_path / "whole.log")
     assert whole.wait() == 0, (tmp_path / "whole.log").read_text()
 
-    chance, run = random.Random(ranks), tmp_path / "r"
+    chance, run = random.Random(ranks), tmp_path / "killed"
+    words.append(f"run.dir={run}")
     for number in range(KILLS):
         process = start(words, tmp_path / "log")
         time.sleep(chance.uniform(1.0, 12.0))

@@ -20,6 +20,6 @@ def test_adamw_is_torchs_with_the_settings_and_keeps_what_it_declares() -> None:
     assert (group["weight_decay"], group["lr_scale"]) == (0.5, 1.0)
     weight.grad = torch.ones(3)
     optimizer.step()
-    fragments.check_state([weight], optimizer, spec)
+    fragments.check_state([(weight, "")], optimizer, spec)
     assert spec.names == ("exp_avg", "exp_avg_sq")
     assert spec == settings.model_copy(update={"eps": 1e-5}).spec(), "what a layout depends on"

@@ -8,11 +8,11 @@ of a stage need the same; the stage that needs most decides whether a layout fit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from parallel.planner.candidate import Candidate
 from parallel.planner.costs import ModelCost, Saved, Weight
-from parallel.planner.state import StateBytes, state_bytes
+from parallel.planner.state import StateBytes, mean_state_bytes, state_bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class StageParts:
     first: bool
     last: bool
     num_layers: int
+    _held: dict[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    _states: dict[Candidate, StateBytes] = field(default_factory=dict, compare=False, repr=False)
+    _means: dict[object, float] = field(default_factory=dict, compare=False, repr=False)
 
     def weights(self) -> Iterable[Weight]:
         """Every parameter, a tied one once."""
@@ -68,12 +71,40 @@ class StageParts:
             if not self.first:
                 yield from self.model.tied
 
+    def held(self, tensor_parallel_size: int) -> tuple[int, int]:
+        """Elements and tensors of a rank; counted once."""
+        if tensor_parallel_size not in self._held:
+            sizes = [weight.held(tensor_parallel_size) for weight in self.weights()]
+            self._held[tensor_parallel_size] = sum(sizes), len(sizes)
+        return self._held[tensor_parallel_size]
+
+    def state(self, candidate: Candidate) -> StateBytes:
+        """Bytes of weights, optimizer and gradients; counted once for all splits of a batch and
+        kinds of recomputation, on which they do not depend."""
+        key = replace(
+            candidate,
+            micro_batch_size=1,
+            num_microbatches=1,
+            recompute="none",
+            recompute_layers=None,
+        )
+        if key not in self._states:
+            self._states[key] = state_bytes(self.weights(), key)
+        return self._states[key]
+
+    def mean_state(self, candidate: Candidate) -> float:
+        """Bytes of optimizer state for each element; counted once."""
+        key = (candidate.layout.tensor_parallel_size, candidate.optimizer)
+        if key not in self._means:
+            self._means[key] = mean_state_bytes(self.weights(), candidate)
+        return self._means[key]
+
     def teacher(self, candidate: Candidate) -> int:
         """Bytes of a frozen copy of the weights."""
         if not self.model.teacher:
             return 0
-        tp = candidate.layout.tensor_parallel_size
-        return candidate.compute_bytes * sum(weight.held(tp) for weight in self.weights())
+        elements, _ = self.held(candidate.layout.tensor_parallel_size)
+        return candidate.compute_bytes * elements
 
     def kept(self, candidate: Candidate) -> float:
         """Bytes that the forward pass of one micro-batch leaves for its backward pass."""
@@ -138,17 +169,18 @@ def scored_rows(model: ModelCost, candidate: Candidate) -> float:
 
 def saved_bytes(saved: Iterable[Saved], positions: float, candidate: Candidate) -> float:
     """Bytes on one rank of tensors over `positions`."""
-    layout, total = candidate.layout, 0.0
-    other = "alone" if layout.context_parallel_size > 1 else "context"
+    layout, size, total = candidate.layout, candidate.compute_bytes, 0.0
+    tp, cp = layout.tensor_parallel_size, layout.context_parallel_size
+    other = "alone" if cp > 1 else "context"
     for tensor in saved:
         if tensor.under == other:
             continue
         count = tensor.elements * (1.0 if tensor.fixed else positions)
         if tensor.gathered:
-            count *= layout.context_parallel_size
+            count *= cp
         if tensor.split == "tensor" or (tensor.split == "sequence" and layout.sequence_parallel):
-            count /= layout.tensor_parallel_size
-        total += count * (tensor.size or candidate.compute_bytes)
+            count /= tp
+        total += count * (tensor.size or size)
     return total
 
 
@@ -159,7 +191,7 @@ def stage_memory(
     in_flight = min(candidate.num_microbatches, behind + 1)
     whole = replace(candidate, recompute="none", recompute_layers=None)
     return MemoryPlan(
-        state=state_bytes(stage.weights(), candidate),
+        state=stage.state(candidate),
         offloaded=candidate.offloads,
         teacher=stage.teacher(candidate),
         activations=in_flight * stage.kept(candidate),

@@ -100,17 +100,24 @@ def stages_of(model: ModelCost, candidate: Candidate) -> list[StageParts]:
     return [StageParts(model, i == 0, i == pp - 1, len(held)) for i, held in enumerate(split)]
 
 
-def estimate_stages(model: ModelCost, candidate: Candidate) -> list[MemoryPlan]:
-    """Memory of a rank of every stage."""
-    stages = stages_of(model, candidate)
+def estimate_stages(
+    model: ModelCost, candidate: Candidate, stages: list[StageParts] | None = None
+) -> list[MemoryPlan]:
+    """Memory of a rank of every stage; `stages` are those of the model, where they are known."""
+    stages = stages or stages_of(model, candidate)
     behind = len(stages) - 1
     return [stage_memory(model, candidate, stage, behind - i) for i, stage in enumerate(stages)]
 
 
-def estimate(model: ModelCost, candidate: Candidate, machine: Machine) -> Plan:
-    """Memory and time of a candidate, which must be legal."""
-    stages = stages_of(model, candidate)
-    memories = estimate_stages(model, candidate)
+def estimate(
+    model: ModelCost,
+    candidate: Candidate,
+    machine: Machine,
+    stages: list[StageParts] | None = None,
+) -> Plan:
+    """Memory and time of a candidate, which must be legal; `stages` as in `estimate_stages`."""
+    stages = stages or stages_of(model, candidate)
+    memories = estimate_stages(model, candidate, stages)
     worst = max(range(len(stages)), key=lambda i: memories[i].total)
     return Plan(
         candidate=candidate,
@@ -157,10 +164,13 @@ class Search:
 def search(model: ModelCost, machine: Machine, space: Space) -> Search:
     """Every legal layout on these GPUs, estimated and ranked by time."""
     refused: dict[str, int] = {}
-    plans = [
-        estimate(model, candidate, machine)
-        for candidate in _candidates(model, machine, space, refused)
-    ]
+    plans = []
+    known: dict[int, list[StageParts]] = {}  # by pipeline degree: they remember what they hold
+    for candidate in _candidates(model, machine, space, refused):
+        degree = candidate.layout.pipeline_parallel_size
+        if degree not in known:
+            known[degree] = stages_of(model, candidate)
+        plans.append(estimate(model, candidate, machine, known[degree]))
     fitting = sorted((p for p in plans if p.fits), key=lambda p: p.time.total)
     # Among times that the model cannot tell apart the simplest comes first.
     level = [p for p in fitting if p.time.total <= (1 + INDISTINCT) * fitting[0].time.total]

@@ -16,7 +16,6 @@ from parallel.planner.costs import ModelCost, Part
 from parallel.planner.machine import Machine
 from parallel.planner.memory import StageParts, layer_positions, scored_rows
 from parallel.planner.offload import offload_seconds
-from parallel.planner.state import mean_state_bytes
 from parallel.planner.traffic import (
     context_messages,
     data_messages,
@@ -87,9 +86,9 @@ def step_time(
         )
     slowest = max(passes, key=lambda p: sum(p[:4]))
     ends = sum(sum(p[:4]) for p in passes) - sum(slowest[:4])
-    largest = max(stages, key=lambda stage: _held(stage, tp))
-    elements, tensors = _held(largest, tp)
-    state = mean_state_bytes(largest.weights(), candidate)
+    largest = max(stages, key=lambda stage: stage.held(tp))
+    elements, tensors = largest.held(tp)
+    state = largest.mean_state(candidate)
     data = data_messages(candidate, elements, tensors)
     share = elements / (candidate.shards if candidate.effective_stage else 1)
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
@@ -162,12 +161,6 @@ def _elementwise(part: Part, positions: float, candidate: Candidate, machine: Ma
     rate = machine.memory_bandwidth_gbs * 1e9 * machine.memory_efficiency
     moved = part.elementwise * positions * candidate.compute_bytes
     return moved / candidate.layout.tensor_parallel_size / rate
-
-
-def _held(stage: StageParts, tp: int) -> tuple[int, int]:
-    """Elements and tensors of a rank."""
-    held = [weight.held(tp) for weight in stage.weights()]
-    return sum(held), len(held)
 
 
 def _dp(candidate: Candidate) -> int:

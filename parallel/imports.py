@@ -1,7 +1,8 @@
 """The imports of DeepSpeed and megatron-core, without what they load for features unused here.
 
-Both load large packages for optional parts: DeepSpeed MLflow for its autotuner, megatron-core
-torch's compiler for fused kernels. Together that is half of what a rank does before its first step.
+Both load large packages for optional parts: DeepSpeed MLflow for its autotuner and torch's compiler
+for Muon, megatron-core the compiler for fused kernels. Together that is half of what a rank does
+before its first step.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def import_deepspeed(cuda: bool, local_rank: int) -> None:
         import deepspeed
         import deepspeed.ops
 
+    with _compiling_nothing():  # every engine imports it, whatever its optimizer
+        import deepspeed.runtime.zero.muon.original_muon
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if not cuda:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -73,8 +76,8 @@ def _hidden(package: str) -> Iterator[None]:
 def _compiling_nothing() -> Iterator[None]:
     """Let `torch.compile` give functions back as they are: loading it takes two seconds.
 
-    megatron-core decorates its fused activations and losses with it while it is imported. None of
-    them is used here; they would compute the same, unfused.
+    megatron-core decorates its fused activations and losses with it while it is imported, DeepSpeed
+    a function of Muon. None of them is used here; they would compute the same, unfused.
     """
     import torch
 

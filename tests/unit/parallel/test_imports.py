@@ -15,6 +15,7 @@ warm_up()
 import pretrain.train, pretrain.tracking.queue
 import pretrain.training.hooks, pretrain.training.session
 import parallel.engine.pipeline, parallel.engine.single_stage
+import deepspeed.runtime.zero.muon.muon_optimizer  # as DeepSpeed does where it takes an optimizer
 from pretrain.config.compose import load_config
 print(*(name for name in {unused} if name in sys.modules))
 assert torch.compile is real

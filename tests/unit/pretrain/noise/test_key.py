@@ -63,6 +63,14 @@ def test_philox_agrees_with_numpy_through_a_reference_of_both_widths():
         assert [int(w) for w in words] == expected
 
 
+def test_many_words_are_those_of_a_few_at_a_time():
+    """numpy makes few words, torch many."""
+    positions = torch.arange(300)
+    together = NoiseKey(7, positions).words("mask", 600)
+    few = [NoiseKey(7, part).words("mask", 600) for part in positions.split(50)]
+    assert torch.equal(together, torch.cat(few))
+
+
 def test_draws_depend_on_the_position_alone_not_on_the_batch():
     positions = torch.tensor([5, 2**40 + 3, 0, 17])
     together = NoiseKey(7, positions).uniform("mask", 13)

@@ -74,11 +74,12 @@ if behaviour == "fail" and which[1:] == ["lost"]:
 time.sleep(600)
 """
 PARENT = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 import cluster.local, cluster.remote
 from cluster.folder import starting
 from cluster.launch import Job, launch, plan_launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 cluster.local.GRACE_SECONDS = 1.0
 cluster.local.LocalRanks.__init__.__kwdefaults__["grace_seconds"] = 1.0
 cluster.remote._deepspeed = lambda: "launcher"

@@ -31,9 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## From raw text to a figure in 7 minutes on 2 cores (FULL=1: 20 minutes; DEMO=folder)
 	$(BIN)/epochal demo --dir $(DEMO) $(if $(FULL),--full)
 
-test: $(STAMP)  ## Fast tests: unit, then several ranks, then end to end; stops at the first failure
-	$(BIN)/python -m pytest -x -m "not slow and not gpu and not cluster" \
-	  tests/unit tests/distributed tests/end_to_end $(ARGS)
+# Each worker takes half of the tests in the order of the folders, later those that the other has
+# left: the first one the unit tests, the second one, with a few of them, all that start ranks.
+test: $(STAMP)  ## Fast tests on two cores: unit, end to end, several ranks; stops at the first failure
+	$(BIN)/python -m pytest -x -n 2 --dist worksteal -m "not slow and not gpu and not cluster" \
+	  tests/unit tests/end_to_end tests/distributed $(ARGS)
 
 test-slow: $(STAMP)  ## Tests that take long, on an NVIDIA GPU also those of its kernels
 	$(BIN)/python -m pytest -x -m "slow or gpu" --durations=10 tests $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,15 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data_pipeline.prepare.prepare import prepare
     from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
 
-    out = tmp_path_factory.mktemp("pool")
-    prepare(
-        PrepareSettings(
-            out=out,
-            tokenizer=TokenizerSettings(model_type="bpe", vocab_size=512, train_bytes=200_000),
-            validation_fraction=0.02,
-        )
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    settings = PrepareSettings(
+        out=shared / "pool",
+        tokenizer=TokenizerSettings(model_type="bpe", vocab_size=512, train_bytes=200_000),
+        validation_fraction=0.02,
+        workers=1,
     )
-    return out
+    with (shared / "pool.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare(settings)  # of several workers of pytest, the second finds it made
+    return settings.out

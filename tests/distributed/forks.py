@@ -7,6 +7,7 @@ all modules imported, and what a test changes in them dies with the rank.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
@@ -31,7 +32,7 @@ IMPORTED_LATE = (
     "deepspeed.ops.triton_ops",
     "deepspeed.runtime.superoffload.superoffload_stage3",
     "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.sequence.layer",
     "hydra.core.plugins",
     "parallel.checkpoint",
     "parallel.engine.build",
@@ -39,10 +40,15 @@ IMPORTED_LATE = (
     "parallel.engine.single_stage",
     "pretrain.evaluation.run",
     "pretrain.sampling.run",
+    "pretrain.tracking.console",
+    "pretrain.tracking.jsonl",
+    "pretrain.tracking.queue",
     "pretrain.train",
+    "pretrain.training.adamw",
     "pretrain.training.hooks",
     "pretrain.training.session",
     "sentencepiece.sentencepiece_model_pb2",
+    "torch._dynamo",
 )
 """What DeepSpeed and the package import inside functions, and most ranks use."""
 
@@ -73,6 +79,7 @@ def load_source(path: str) -> ModuleType:
 
 def serve() -> None:
     """Body of the helper: import, then fork ranks for every request line on stdin."""
+    parent = os.getppid()
     requests = os.fdopen(os.dup(0), "r")
     answers = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
@@ -85,7 +92,7 @@ def serve() -> None:
         _preload(request["source"])
         _precompose(request["choices"])
         children = [_fork(rank, request) for rank in range(request["ranks"])]
-        codes = _wait(children, request["timeout"], request["may_die"])
+        codes = _wait(children, request["timeout"], request["may_die"], parent)
         answers.write(json.dumps(codes) + "\n")
         answers.flush()
 
@@ -100,6 +107,10 @@ def _import_for_ranks() -> None:
     families = [f"pretrain.objectives.{m.name}" for m in pkgutil.iter_modules(objectives.__path__)]
     for name in (*IMPORTED_LATE, *families):
         importlib.import_module(name)
+    # ZeRO 3 on a CPU starts a program at every reduction to count NUMA nodes.
+    from deepspeed.utils import numa
+
+    numa.get_numa_cores = functools.cache(numa.get_numa_cores)
     import runs
 
     from pretrain.config.compose import compose
@@ -191,8 +202,9 @@ def _run(rank: int, folder: Path, source: str) -> int:
     return 0 if result[0] else 1
 
 
-def _wait(children: list[int], timeout: float, may_die: bool) -> list[int]:
-    """Wait for all ranks; kill the rest when time is up or shortly after one has failed."""
+def _wait(children: list[int], timeout: float, may_die: bool, parent: int) -> list[int]:
+    """Wait for all ranks; kill the rest when time is up, shortly after one has failed, or when
+    nobody waits for their results (another worker's test has failed)."""
     deadline = time.monotonic() + timeout
     codes: dict[int, int] = {}
     while len(codes) < len(children):
@@ -204,7 +216,8 @@ def _wait(children: list[int], timeout: float, may_die: bool) -> list[int]:
                 codes[pid] = os.waitstatus_to_exitcode(status)
                 if codes[pid] and not may_die:
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        if len(codes) < len(children) and time.monotonic() > deadline:
+        late = time.monotonic() > deadline or os.getppid() != parent
+        if len(codes) < len(children) and late:
             for pid in children:
                 if pid not in codes:
                     os.killpg(pid, signal.SIGKILL)

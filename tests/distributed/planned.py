@@ -20,6 +20,7 @@ from layouts import (
     Layout,
     Task,
     Trainer,
+    shallow,
 )
 from torch import Tensor
 
@@ -52,13 +53,18 @@ TASKS_HERE = {
 }
 
 
-def numbers(task: str) -> ModelCost:
+def chosen(layout: Layout, name: str) -> Task:
+    """A task with as many layers as stages need to be of unequal lengths."""
+    return TASKS_HERE[name] if layout.pp > 1 else shallow(TASKS_HERE[name])
+
+
+def numbers(task: Task) -> ModelCost:
     """Costs of a task of `layouts`."""
     config = Config.model_validate(
         {
             "data": {"train": "a", "validation": "b", "tokenizer": "c", "seq_length": LENGTH},
-            "model": {**MODEL, **TASKS_HERE[task].model},
-            "objective": TASKS_HERE[task].objective,
+            "model": {**MODEL, **task.model},
+            "objective": task.objective,
             "train": {"global_batch_size": GLOBAL_BATCH},
         }
     )
@@ -99,10 +105,10 @@ def held_and_planned(
 
 
 def _held_and_planned(
-    layout: Layout, task: str, ema: bool, optimizer: str
+    layout: Layout, name: str, ema: bool, optimizer: str
 ) -> dict[str, tuple[int, int]]:
-    spec = SPECS[optimizer]
-    trainer = Trainer(layout, TASKS_HERE[task], optimizer=spec, ema_decay=0.9 if ema else 0.0)
+    spec, task = SPECS[optimizer], chosen(layout, name)
+    trainer = Trainer(layout, task, optimizer=spec, ema_decay=0.9 if ema else 0.0)
     engine = trainer.engine
     teacher = add_teacher(engine.module, trainer.topology)
     trainer.train(0, 1)
@@ -144,8 +150,8 @@ HOSTED = (
 
 
 def _hosted_and_planned(layout: Layout, optimizer: str) -> tuple[int, int, float, int]:
-    spec = SPECS[optimizer]
-    trainer = Trainer(layout, TASKS["autoregressive"], optimizer=spec, ema_decay=0.9)
+    spec, task = SPECS[optimizer], chosen(layout, "autoregressive")
+    trainer = Trainer(layout, task, optimizer=spec, ema_decay=0.9)
     trainer.train(0, 1)
     host: Any = trainer.engine.deepspeed.optimizer
     kept: list[Tensor] = []
@@ -158,7 +164,7 @@ def _hosted_and_planned(layout: Layout, optimizer: str) -> tuple[int, int, float
     kept += [v for v in states if isinstance(v, Tensor) and v.numel() > 1]
     weights = [] if layout.zero == 3 else [p.data for p in trainer.engine.module.parameters()]
     plan = replace(candidate(layout), averages=1, optimizer=spec, offload=layout.offload)  # type: ignore[arg-type]
-    state = estimate_stages(numbers("autoregressive"), plan)[0].state
+    state = estimate_stages(numbers(task), plan)[0].state
     return unique_bytes(weights), state.parameters, unique_bytes(kept), state.host
 
 
@@ -215,7 +221,7 @@ class Case:
 
 
 SHAPE = {
-    "num_layers": 4,
+    "num_layers": 2,
     "hidden_size": 64,
     "num_attention_heads": 4,
     "ffn_hidden_size": 192,
@@ -226,7 +232,7 @@ VOCABULARY = TokenSpace(250, 256, 0, 1, 2, (0, 1, 3))
 
 def saved_and_planned(cases: list[Case]) -> list[tuple[int, int, float]]:
     """Bytes that the forward pass of each case keeps for backward on this rank, parameters apart:
-    by autograd, by the allocator, by the planner."""
+    by autograd, by the allocator (on one rank; 0 on several), by the planner."""
     init_distributed(timeout_minutes=2)
     return [_saved_and_planned(case) for case in cases]
 
@@ -258,7 +264,8 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
     if not topology.is_first_stage:
         h = config.model.hidden_size
         carried["carried"] = (torch.zeros(case.length, case.batch_size, h, requires_grad=True),)
-    saved, taken = forward_bytes(module, batch, carried)
+    taken = taken_bytes(module, batch, carried) if topology.world_size == 1 else 0
+    saved = saved_bytes(module, batch, carried)
     share = len(batch.targets) / clean.tokens.numel()  # of this batch, not on average
     cost = replace(objective_cost(config, VOCABULARY.vocab_size, on_gpu=False), head_share=share)
     model = model_cost(config, VOCABULARY.padded_vocab_size, cost)
@@ -266,22 +273,24 @@ def _saved_and_planned(case: Case) -> tuple[int, int, float]:
     return saved, taken, planned.activations
 
 
-def forward_bytes(
-    module: ObjectiveModule, batch: TrainBatch, carried: dict[str, Any]
-) -> tuple[int, int]:
-    """Bytes that a forward pass keeps: as autograd says it, and as the allocator sees it.
-
-    Autograd is asked by hooks for what it saves, parameters apart, each storage counted once; what
-    `Keep` saves in place of a tensor is counted for it. The allocator counts everything that is
-    taken and not given back, on several ranks also the buffers of messages under way.
-    """
+def taken_bytes(module: ObjectiveModule, batch: TrainBatch, carried: dict[str, Any]) -> int:
+    """Bytes that a forward pass keeps as the allocator sees it: all that is taken and not given
+    back, which on several ranks would be buffers of messages under way too."""
     module(batch, **carried)  # buffers that stay, like those of gathers
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         out = module(batch, **carried)
     taken = sum(event.nbytes() for event in profile.profiler.kineto_results.events())
-    sent = 0 if isinstance(out, Tensor) else out[0].nbytes
+    return taken - (0 if isinstance(out, Tensor) else out[0].nbytes)
+
+
+def saved_bytes(module: ObjectiveModule, batch: TrainBatch, carried: dict[str, Any]) -> int:
+    """Bytes that a forward pass keeps as autograd says it.
+
+    Hooks see what it saves, parameters apart, each storage counted once; what `Keep` saves in place
+    of a tensor is counted for it.
+    """
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: list[Tensor] = []
 
@@ -304,4 +313,4 @@ def forward_bytes(
             module(batch, **carried)
     finally:
         Keep._pack = original  # type: ignore[method-assign]
-    return unique_bytes(kept), taken - sent
+    return unique_bytes(kept)

@@ -29,8 +29,9 @@ SHAPE = [
     "tracking.mlflow=false",
     "run.device=cpu",
 ]
-
-
+ADAPTING = ("objective=block", "objective.adapt_clip=true", "evaluation.batch_size=24")
+"""An objective whose training depends on what is measured: 1,024 times, in as few forward passes as
+the 24 sequences allow."""
 STEPS = 15
 """Of such a run: 2.5 epochs of 47 sequences in batches of 8, the last one partly empty."""
 

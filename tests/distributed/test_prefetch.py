@@ -37,7 +37,7 @@ def train(pool: Path, run: Path, *more: str, prefetch: bool) -> tuple[int, list[
 
 
 CASES = [
-    (1, ["objective=block", "objective.adapt_clip=true", "parallel.zero_stage=0"]),
+    (1, [*runs.ADAPTING, "parallel.zero_stage=0"]),
     (2, ["objective=masked", "parallel.zero_stage=2"]),
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import socket
 from pathlib import Path
 
@@ -84,6 +86,32 @@ def two_lives() -> list[float]:
 def test_a_process_can_start_again_after_shutdown() -> None:
     ((first, second),) = run_ranks(1, two_lives, launcher=False)
     assert first == second
+
+
+def touch_repeatedly(user: dict[str, str]) -> list[int]:
+    """Fresh pages that each of eight tensors of 64 MiB takes, one after the other."""
+    os.environ.update(user)
+    import torch
+
+    from parallel.runtime import init_distributed
+
+    init_distributed(device="cpu")
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 << 20)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return faults
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_of_a_step_is_kept_for_the_next_unless_the_user_says_otherwise(kept: bool) -> None:
+    user = {} if kept else {"MALLOC_ARENA_MAX": "8"}
+    ((first, *_, last),) = run_ranks(1, touch_repeatedly, user, launcher=False)
+    pages = (64 << 20) // resource.getpagesize()
+    assert first > pages / 2
+    assert last < pages / 100 if kept else last > pages / 2
 
 
 def gather_on_cpu() -> list[float]:

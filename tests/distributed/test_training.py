@@ -102,7 +102,7 @@ def test_an_evaluation_on_the_step_of_a_signal_is_made_by_the_next_start(
     """On the way, at the end, and with an objective whose training depends on what it measures."""
     cases = {
         "masked": (("objective=masked",), (6, runs.STEPS)),
-        "adapting": (("objective=block", "objective.adapt_clip=true"), (6,)),
+        "adapting": (runs.ADAPTING, (6,)),
     }
     for name, (chosen, steps) in cases.items():
         more, run = (*chosen, "parallel.zero_stage=0"), tmp_path / name

@@ -25,6 +25,7 @@ SMALL = [
     "train.global_batch_size=8",
     "train.log_interval=5",
     "evaluation.sequences=16",
+    "tracking.mlflow=false",  # its import takes as long as torch's
     "run.device=cpu",
 ]
 ONE_EPOCH = ["objective=masked", "data.epochs=1", "train.log_interval=1", "parallel.zero_stage=0"]

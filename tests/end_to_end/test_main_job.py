@@ -115,7 +115,7 @@ def test_two_ranks_give_the_one_rank_curve(
         "tensor": ["parallel.tensor_parallel_size=2", "parallel.zero_stage=1"],
     }
     for name, layout in layouts.items():
-        more = [*ONE_EPOCH, *layout, f"run.name={name}", "tracking.mlflow=false"]
+        more = [*ONE_EPOCH, *layout, f"run.name={name}"]
         result = epochal("train", *overrides, *more)
         assert result.returncode == 0, result.stdout + result.stderr
         assert_same_curve(tmp_path / name, finished, 25)

@@ -57,7 +57,7 @@ def test_a_tokenizer_of_other_shards_is_refused(program, overrides, pool: Path, 
     assert "Traceback" not in result.stderr
 
 
-def test_a_damaged_shard_is_refused_and_named(epochal, overrides, pool: Path, tmp_path: Path):
+def test_a_damaged_shard_is_refused_and_named(rank, overrides, pool: Path, tmp_path: Path):
     copy = tmp_path / "pool"
     shutil.copytree(pool / "train", copy)
     shard = next(copy.glob("*.tar"))
@@ -65,7 +65,7 @@ def test_a_damaged_shard_is_refused_and_named(epochal, overrides, pool: Path, tm
     data[700] ^= 1
     shard.chmod(0o644)
     shard.write_bytes(bytes(data))
-    result = epochal("train", *overrides, f"data.train={copy / 'manifest.json'}")
+    result = rank(*overrides, f"data.train={copy / 'manifest.json'}")
     assert result.returncode == 3, result.stdout + result.stderr
     assert shard.name in result.stderr + result.stdout
 
@@ -94,7 +94,7 @@ def test_a_full_disk_while_saving_ends_the_run_and_keeps_what_was_saved(
     if subprocess.run(mount, check=False).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        more = ["train.checkpoint_interval=5", "train.keep_checkpoints=0", "tracking.mlflow=false"]
+        more = ["train.checkpoint_interval=5", "train.keep_checkpoints=0"]
         result = rank(*overrides, *more, f"run.dir={disk / 'r'}", "data.epochs=1")
         assert result.returncode == 5, result.stdout + result.stderr
         assert "could not be written" in result.stdout + result.stderr

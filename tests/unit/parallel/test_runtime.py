@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import resource
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,33 +85,6 @@ def test_a_half_set_environment_is_refused() -> None:
 )
 def test_first_host_of_a_node_list(nodes, first) -> None:
     assert first_host(nodes) == first
-
-
-_SECOND_TOUCH = """
-import resource, torch
-from parallel.runtime import init_distributed
-init_distributed(device="cpu")
-faults = []
-for _ in range(8):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 << 20)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(*faults)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
-@pytest.mark.parametrize("kept", [True, False])
-def test_memory_of_a_step_is_kept_for_the_next_unless_the_user_says_otherwise(kept: bool) -> None:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    env |= {} if kept else {"MALLOC_ARENA_MAX": "8"}
-    out = subprocess.run(
-        [sys.executable, "-c", _SECOND_TOUCH], env=env, capture_output=True, text=True, check=True
-    )
-    first, *_, last = map(int, out.stdout.split())
-    pages = (64 << 20) // resource.getpagesize()
-    assert first > pages / 2
-    assert last < pages / 100 if kept else last > pages / 2
 
 
 ORDER = "CUDA_DEVICE_MAX_CONNECTIONS"

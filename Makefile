@@ -11,6 +11,8 @@ SHELL_FILES := .ci/run $(wildcard cluster/slurm/*.sbatch tests/cluster/*.sh benc
 
 # One thread a process: tests start several ranks, and threads that wait for each other are slower.
 test test-slow test-cluster: export OMP_NUM_THREADS = 1
+# Dozens of processes import the same modules: compile them once, whatever the environment says.
+test test-slow test-cluster: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-cluster lint format bench clean

@@ -91,7 +91,7 @@ def serve() -> None:
         request = json.loads(line)
         _preload(request["source"])
         _precompose(request["choices"])
-        children = [_fork(rank, request) for rank in range(request["ranks"])]
+        children = _fork_all(request)
         codes = _wait(children, request["timeout"], request["may_die"], parent)
         answers.write(json.dumps(codes) + "\n")
         answers.flush()
@@ -146,16 +146,15 @@ def _spare_from_collection() -> None:
     gc.freeze()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _fork_all(request: dict[str, Any]) -> list[int]:
+    """Fork every rank; they meet at a socket that listens already, which rank 0 takes over: no
+    other program can take its port in between."""
+    with socket.create_server(("127.0.0.1", 0)) as meeting:
+        return [_fork(rank, request, meeting) for rank in range(request["ranks"])]
 
 
-def _fork(rank: int, request: dict[str, Any]) -> int:
+def _fork(rank: int, request: dict[str, Any], meeting: socket.socket) -> int:
     """Fork one rank; the parent gets its process id."""
-    if rank == 0:
-        request["port"] = _free_port()
     pid = os.fork()
     if pid:
         return pid
@@ -172,8 +171,11 @@ def _fork(rank: int, request: dict[str, Any]) -> int:
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(request["ranks"]),
                 MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(request["port"]),
+                MASTER_PORT=str(meeting.getsockname()[1]),
+                MASTER_LISTEN_FD=str(meeting.fileno()),
             )
+        if rank > 0 or not request["launcher"]:
+            meeting.close()
         code = _run(rank, folder, request["source"])
     finally:
         sys.stdout.flush()

@@ -42,6 +42,8 @@ FURTHER = [
     Layout(tp=2, dp=2, zero=2, overlap=True, chunk=7),
     Layout(cp=2, zero=3, overlap=False),
 ]
+TWICE = [Layout(dp=4, zero=1), *(Layout(tp=2, dp=2, zero=z, chunk=7) for z in (0, 2))]
+"""Layouts whose every part another one of FURTHER has too: in the slow suite only."""
 WHOLE = [
     Layout(dp=2, zero=2),
     Layout(dp=2, zero=3),
@@ -106,7 +108,14 @@ def test_objectives_that_need_the_whole_model_equal_one_rank(layout, task, steps
     check(layout, task, steps)
 
 
-@pytest.mark.parametrize("layout", FURTHER, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=[pytest.mark.slow] if layout in TWICE else [])
+        for layout in FURTHER
+    ],
+    ids=str,
+)
 def test_every_other_layout_equals_one_rank(layout) -> None:
     """One objective each, in turn; the slow suite trains all of them."""
     check(layout, list(TASKS)[FURTHER.index(layout) % len(TASKS)])

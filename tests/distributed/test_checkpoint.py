@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,23 +67,36 @@ LAYOUTS = {
     "tp2, stage 2": (2, 2, 2),
     "tp2 x dp2, stage 1": (4, 2, 1),
 }
+SOURCES = list(LAYOUTS)[::2]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Checkpoints at step 3 under every layout, each with the tensors and the curve to step 6."""
-    made = {}
-    for name, (ranks, tp, zero) in LAYOUTS.items():
+    """`saved(layout)`: its checkpoint at step 3, the curve to step 6 and all tensors at both."""
+
+    @cache
+    def made(name: str):
+        ranks, tp, zero = LAYOUTS[name]
         folder = tmp_path_factory.mktemp("saved")
-        made[name] = folder, run_ranks(ranks, save_and_go_on, folder, tp, zero, (3,), 6)[0]
+        return folder, run_ranks(ranks, save_and_go_on, folder, tp, zero, (3,), 6)[0]
+
     return made
 
 
-@pytest.mark.parametrize("further", [(1,), pytest.param((2, 4, 7), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize(
+    ("source", "further"),
+    [
+        *((source, (1,)) for source in SOURCES),
+        *(
+            pytest.param(source, (2, 4, 7) if source in SOURCES else (1, 2, 4, 7), marks=SLOW)
+            for source in LAYOUTS
+        ),
+    ],
+)
 def test_any_layout_resumes_what_any_other_saved(saved, source, further) -> None:
-    """Every layout is once a source and once a target; in the slow suite of three more."""
-    folder, (curve, at_save, _) = saved[source]
+    """Every layout is once a source or a target; in the slow suite a source for four."""
+    folder, (curve, at_save, _) = saved(source)
     names = list(LAYOUTS)
     for target in [names[(names.index(source) + k) % len(names)] for k in further]:
         ranks, tp, zero = LAYOUTS[target]
@@ -104,7 +118,7 @@ def resume_as_bfloat16(folder: Path):
 
 
 def test_precision_may_change_and_the_float32_weights_stay(saved) -> None:
-    folder, (_, at_save, _) = saved["dp2, stage 0"]
+    folder, (_, at_save, _) = saved("dp2, stage 0")
     restored, live = run_ranks(2, resume_as_bfloat16, folder)[0]
     assert same(restored, at_save)
     for name, weight in live.items():
@@ -113,7 +127,7 @@ def test_precision_may_change_and_the_float32_weights_stay(saved) -> None:
 
 
 def test_weights_are_readable_without_an_engine(saved) -> None:
-    for folder, (_, at_save, _) in saved.values():
+    for folder, (_, at_save, _) in map(saved, SOURCES):
         weights = load_weights(folder / "step-00000003")
         assert same(
             {f"weight/{k}": v for k, v in weights.items()},
@@ -137,4 +151,4 @@ def assign(folder: Path) -> bool:
 
 
 def test_weights_enter_a_bare_tensor_parallel_model(saved) -> None:
-    assert all(run_ranks(2, assign, saved["1 rank, stage 0"][0]))
+    assert all(run_ranks(2, assign, saved("1 rank, stage 0")[0]))

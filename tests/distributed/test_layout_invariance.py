@@ -3,7 +3,7 @@
 Loss and norm agree to 1e-5 relative in every step, with clipping active; each weight tensor ends
 within 1e-3 of the distance it has moved (Adam amplifies the rounding of tiny gradients). Norms of
 other runs may differ by up to 1e-4 where micro-batches differ, because gradients are then summed in
-another order; these small ones stay within 1e-5 there too. Six steps show every mistake that is
+another order; these small ones stay within 1e-5 there too. Four steps show every mistake that is
 known (test_traps.py); the slow suite takes twenty.
 """
 

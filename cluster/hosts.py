@@ -17,7 +17,7 @@ _EXAMPLE = "cluster/hostfile.example shows the format"
 def read_hostfile(path: Path) -> dict[str, int]:
     """Host -> ranks, in the file's order; raises ClusterError for anything DeepSpeed misreads."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,8 @@ from typing import Any
 from data_pipeline.errors import CorpusError
 from data_pipeline.regular import open_regular
 
-COMPRESSED = (".gz", ".zst")
-READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Errors that reading a damaged file may raise."""
 
 
@@ -27,22 +30,34 @@ Reader = io.BufferedReader
 
 
 def open_decompressed(path: Path) -> Reader:
-    """The bytes of `path`, decompressed when its name ends in .gz or .zst.
+    """The bytes of `path`, decompressed when its name ends in one of COMPRESSED.
 
     Reading raises one of READ_ERRORS for pipes and devices, damage, and a ratio that no text has.
     """
     file = open_regular(path)
-    if path.suffix == ".gz":
-        return io.BufferedReader(_Limited(gzip.GzipFile(fileobj=file), file), 1 << 20)
-    if path.suffix == ".zst":
-        return io.BufferedReader(_Limited(_ZstdReader(path, file), file), 1 << 20)
-    return file
+    ending = path.suffix.lower()
+    if ending not in COMPRESSED:
+        return file
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise EOFError("the file has 0 bytes, and a compressed file has more")
+    inner: Any
+    match ending:
+        case ".gz":
+            inner = gzip.GzipFile(fileobj=file)
+        case ".bz2":
+            inner = bz2.BZ2File(file)
+        case ".xz":
+            inner = lzma.LZMAFile(file)
+        case _:
+            inner = _ZstdReader(path, file)
+    return io.BufferedReader(_Limited(inner, file), 1 << 20)
 
 
 class _Limited(io.RawIOBase):
     """Decompressed bytes of a file, at most `LARGEST_RATIO` for each byte of it."""
 
-    def __init__(self, inner: gzip.GzipFile | _ZstdReader, file: Reader) -> None:
+    def __init__(self, inner: Any, file: Reader) -> None:
         self._inner, self._file, self._given = inner, file, 0
 
     def readable(self) -> bool:

@@ -56,4 +56,9 @@ def document(name: Any, text: str, fallback: str, place: str, limit: int) -> Doc
             return too_large(place, "a document", limit)
     except UnicodeEncodeError:
         return BadRecord(place, "the text holds half of a surrogate pair")
-    return Document(str(name) if name is not None else fallback, text)
+    return Document(printable(str(name)) if name is not None else fallback, text)
+
+
+def printable(name: str) -> str:
+    """Name in which halves of surrogate pairs, also those that stand for bytes, are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()

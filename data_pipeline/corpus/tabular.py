@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus.document import BadRecord, Document, Unit, document
+from data_pipeline.corpus.csv_file import refuse_twice
+from data_pipeline.corpus.document import BadRecord, Document, Unit
+from data_pipeline.corpus.fields import first_name, record_document, text_fields
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError
 from data_pipeline.regular import open_regular
@@ -25,20 +27,40 @@ def read_parquet(unit: Unit, source: SourceSettings) -> Iterator[Document | BadR
         ) from None
     try:
         with open_regular(Path(unit.path)) as opened, parquet.ParquetFile(opened) as file:
-            names = file.schema_arrow.names
-            if source.text_field not in names:
-                raise CorpusError(
-                    f"{unit.path} has no column {source.text_field!r}; columns: {', '.join(names)}"
-                )
-            columns = [c for c in (source.text_field, source.id_field) if c in names]
-            rows = (
-                row
-                for batch in file.iter_batches(_ROWS, columns=columns)
-                for row in batch.to_pylist()
-            )
+            columns = _columns(file.schema_arrow.names, unit, source)
+            batches = file.iter_batches(_ROWS, columns=columns)
+            rows = (row for batch in batches for row in _rows(batch))
             yield from _documents(rows, unit, source, f"{unit.path} row ")
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"cannot read {unit.path}: {error}") from error
+
+
+def _columns(names: list[str], unit: Unit, source: SourceSettings) -> list[str]:
+    """Columns to read; CorpusError where one of the text is missing or stands twice."""
+    texts = text_fields(source, names)
+    for field in texts:
+        if first_name(field, names) not in names:
+            raise CorpusError(f"{unit.path} has no column {field!r}; columns: {', '.join(names)}")
+    present = [f for f in (*texts, source.id_field) if first_name(f, names) in names]
+    refuse_twice([first_name(field, names) for field in present], names, unit)
+    return present
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a batch; where one cannot be converted, its value is the exception."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # e.g. a column of strings that are no UTF-8
+        rows = []
+    yield from rows
+    for number in range(len(rows), batch.num_rows):
+        row: dict[str, Any] = {}
+        for name in batch.schema.names:
+            try:
+                row[name] = batch.column(name)[number].as_py()
+            except (ValueError, OverflowError) as error:
+                row[name] = error
+        yield row
 
 
 def read_dataset(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
@@ -61,12 +83,6 @@ def read_dataset(unit: Unit, source: SourceSettings) -> Iterator[Document | BadR
 def _documents(
     rows: Any, unit: Unit, source: SourceSettings, place: str
 ) -> Iterator[Document | BadRecord]:
-    """Documents of `rows`; a bad record for a row without text."""
+    """Documents of `rows`; bad records for those without text."""
     for number, row in enumerate(rows, 1):
-        text = row.get(source.text_field)
-        if isinstance(text, str):
-            fallback = f"{unit.label}:{number}"
-            limit = source.max_document_bytes
-            yield document(row.get(source.id_field), text, fallback, f"{place}{number}", limit)
-        else:
-            yield BadRecord(f"{place}{number}", f"no text in column {source.text_field!r}")
+        yield record_document(row, source, f"{unit.label}:{number}", f"{place}{number}")

@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.compression import READ_ERRORS, Reader, open_decompressed
-from data_pipeline.corpus.document import BadRecord, Document, Unit, document, too_large
+from data_pipeline.corpus.document import BadRecord, Document, Unit, too_large
+from data_pipeline.corpus.fields import record_document, text_fields
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.errors import CorpusError
+from data_pipeline.json_keys import refuse_repeats
 
-_BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
+_ENDS = {
+    "paragraphs": re.compile(r"\n[ \t\r]*\n\s*"),
+    "lines": re.compile(r"\n(?:[ \t\r]*\n)*"),
+}
+"""Ends of documents, by the setting `split`; blank lines belong to the text before them."""
+_BYTE_ORDER_MARK = "\ufeff"
 _BLOCK = 1 << 20
 _LONG = 8 << 20
 """Bytes of a line from which on its structure is looked at before it is parsed."""
 
 
 def read_text(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecord]:
-    """Read a plain text file as one document, or as one document a chunk of paragraphs."""
+    """Read a plain text file as one document, or as chunks of paragraphs or lines."""
     limit = source.max_document_bytes
     try:
         with open_decompressed(Path(unit.path)) as file:
-            if source.chunk_characters:
-                yield from _read_chunks(file, unit, source.chunk_characters, limit)
+            if source.documents != "files":
+                yield from _read_chunks(file, unit, source)
                 return
             content = file.read(limit + 1)
     except READ_ERRORS as error:
@@ -35,19 +42,20 @@ def read_text(unit: Unit, source: SourceSettings) -> Iterator[Document | BadReco
         yield too_large(unit.path, "a document", limit)
         return
     try:
-        yield Document(unit.label, content.decode("utf-8"))
+        yield Document(unit.label, content.decode("utf-8").removeprefix(_BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:
         yield BadRecord(unit.path, f"not UTF-8 at byte {error.start}")
 
 
 def _read_chunks(
-    file: Reader, unit: Unit, characters: int, limit: int
+    file: Reader, unit: Unit, source: SourceSettings
 ) -> Iterator[Document | BadRecord]:
-    """Chunks of at least `characters` that end after blank lines; together they are the text.
+    """Chunks that stop at the ends of paragraphs or lines; together they are the text.
 
-    Only the chunk at hand is in memory. A file is left where it is not UTF-8 or a chunk is larger
-    than `limit`.
+    Only the chunk at hand is in memory. A file is left where it is not UTF-8 or a chunk is too
+    large.
     """
+    ends, characters = _ENDS[source.documents], source.chunk_characters
     decoder = codecs.getincrementaldecoder("utf-8")()
     number, text, place = 0, "", 0
     while True:
@@ -58,16 +66,19 @@ def _read_chunks(
             start = place - len(decoder.getstate()[0]) + error.start
             yield BadRecord(unit.path, f"not UTF-8 at byte {start}; its rest is left out")
             return
+        if place == 0:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
         place += len(block)
-        start = 0
-        for match in _BLANK_LINES.finditer(text):
+        start, last = 0, len(text.rstrip())
+        for match in ends.finditer(text):
             # What the next block begins with could still belong to the blank lines at the end.
-            if match.end() - start >= characters and match.end() < len(text):
+            if match.end() - start >= characters and match.end() < last:
                 yield Document(f"{unit.label}#{number}", text[start : match.end()])
                 number, start = number + 1, match.end()
         text = text[start:]
-        if len(text) > limit:
-            yield too_large(f"{unit.path}#{number}", "a chunk without blank lines", limit)
+        if len(text) > source.max_document_bytes:
+            what = f"a chunk without the end of {source.documents}"
+            yield too_large(f"{unit.path}#{number}", what, source.max_document_bytes)
             return
         if not block:
             break
@@ -105,19 +116,27 @@ def _parse_line(
     line: bytes, unit: Unit, number: int, source: SourceSettings
 ) -> Document | BadRecord:
     place = f"{unit.path}:{number}"
-    if len(line) > _LONG and line.count(b"[") + line.count(b"{") > len(line) // 16:
+    if mostly_brackets(line):
         return BadRecord(place, "a long line that is mostly brackets, which would fill the memory")
     try:
         record: Any = json.loads(line)
+        if _may_repeat(line, source):
+            json.loads(line, object_pairs_hook=refuse_repeats)
     except RecursionError:
         return BadRecord(place, "JSON that is nested too deeply")
     except ValueError as error:
         return BadRecord(place, f"not JSON ({error})")
     if not isinstance(record, dict):
         return BadRecord(place, "not a JSON object")
-    text = record.get(source.text_field)
-    if not isinstance(text, str):
-        known = ", ".join(sorted(map(str, record))) or "none"
-        return BadRecord(place, f"no text in field {source.text_field!r} (fields: {known})")
-    limit = source.max_document_bytes
-    return document(record.get(source.id_field), text, f"{unit.label}:{number}", place, limit)
+    return record_document(record, source, f"{unit.label}:{number}", place)
+
+
+def _may_repeat(line: bytes, source: SourceSettings) -> bool:
+    """True where the name of a text field stands more than once in a line."""
+    names = {part for field in text_fields(source) for part in field.split(".")}
+    return any(line.count(f'"{name}"'.encode()) > 1 for name in names)
+
+
+def mostly_brackets(content: bytes) -> bool:
+    """True for a long JSON text whose values would take many times its size."""
+    return len(content) > _LONG and content.count(b"[") + content.count(b"{") > len(content) // 16

@@ -7,6 +7,7 @@ manifests only, so that a run can be checked before any shard is read.
 
 from __future__ import annotations
 
+import json
 import posixpath
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from data_pipeline.errors import BudgetError, DataError
+from data_pipeline.json_keys import refuse_repeats
 from data_pipeline.shards.cache import Cache
 from data_pipeline.shards.fields import LARGEST, check_printable, describe, load_json
 from data_pipeline.shards.manifest import Manifest, canonical_json
@@ -161,12 +163,16 @@ def read_content(location: Location) -> Manifest | Mix:
     """Read the manifest or mix at a location; ShardError or DataError if it is neither."""
     text = read_text(location)
     try:
-        value = load_json(text)
+        value = load_json(text.removeprefix("\ufeff"))
         kind = value.get("format", "") if isinstance(value, dict) else ""
     except ValueError:
         kind = ""
     if not str(kind).startswith("mixture/"):
         return Manifest.parse(text, str(location))
+    try:
+        json.loads(text.removeprefix("\ufeff"), object_pairs_hook=refuse_repeats)
+    except ValueError as error:
+        raise DataError(f"{location}: {error}; remove one of them") from None
     try:
         return Mix.model_validate(value)
     except ValidationError as error:

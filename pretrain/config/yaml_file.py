@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.regular import read_regular
+from pretrain.config.yaml_keys import refuse_repeated_keys
 from pretrain.errors import ConfigError
 
 LARGEST_FILE = 1 << 20
@@ -46,6 +47,7 @@ def read_yaml(path: Path) -> str:
     try:
         text = read_regular(path, LARGEST_FILE).decode("utf-8")
         _check_size(text)
+        refuse_repeated_keys(text, path)
     except (FileNotFoundError, IsADirectoryError):
         raise
     except OSError as error:

@@ -36,6 +36,11 @@ def test_hostfile_with_comments(tmp_path: Path) -> None:
     assert read_hostfile(tmp_path / "hosts") == {"n1": 2, "n2": 4}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfn1 slots=2\n")
+    assert read_hostfile(tmp_path / "hosts") == {"n1": 2}
+
+
 def test_the_example_can_be_read() -> None:
     import cluster
 

@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prepare": {"corpus", "tokenizer", "shards"},
     "stream": {"shards", "tokenizer"},
 }
-FOR_ALL = {"errors", "progress", "regular"}
+FOR_ALL = {"errors", "json_keys", "progress", "regular"}
 
 
 def test_rooms_import_in_one_direction() -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.corpus import compression, text
 from data_pipeline.corpus.document import BadRecord, Document
+from data_pipeline.corpus.listing import list_sources
 from data_pipeline.corpus.source import SourceSettings
-from data_pipeline.corpus.units import list_units, read_unit
+from data_pipeline.corpus.units import read_unit
 from data_pipeline.errors import CorpusError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepare.settings import PrepareSettings, TokenizerSettings
@@ -26,7 +27,7 @@ MEGABYTE = 1 << 20
 
 def read(path: Path, **changes: Any) -> list[Document | BadRecord]:
     source = SourceSettings(path=str(path), **changes)
-    return [item for unit in list_units((source,)) for item in read_unit(unit, source)]
+    return [item for unit in list_sources((source,)).units for item in read_unit(unit, source)]
 
 
 def test_a_long_line_is_a_bad_record_and_the_next_one_is_read(tmp_path: Path) -> None:

@@ -162,6 +162,17 @@ def test_what_is_wrong_with_a_mix_is_named(
         open_stream(write_mix(folder, **changes), seed=5, seq_length=64, epochs=3)
 
 
+def test_a_mix_may_begin_with_a_byte_order_mark_and_has_no_key_twice(folder: Path) -> None:
+    mix = write_mix(folder)
+    text = mix.read_text()
+    expected = open_stream(mix, seed=5, seq_length=64, epochs=3).fingerprint()
+    mix.write_text("\ufeff" + text)
+    assert open_stream(mix, seed=5, seq_length=64, epochs=3).fingerprint() == expected
+    mix.write_text(text.replace('"weight"', '"weight": 1, "weight"', 1))
+    with pytest.raises(DataError, match="the key 'weight' stands twice"):
+        open_stream(mix, seed=5, seq_length=64, epochs=3)
+
+
 def test_settings_that_a_mix_cannot_have(folder: Path) -> None:
     with pytest.raises(BudgetError, match=r"set data\.unique_tokens to null"):
         read_pools(write_mix(folder), unique_tokens=100)

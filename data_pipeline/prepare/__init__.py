@@ -7,7 +7,8 @@
                content and encodes
     pack       joins the tokens of all buckets and writes the shards, then the manifest
     prepare    leads through the stages; between the first two it looks for near-duplicates, if
-               wanted, and trains the tokenizer
+               wanted, checks that both pools get documents (`check_split`), chooses the size of
+               the vocabulary (`vocabulary`) and trains the tokenizer (`make_tokenizer`)
 
 Buckets in sequence are the corpus in keyed order, whatever its size. A stage knows nothing but the
 files of the stage before it, so a start after a kill redoes only what was unfinished.

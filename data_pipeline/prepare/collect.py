@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus.document import BadRecord, Unit
+from data_pipeline.corpus.document import BadRecord, Unit, printable
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.corpus.units import read_unit
 from data_pipeline.shards.files import atomic_file, write_atomically
@@ -87,7 +87,7 @@ def collect_unit(job: CollectJob) -> dict[str, Any]:
     for number, item in enumerate(read_unit(job.unit, job.source)):
         if isinstance(item, BadRecord):
             counts["bad"] += 1
-            bad += [f"{item.place}: {item.reason}"] if len(bad) < EXAMPLES else []
+            bad += [printable(f"{item.place}: {item.reason}")] if len(bad) < EXAMPLES else []
             if counts["bad"] > job.skip_bad:
                 break
             continue

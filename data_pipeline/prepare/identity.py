@@ -35,6 +35,15 @@ def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
     return sha256(canonical_json(rows)).hexdigest()
 
 
+def settings_sha256(settings: PrepareSettings) -> str:
+    """Hash of the settings, or that of an earlier version where it finished the folder."""
+    report = settings.out / "report.json"
+    if report.exists():
+        if read_record(report).get("settings_sha256") == settings.earlier_sha256():
+            return settings.earlier_sha256()
+    return settings.sha256()
+
+
 def refuse_other_preparation(
     path: Path, identity: dict[str, str], settings: PrepareSettings
 ) -> None:

@@ -20,15 +20,18 @@ from filelock import FileLock, Timeout
 
 from data_pipeline.corpus.compression import COMPRESSED
 from data_pipeline.corpus.document import Unit
-from data_pipeline.corpus.units import list_units
+from data_pipeline.corpus.listing import Listing, list_sources
 from data_pipeline.errors import CorpusError, DataError
+from data_pipeline.prepare.check_split import check_split
 from data_pipeline.prepare.collect import CollectJob, collect_unit
 from data_pipeline.prepare.identity import (
     discard_other_start,
     inputs_sha256,
     read_record,
     refuse_other_preparation,
+    settings_sha256,
 )
+from data_pipeline.prepare.make_tokenizer import make_tokenizer
 from data_pipeline.prepare.near_duplicates import find_near_duplicates
 from data_pipeline.prepare.pack import manifest_summary, pack_split, validation_below
 from data_pipeline.prepare.settings import PrepareSettings
@@ -36,7 +39,7 @@ from data_pipeline.prepare.tokenise import SPLITS, Buckets, TokeniseJob, tokenis
 from data_pipeline.prepare.workers import map_jobs
 from data_pipeline.progress import Progress, Silent
 from data_pipeline.shards.files import inside, write_atomically
-from data_pipeline.tokenizer import load_tokenizer, train_sentencepiece
+from data_pipeline.tokenizer import load_tokenizer
 
 _BUCKET_BYTES = 4_000_000
 _MAX_BUCKETS = 4096
@@ -65,9 +68,9 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
     Raises CorpusError, TokenizerError or DataError; finished parts are kept for the next start.
     """
     progress = progress or Silent()
-    units = list_units(settings.sources)
+    units, ignored = list_sources(settings.sources)
     identity = {
-        "settings_sha256": settings.sha256(),
+        "settings_sha256": settings_sha256(settings),
         "inputs_sha256": inputs_sha256(units, settings),
     }
     refuse_other_preparation(settings.out / "report.json", identity, settings)
@@ -76,7 +79,7 @@ def prepare(settings: PrepareSettings, progress: Progress | None = None) -> Prep
     if not already_done:
         try:
             with _locked(settings.out):
-                _run_stages(settings, units, identity, staging, progress)
+                _run_stages(settings, Listing(units, ignored), identity, staging, progress)
         except OSError as error:
             raise DataError(
                 f"cannot write below {settings.out}: {error.strerror or error}; make room (or fix "
@@ -104,12 +107,13 @@ def _tokenizer_of(out: Path, report: dict[str, Any]) -> Path:
 
 def _run_stages(
     settings: PrepareSettings,
-    units: list[Unit],
+    listing: Listing,
     identity: dict[str, str],
     staging: Path,
     progress: Progress,
 ) -> None:
     """Run the stages that are left and write the report."""
+    units = listing.units
     discard_other_start(settings.out, identity, progress)
     for name in ("collected", "tokens"):
         (staging / name).mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,8 @@ def _run_stages(
             leftover.unlink()
     buckets, collected = _collect(settings, units, staging / "collected", progress)
     buckets, similar = _without_near_duplicates(settings, buckets, staging, progress)
-    tokenizer_path = _tokenizer(settings, buckets, progress)
+    check_split(settings, units, buckets)
+    tokenizer_path, vocabulary = make_tokenizer(settings, buckets, staging, progress)
     results = _tokenise(settings, buckets, tokenizer_path, staging / "tokens", progress)
     tokenizer = load_tokenizer(tokenizer_path)
     summaries: dict[str, Any] = {}
@@ -130,9 +135,10 @@ def _run_stages(
     report: dict[str, Any] = {
         **identity,
         "settings": settings.content(),
+        "vocabulary": vocabulary,
         "tokenizer": {"file": tokenizer_path.name, **tokenizer.record.model_dump(mode="json")},
         "pools": summaries,
-        "sources": _source_report(settings, collected, results),
+        "sources": _source_report(settings, listing.ignored, collected, results),
         "near_duplicates": similar,
     }
     write_atomically(settings.out / "report.json", json.dumps(report, indent=1))
@@ -142,7 +148,7 @@ def _collect(
     settings: PrepareSettings, units: list[Unit], folder: Path, progress: Progress
 ) -> tuple[Buckets, list[dict[str, Any]]]:
     """Read all units into runs; the buckets of these, and the counts of every unit."""
-    factors = (_COMPRESSION if u.path.endswith(COMPRESSED) else 1 for u in units)
+    factors = (_COMPRESSION if u.path.lower().endswith(COMPRESSED) else 1 for u in units)
     size = sum(
         (u.bytes or _UNKNOWN_BYTES) * factor for u, factor in zip(units, factors, strict=True)
     )
@@ -204,28 +210,6 @@ def _without_near_duplicates(
     }
 
 
-def _tokenizer(settings: PrepareSettings, buckets: Buckets, progress: Progress) -> Path:
-    """Path of the output's tokenizer: trained, or copied from the given file."""
-    chosen = settings.tokenizer
-    suffix = chosen.path.suffix if chosen.path is not None else ".model"
-    path = settings.out / f"tokenizer{suffix}"
-    if path.exists():
-        return path
-    if chosen.path is not None:
-        load_tokenizer(chosen.path)
-        write_atomically(path, chosen.path.read_bytes())
-        return path
-    progress.start(f"training a {chosen.model_type} tokenizer", None, "")
-    model = train_sentencepiece(
-        buckets.training_texts(chosen.train_bytes),
-        vocab_size=chosen.vocab_size,
-        model_type=chosen.model_type,
-        num_threads=chosen.num_threads,
-    )
-    write_atomically(path, model)
-    return path
-
-
 def _tokenise(
     settings: PrepareSettings, buckets: Buckets, tokenizer: Path, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
@@ -245,7 +229,10 @@ def _tokenise(
 
 
 def _source_report(
-    settings: PrepareSettings, collected: list[dict[str, Any]], results: list[dict[str, Any]]
+    settings: PrepareSettings,
+    ignored: list[dict[str, int]],
+    collected: list[dict[str, Any]],
+    results: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Counts of every source: documents read, documents dropped and why."""
     report = []
@@ -262,6 +249,7 @@ def _source_report(
                     "empty": sum(u["empty"] for u in units),
                     "malformed": sum(u["bad"] for u in units),
                 },
+                "ignored_files": ignored[index],
                 "malformed_examples": [line for u in units for line in u["examples"]][:5],
             }
         )

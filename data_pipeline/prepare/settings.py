@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from data_pipeline.corpus.source import SourceSettings
 from data_pipeline.shards.manifest import LARGEST_MEMBER, canonical_json
 from data_pipeline.shards.shards import MEMBER_BYTES
-from data_pipeline.tokenizer.training import ModelType
+from data_pipeline.tokenizer.training import COVERAGE, ModelType
+
+EARLIER_VOCABULARY = 32000
+"""Default of `vocab_size` in versions that did not look at the size of the text."""
 
 
 class _Section(BaseModel):
@@ -29,7 +32,11 @@ class TokenizerSettings(_Section):
     """Existing tokenizer file; null trains a SentencePiece model."""
     model_type: ModelType = "unigram"
     """Unigram encodes four times faster and a little shorter; BPE trains ten times faster."""
-    vocab_size: Annotated[int, Field(ge=300)] = 32000
+    vocab_size: Annotated[int, Field(ge=300)] | None = None
+    """Ids of a trained tokenizer; null chooses by the size of the text (prepare/vocabulary.py)."""
+    character_coverage: Annotated[float, Field(ge=0.98, le=1)] = COVERAGE
+    """Share of the text's characters that become pieces, at least the 0.98 that SentencePiece asks
+    for; rarer ones are written as bytes."""
     train_bytes: Annotated[int, Field(ge=1)] = 100_000_000
     """UTF-8 bytes of training documents, in keyed order, that the trainer sees."""
     num_threads: Annotated[int, Field(ge=1)] = 2
@@ -79,16 +86,32 @@ class PrepareSettings(_Section):
     def content(self) -> dict[str, Any]:
         """Settings that decide the output: all but `out` and `workers`.
 
-        The default of `max_document_bytes` is left out: versions that had no limit then have the
-        same hash, and what they prepared is found finished.
+        Settings that earlier versions did not know are left out where they have their defaults, so
+        that the hash of the others stays.
         """
         content = self.model_dump(mode="json", exclude={"out", "workers"})
-        default = SourceSettings.model_fields["max_document_bytes"].default
         for source in content["sources"]:
-            if source["max_document_bytes"] == default:
-                del source["max_document_bytes"]
+            _drop_defaults(source, SourceSettings, ("split", "max_document_bytes"))
+        tokenizer = content["tokenizer"]
+        _drop_defaults(tokenizer, TokenizerSettings, ("character_coverage",))
+        if tokenizer["path"] is not None and tokenizer["vocab_size"] is None:
+            tokenizer["vocab_size"] = EARLIER_VOCABULARY
         return content
 
     def sha256(self) -> str:
         """Hash of the settings that decide the output."""
         return sha256(canonical_json(self.content())).hexdigest()
+
+    def earlier_sha256(self) -> str:
+        """Hash that an earlier version gave these settings: its vocabulary had a default size."""
+        content = self.content()
+        if content["tokenizer"]["vocab_size"] is None:
+            content["tokenizer"]["vocab_size"] = EARLIER_VOCABULARY
+        return sha256(canonical_json(content)).hexdigest()
+
+
+def _drop_defaults(values: dict[str, Any], model: type[BaseModel], names: tuple[str, ...]) -> None:
+    """Remove the values of `names` that are the defaults of `model`."""
+    for name in names:
+        if values[name] == model.model_fields[name].default:
+            del values[name]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Text, JSON lines or Parquet files, folders of them, `hf:NAME`, or `builtin` (the "
+        help="Text, JSON, CSV or Parquet files, folders of them, `hf:NAME`, or `builtin` (the "
         "text of the Python installation, the default)."
     ),
 ]
@@ -32,7 +32,13 @@ SettingsFile = Annotated[
 Workers = Annotated[int | None, typer.Option(help="Processes; default one per core.")]
 
 # The tokenizer.
-VocabSize = Annotated[int, typer.Option(help="Ids of the tokenizer to train.")]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(help="Ids of the tokenizer to train; default: by the size of the text."),
+]
+CharacterCoverage = Annotated[
+    float, typer.Option(help="Share of characters that become ids; rarer ones are bytes.")
+]
 Model = Annotated[str, typer.Option(help="`unigram` or `bpe`.")]
 TokenizerFile = Annotated[
     Path | None, typer.Option(help="Existing tokenizer file, instead of training one.")
@@ -47,10 +53,16 @@ NearDuplicates = Annotated[
 Seed = Annotated[int, typer.Option(help="Key of the document order.")]
 
 # Every source.
-TextField = Annotated[str, typer.Option(help="Field that holds the text.")]
+TextField = Annotated[
+    str, typer.Option(help="Field that holds the text: `text`, nested `data.text`, `title,text`.")
+]
 IdField = Annotated[str, typer.Option(help="Field that holds a document's id.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Plain text: `files`, `paragraphs` or `lines` are documents; default files."),
+]
 ChunkCharacters = Annotated[
-    int, typer.Option(help="Cut plain text at blank lines into documents this long; 0: don't.")
+    int, typer.Option(help="Join paragraphs (or lines) to documents this long; 0: don't.")
 ]
 MaxDocumentBytes = Annotated[
     int, typer.Option(help="Largest document or line; a larger one is malformed.")
@@ -63,14 +75,16 @@ def prepare(
     sources: Sources = None,
     out: Out = None,
     settings: SettingsFile = None,
-    vocab_size: VocabSize = 32000,
+    vocab_size: VocabSize = None,
     model_type: Model = "unigram",
+    character_coverage: CharacterCoverage = 0.9995,
     tokenizer: TokenizerFile = None,
     validation_fraction: ValidationFraction = 0.01,
     near_duplicates: NearDuplicates = None,
     seed: Seed = 17,
     text_field: TextField = "text",
     id_field: IdField = "id",
+    split: Split = None,
     chunk_characters: ChunkCharacters = 0,
     max_document_bytes: MaxDocumentBytes = 64 << 20,
     skip_bad: SkipBad = 0,
@@ -89,13 +103,19 @@ def prepare(
     fields = {
         "text_field": text_field,
         "id_field": id_field,
+        "split": split,
         "chunk_characters": chunk_characters,
         "max_document_bytes": max_document_bytes,
     }
     values: dict[str, Any] = {
         "out": out or default_out(sources),
         "sources": [{"path": path, **fields} for path in sources or ["builtin"]],
-        "tokenizer": {"path": tokenizer, "model_type": model_type, "vocab_size": vocab_size},
+        "tokenizer": {
+            "path": tokenizer,
+            "model_type": model_type,
+            "vocab_size": vocab_size,
+            "character_coverage": character_coverage,
+        },
         "validation_fraction": validation_fraction,
         "near_duplicates": near_duplicates,
         "seed": seed,
@@ -142,6 +162,18 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{source['name']}: {source['documents_read']:,} documents, "
             f"{source['bytes_read'] / 1e6:.1f} MB read; dropped: {dropped or 'nothing'}"
         )
+        if ignored := source.get("ignored_files"):
+            counts = ", ".join(f"{n:,} {ending}" for ending, n in ignored.items())
+            print(f"{source['name']}: files ignored: {counts}")
+    if similar := report["near_duplicates"]:
+        print(
+            f"near-duplicates dropped: {similar['copies']:,} like an earlier document, "
+            f"{similar['train_like_validation']:,} training documents like a validation document"
+        )
+    if chosen := report.get("vocabulary"):
+        from data_pipeline.prepare.vocabulary import Vocabulary
+
+        print(f"{Vocabulary(**chosen).words}; trained: {report['tokenizer']['vocab_size']:,} ids")
     for split, pool in report["pools"].items():
         print(
             f"{split}: {pool['tokens']:,} tokens from {pool['documents']:,} documents, "

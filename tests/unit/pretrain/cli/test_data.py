@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def test_options_of_prepare_default_to_its_settings() -> None:
     groups = (settings, TokenizerSettings(), SourceSettings(path="builtin"))
     known = {name: value for group in groups for name, value in group}
     shared = (options.keys() & known.keys()) - {"out", "sources", "tokenizer"}
-    assert len(shared) == 11
+    assert len(shared) == 13
     assert {name: options[name] for name in shared} == {name: known[name] for name in shared}
 
 
@@ -169,6 +170,36 @@ def test_bad_input_ends_with_2_and_says_what_to_change(
         assert (code, reason in " ".join(error.split())) == (2, True), (arguments, error)
         assert "Traceback" not in error
         assert "pydantic" not in error
+
+
+def test_nothing_is_left_out_without_a_word(run: Run, source: Path, tmp_path: Path) -> None:
+    """Ignored files by ending, skipped records, near-duplicates and the vocabulary are printed."""
+    pytest.importorskip("datasketch", reason="needs the data extra")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    shutil.copy(source, folder / "a.jsonl")
+    record = json.loads(source.read_text().splitlines()[3])["text"]
+    (folder / "b.text").write_text(record + " And one sentence more.")
+    (folder / "c.pdf").write_bytes(b"")
+    (folder / "d.jsonl").write_text('{"id": "x\\ud83d", "text": "kept"}\n' + "[" * 200_000 + "\n")
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_bytes(b"caf\xe9")
+    extra = ("--near-duplicates", 0.8, "--validation-fraction", 0.2, "--workers", 1)
+    command = ("data", "prepare", folder, "--out", tmp_path / "pool", *extra)
+    code, _, error = run(*command)
+    assert (code, "Traceback" in error) == (2, False)
+    assert "caf\\udce9.txt: not UTF-8 at byte 3" in error
+    code, printed, error = run(*command, "--skip-bad", 3)
+    assert (code, "Traceback" in error) == (0, False)
+    assert "files ignored: 1 .pdf" in printed
+    assert "3 malformed" in printed
+    assert "near-duplicates dropped: 1 like an earlier document, 0 training" in printed or (
+        "near-duplicates dropped: 0 like an earlier document, 1 training" in printed
+    )
+    assert "vocabulary: up to 500 ids for " in printed
+    assert "vocabulary: up to 500 ids for " in error
+    report = json.loads((tmp_path / "pool" / "report.json").read_text())
+    assert report["sources"][0]["ignored_files"] == {".pdf": 1}
 
 
 def test_another_tokenizer_is_refused(run: Run, source: Path, pool: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from pretrain.cli.output import Json, print_json
+from pretrain.cli.output import Json, print_json, visible
 from pretrain.cli.prepare import given, prepare
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _print_view(view: _View) -> None:
         at += f"source {entry['source']}, " if "source" in entry else ""
         print(
             f"\n--- {at}sequence {entry['sequence']:,} (tokens {first:,} to {last:,}), "
-            f"documents begin at {entry['document_starts']}\n{entry['text']}"
+            f"documents begin at {entry['document_starts']}\n{visible(entry['text'])}"
         )
 
 

@@ -217,6 +217,7 @@ def verdict(reference: Curve, challenger: Curve) -> str:
 
 def print_samples(folder: Path) -> None:
     """Print two samples of each family, which are also stored in the run folders."""
+    from pretrain.cli.output import visible
     from pretrain.config.samplers import samplers
     from pretrain.sampling.run import sample_run
 
@@ -227,7 +228,7 @@ def print_samples(folder: Path) -> None:
         for drawn in samples:
             print(
                 f"--- {label}, sample {drawn['index']} ({drawn['sampler']}, nucleus 0.9, seed 0, "
-                f"{drawn['network_evaluations']} forward passes)\n{drawn['text']}\n"
+                f"{drawn['network_evaluations']} forward passes)\n{visible(drawn['text'])}\n"
             )
 
 

@@ -17,7 +17,7 @@ from cluster.terminal import outlive_terminal
 from pretrain import __version__
 from pretrain.cli.checkpoint import Weights, export, reshard
 from pretrain.cli.data import app as data_app
-from pretrain.cli.output import Json, print_error, print_json, print_red, print_values
+from pretrain.cli.output import Json, print_error, print_json, print_red, print_values, visible
 from pretrain.cli.plan import plan
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def sample(
 ) -> None:
     """Draw text from a run's model.
 
-    `epochal sample runs/masked --num 2 --steps 64 --prompt "The interpreter "`
+    `epochal sample runs/masked --num 2 --steps 64 --prompt "The interpreter"`
     """
     from pretrain.config.compose import compose_component
     from pretrain.config.samplers import samplers
@@ -179,8 +179,11 @@ def sample(
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     values |= {"greedy_tail": True} if greedy_tail else {}
     settings = compose_component(samplers, overrides or [], values)
+    from pretrain.sampling.prompt import TRAILING_SPACE, without_trailing_space
     from pretrain.sampling.run import sample_run
 
+    if without_trailing_space(prompt) != prompt:
+        print(f"note: {TRAILING_SPACE}", file=sys.stderr)
     samples = sample_run(
         run,
         settings,
@@ -195,7 +198,7 @@ def sample(
         return
     for drawn in samples:
         about = f"{drawn['sampler']}, seed {drawn['seed']}, {drawn['network_evaluations']} passes"
-        print(f"--- sample {drawn['index']} ({about})\n{drawn['text']}\n")
+        print(f"--- sample {drawn['index']} ({about})\n{visible(drawn['text'])}\n")
 
 
 app.command()(export)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from pretrain.config.secrets import redacted
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|\r(?!\n)")
 
 
 def print_json(value: object) -> None:
@@ -32,12 +35,20 @@ def print_values(values: dict[str, Any]) -> None:
         print(f"{key:<{width}}  {f'{value:.5g}' if isinstance(value, float) else text}")
 
 
+def visible(text: str) -> str:
+    """Text with control characters escaped, so that no text steers the terminal that shows it.
+
+    Line ends and tabs stay.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def print_red(text: str) -> None:
     """Print on standard error, without line breaks, so that the text can be searched for."""
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(text, style="red"))
+    Console(stderr=True, soft_wrap=True).print(Text(visible(text), style="red"))
 
 
 def print_error(error: Exception, code: int) -> None:

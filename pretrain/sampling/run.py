@@ -13,6 +13,7 @@ from pretrain.config.samplers import SamplerConfig, samplers
 from pretrain.errors import ConfigError
 from pretrain.evaluation.restore import Restored, Weights, restore
 from pretrain.noise.key import NoiseKey
+from pretrain.sampling.prompt import without_trailing_space
 from pretrain.sampling.result import Sample
 from pretrain.sampling.sampler import Sampler
 
@@ -32,10 +33,12 @@ def sample_run(
 ) -> list[dict[str, Any]]:
     """Draw `num` sequences of `length` tokens (default: as trained) that begin with `prompt`.
 
+    Spaces at the end of the prompt are left out; the results hold the prompt that was used.
     `settings` are those of the sampler; None takes the family's reverse process with its defaults.
     Results are appended to `RUN/samples.jsonl`. Raises ConfigError for unusable settings.
     """
     _check(num, seed)
+    prompt = without_trailing_space(prompt)
     settings = settings or samplers.make("ancestral")
     restored = restore(run, checkpoint, weights)
     objective = restored.module.objective

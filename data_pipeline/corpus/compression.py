@@ -48,7 +48,7 @@ def open_decompressed(path: Path) -> Reader:
         case ".bz2":
             inner = bz2.BZ2File(file)
         case ".xz":
-            inner = lzma.LZMAFile(file)
+            inner = lzma.LZMAFile(file)  # noqa: SIM115
         case _:
             inner = _ZstdReader(path, file)
     return io.BufferedReader(_Limited(inner, file), 1 << 20)

@@ -26,7 +26,9 @@ def read_csv(unit: Unit, source: SourceSettings) -> Iterator[Document | BadRecor
         with open_decompressed(path) as file:
             text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
             rows = csv.reader(
-                _lines(text, source.max_document_bytes), strict=True, delimiter="\t" if inner.suffix.lower() == ".tsv" else ","
+                _lines(text, source.max_document_bytes),
+                strict=True,
+                delimiter="\t" if inner.suffix.lower() == ".tsv" else ",",
             )
             header = _header(next(rows, None), unit, source)
             while (row := _next(rows, unit)) is not None:

@@ -38,9 +38,9 @@ def inputs_sha256(units: list[Unit], settings: PrepareSettings) -> str:
 def settings_sha256(settings: PrepareSettings) -> str:
     """Hash of the settings, or that of an earlier version where it finished the folder."""
     report = settings.out / "report.json"
-    if report.exists():
-        if read_record(report).get("settings_sha256") == settings.earlier_sha256():
-            return settings.earlier_sha256()
+    earlier = settings.earlier_sha256()
+    if report.exists() and read_record(report).get("settings_sha256") == earlier:
+        return earlier
     return settings.sha256()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import re
 from pathlib import Path
@@ -63,7 +65,8 @@ def peak_of(action: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"), [("a.jsonl", 0), ("a.jsonl.gz", 0), ("a.txt", 0), ("a.txt", 100)]
+    ("name", "chunk"),
+    [("a.jsonl", 0), ("a.jsonl.gz", 0), ("a.txt", 0), ("a.txt", 100), ("a.csv", 0)],
 )
 def test_a_line_of_200_mb_takes_little_memory(tmp_path: Path, name: str, chunk: int) -> None:
     path = tmp_path / name
@@ -90,22 +93,21 @@ def catch(path: Path, options: dict[str, Any]) -> list[Any]:
         return [error]
 
 
-@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("ending", ["gz", "zst", "bz2", "xz"])
 def test_a_decompression_bomb_is_refused(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compression, "_UNCHECKED", 4 * MEGABYTE)
     path = tmp_path / f"a.txt.{ending}"
-    block = bytes(MEGABYTE)
-    if ending == "gz":
-        with gzip.open(path, "wb", compresslevel=1) as file:
-            for _ in range(200):
-                file.write(block)
-    else:
-        zstandard = pytest.importorskip("zstandard")
-        with zstandard.open(path, "wb") as file:
-            for _ in range(200):
-                file.write(block)
+    writers: dict[str, Any] = {
+        "gz": lambda: gzip.open(path, "wb", compresslevel=1),
+        "zst": lambda: pytest.importorskip("zstandard").open(path, "wb"),
+        "bz2": lambda: bz2.open(path, "wb"),
+        "xz": lambda: lzma.open(path, "wb", preset=0),
+    }
+    with writers[ending]() as file:
+        for _ in range(40 if ending in ("bz2", "xz") else 200):
+            file.write(bytes(MEGABYTE))
     with pytest.raises(CorpusError, match=rf"{path}: it expands to more than 200 times"):
         read(path, max_document_bytes=1 << 30)
     assert peak_of(lambda: catch(path, {"chunk_characters": 10})) < 150 * MEGABYTE
@@ -159,10 +161,12 @@ def test_large_documents_count_as_malformed_and_can_be_skipped(
 
 
 def test_the_default_limit_does_not_change_what_was_prepared_before() -> None:
-    before = PrepareSettings(out=Path("x"))
+    """The vocabulary was 32,000 where none was given."""
+    vocabulary = TokenizerSettings(vocab_size=32000)
+    before = PrepareSettings(out=Path("x"), tokenizer=vocabulary)
     assert before.sha256() == "8c6811e8c21f828cd661802a03f1fbf228521128d6ad5a5761507e51f938be9e"
     limited = SourceSettings(path="builtin", license="PSF-2.0", max_document_bytes=1000)
-    assert PrepareSettings(out=Path("x"), sources=(limited,)).sha256() != before.sha256()
+    assert before.model_copy(update={"sources": (limited,)}).sha256() != before.sha256()
 
 
 def chunks_of_a_whole_text(whole: str, characters: int) -> list[str]:

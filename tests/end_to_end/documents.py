@@ -55,7 +55,6 @@ PLACEHOLDERS = {
     "run.init_from=OUT.safetensors": "run.init_from=masked.safetensors",
 }
 SHORTER = {
-    "--vocab-size 8000": "--vocab-size 400",
     "vocab_size: 16000": "vocab_size: 400",
 }
 

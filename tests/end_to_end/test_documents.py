@@ -70,7 +70,7 @@ def furnish(folder: Path, pool: Path, run: Path) -> Path:
     for name in ("books", "my_texts"):
         (folder / name).mkdir()
         for source in sorted((ROOT / "docs").glob("*.md")):
-            for number, part in enumerate(source.read_text().split("\n## ")):
+            for number, part in enumerate(source.read_text().split("\n\n")):
                 (folder / name / f"{source.stem}{number}.md").write_text(part)
     with gzip.open(folder / "web.jsonl.gz", "wt") as lines:
         for part in sorted((folder / "books").iterdir()):

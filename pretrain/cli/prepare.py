@@ -165,7 +165,7 @@ def _print_report(report: dict[str, Any]) -> None:
         if ignored := source.get("ignored_files"):
             counts = ", ".join(f"{n:,} {ending}" for ending, n in ignored.items())
             print(f"{source['name']}: files ignored: {counts}")
-    if similar := report["near_duplicates"]:
+    if similar := report.get("near_duplicates"):
         print(
             f"near-duplicates dropped: {similar['copies']:,} like an earlier document, "
             f"{similar['train_like_validation']:,} training documents like a validation document"

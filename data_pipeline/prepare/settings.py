@@ -17,6 +17,8 @@ from data_pipeline.shards.manifest import LARGEST_MEMBER, canonical_json
 from data_pipeline.shards.shards import MEMBER_BYTES
 from data_pipeline.tokenizer.training import COVERAGE, ModelType
 
+LOWEST_COVERAGE = 0.98
+"""Least share of characters that SentencePiece takes as pieces."""
 EARLIER_VOCABULARY = 32000
 """Default of `vocab_size` in versions that did not look at the size of the text."""
 
@@ -34,9 +36,9 @@ class TokenizerSettings(_Section):
     """Unigram encodes four times faster and a little shorter; BPE trains ten times faster."""
     vocab_size: Annotated[int, Field(ge=300)] | None = None
     """Ids of a trained tokenizer; null chooses by the size of the text (prepare/vocabulary.py)."""
-    character_coverage: Annotated[float, Field(ge=0.98, le=1)] = COVERAGE
-    """Share of the text's characters that become pieces, at least the 0.98 that SentencePiece asks
-    for; rarer ones are written as bytes."""
+    character_coverage: Annotated[float, Field(ge=LOWEST_COVERAGE, le=1)] = COVERAGE
+    """Share of the text's characters that become pieces, at least 0.98; rarer ones are written
+    as bytes."""
     train_bytes: Annotated[int, Field(ge=1)] = 100_000_000
     """UTF-8 bytes of training documents, in keyed order, that the trainer sees."""
     num_threads: Annotated[int, Field(ge=1)] = 2

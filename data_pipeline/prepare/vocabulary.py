@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import TokenizerError
-from data_pipeline.prepare.settings import TokenizerSettings
+from data_pipeline.prepare.settings import LOWEST_COVERAGE, TokenizerSettings
 from data_pipeline.tokenizer.training import FIXED_IDS
 
 SMALLEST, LARGEST = 500, 32_000
@@ -57,11 +57,15 @@ def choose_vocabulary(texts: Iterable[str], settings: TokenizerSettings) -> Voca
     given = settings.vocab_size
     least = FIXED_IDS + characters
     if given is not None and given < least:
+        common = FIXED_IDS + _kept_characters(counts, LOWEST_COVERAGE)
+        bytes_for_rare = (
+            f", or lower character_coverage ({settings.character_coverage}), which writes rarer "
+            f"characters as bytes ({LOWEST_COVERAGE} needs {common} ids)"
+        )
         raise TokenizerError(
             f"vocab_size {given} is too small for this text, whose {characters:,} characters need "
             f"{least} ids ({FIXED_IDS} for bytes and special ids, one for each character); raise "
-            f"vocab_size to at least {least}, or lower character_coverage "
-            f"({settings.character_coverage}), which then writes rare characters as bytes"
+            f"vocab_size to at least {least}{bytes_for_rare if common <= given else ''}"
         )
     chosen = usual_size(size, characters) if given is None else given
     return Vocabulary(chosen, given is not None, size, characters)

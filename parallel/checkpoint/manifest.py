@@ -138,9 +138,13 @@ def _check_tensors(manifest: Manifest) -> None:
             raise ValueError(f"shapes: {name!r} cannot be the name of a parameter")
         if math.prod(shape) > LARGEST:
             raise ValueError(f"shapes: {name} has {math.prod(shape):,} elements")
-    kinds = {kind_of(key) for key in manifest.tensors}
-    complete = {f"{kind}/{name}" if kind else name for kind in kinds for name in manifest.shapes}
-    if different := sorted(complete ^ manifest.tensors.keys()) or sorted({""} - kinds):
+    kinds = {kind_of(key) for key in manifest.tensors} | {""}
+    every = {f"{kind}/{name}" if kind else name for kind in kinds for name in manifest.shapes}
+    # Weights and averages are complete; an optimizer's groups keep different state, which the
+    # optimizer that loads it checks.
+    needed = {key for key in every if kind_of(key) in ("", EMA, TEACHER)}
+    found = manifest.tensors.keys()
+    if different := sorted(found - every) or sorted(needed - found):
         raise ValueError(f"tensors and shapes do not name the same parameters: {different[0]!r}")
     own = {"": WEIGHTS, EMA: AVERAGES, TEACHER: TEACHER_WEIGHTS}
     for key, file in manifest.tensors.items():

@@ -19,6 +19,7 @@ from pretrain.cli.checkpoint import Weights, export, reshard
 from pretrain.cli.data import app as data_app
 from pretrain.cli.output import Json, print_error, print_json, print_red, print_values, visible
 from pretrain.cli.plan import plan
+from pretrain.cli.track import app as track_app
 
 if TYPE_CHECKING:
     from pretrain.config.run import Config
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app)
+app.add_typer(track_app)
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/autoregressive.")]
 Checkpoint = Annotated[

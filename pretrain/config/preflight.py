@@ -17,6 +17,7 @@ from parallel.layout.rules import find_data_parallel_size
 from pretrain.config.compose import flatten, load_config, replace_values
 from pretrain.config.kernels import check_attention
 from pretrain.config.run import Config, resolve
+from pretrain.config.trackers import file_store, sqlite_uri
 from pretrain.errors import ConfigError
 from pretrain.training.compilation import missing_compiler
 from pretrain.training.learning_rate import check_warmup
@@ -43,6 +44,7 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     """
     config = with_world_size(config, world_size)
     _check_optimizer(config)
+    _check_tracking(config)
     _check_machine(config)
     total_positions = _check_data(config)
     _check_init(config)
@@ -91,6 +93,18 @@ def _check_optimizer(config: Config) -> None:
 
     p, precision = config.parallel, config.train.precision
     check_optimizer(config.optimizer.spec(), p.layout, p.zero_stage, precision, p.offload)
+
+
+def _check_tracking(config: Config) -> None:
+    """Raise ConfigError for a store that MLflow has given up."""
+    uri = config.tracking.uri
+    if config.tracking.mlflow and file_store(uri):
+        path = Path((uri or "").removeprefix("file:").removeprefix("//")).absolute()
+        raise ConfigError(
+            f"tracking.uri is {uri!r}: MLflow has given up its store of plain files, where "
+            "measurements are lost; give a sqlite file, e.g. tracking.uri="
+            f"{sqlite_uri(path / 'mlflow.db')}, a database or a server (http://...)"
+        )
 
 
 def _check_machine(config: Config) -> None:

@@ -226,7 +226,8 @@ class TrackingConfig(Section):
     trackers: tuple[AnyTracker, ...] = ()
     """Further services, each with its `name` and its settings."""
     queue_size: PositiveInt = 10000
-    """Number of measurements kept while a service does not answer; older ones are dropped."""
+    """Number of measurements kept while a service does not answer; older ones are read from
+    `metrics.jsonl` later."""
 
     @field_validator("uri")
     @classmethod

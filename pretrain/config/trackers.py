@@ -5,6 +5,7 @@ Free of torch. Adding one is described in docs/extending.md.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import PlainValidator, SerializeAsAny, field_validator
@@ -13,7 +14,7 @@ from pretrain.config.registry import Component, Registry
 from pretrain.config.secrets import redacted
 
 SCHEMES = (
-    "http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks",
+    "http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks",
 )  # fmt: skip
 """URL schemes of MLflow stores; a database may name its driver (`mysql+pymysql`)."""
 
@@ -51,7 +52,23 @@ class MlflowConfig(TrackerConfig):
 def checked_uri(uri: str | None) -> str | None:
     """Check the address of an MLflow store; raises ValueError for an unknown scheme."""
     scheme, separator, _ = (uri or "").partition("://")
-    if separator and scheme.partition("+")[0] not in SCHEMES:
+    # A saved configuration of an earlier version may name files; `file_store` refuses to start it.
+    if separator and scheme.partition("+")[0] not in (*SCHEMES, "file"):
         allowed = ", ".join(f"{name}://..." for name in SCHEMES)
         raise ValueError(f"given {redacted(uri or '')!r}, allowed: {allowed}")
     return uri
+
+
+def file_store(uri: str | None) -> bool:
+    """True for MLflow's store of plain files, which loses measurements by now."""
+    scheme, separator, _ = (uri or "").partition(":")
+    plain_path = not separator and scheme not in ("", "databricks")
+    return plain_path or scheme == "file"
+
+
+def sqlite_uri(path: Path) -> str:
+    """Address of a sqlite file; the characters of its path that addresses reserve are encoded."""
+    text = str(path)
+    for character in "%?#":  # % first
+        text = text.replace(character, f"%{ord(character):02X}")
+    return f"sqlite:///{text}"

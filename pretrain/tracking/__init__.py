@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -47,7 +48,7 @@ class Tracking:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record measurements (name -> number) of optimizer step `step`."""
-        now = time.time()
+        now = round(time.time(), 3)  # as metrics.jsonl has it: trackers tell attempts by their time
         self._each("log", {k: float(v) for k, v in metrics.items()}, step, now)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -117,6 +118,7 @@ def open_tracking(
     if rank != 0:
         return Tracking({})
     from pretrain.tracking.console import ConsoleSink
+    from pretrain.tracking.guard import GuardSink
     from pretrain.tracking.jsonl import JsonlSink
 
     console = ConsoleSink(total_steps=total_steps, start_step=start_step)
@@ -124,10 +126,14 @@ def open_tracking(
     tracking = Tracking(sinks)
     try:
         sinks["metrics.jsonl"] = JsonlSink(
-            run_dir / "metrics.jsonl", keep_to_step=start_step if resumed else -1
+            run_dir / "metrics.jsonl",
+            keep_to_step=start_step if resumed else -1,
+            report=console.message,
         )
     except OSError as error:
         console.message(f"warning: no metrics.jsonl in {run_dir} ({error}); training goes on")
+    with suppress(OSError):  # a start by hand may have none
+        sinks["config.yaml"] = GuardSink(run_dir / "config.yaml", report=console.message)
     from pretrain.tracking.queue import QueuedSink
 
     for settings in config.tracking.services:

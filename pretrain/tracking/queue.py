@@ -2,28 +2,28 @@
 
 Clients of trackers block for minutes on a dead server, and their asynchronous modes lose points
 without a message. Here a training step appends to a bounded queue. A daemon thread connects, sends
-batches, tries again after failures and counts the measurements that it had to drop. `metrics.jsonl`
-is written first; a later start reads from it the measurements that were not delivered. So a killed
-process loses no measurement, and a new server gets the whole curve. A tracker is a `Client`: plain
-calls that may block and raise.
+batches and tries again after failures. `metrics.jsonl` is the write-ahead log: at the start, after
+a failure and after an overflow the service is asked what it lacks of it. So each measurement
+arrives once, whatever was killed, and a new server gets the whole curve. A tracker is a `Client`:
+plain calls that may block and raise.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pretrain.tracking.points import Point, once, points_of, recorded_points
 
 if TYPE_CHECKING:
     from pretrain.tracking import Status
 
-_BATCH = 1000
+BATCH = 1000
 """Measurements per request, MLflow's limit."""
 _FLUSH_SECONDS: dict[Status, float] = {"finished": 60.0, "failed": 10.0, "preempted": 5.0}
 """Seconds that `close` waits; a preempted run has little time, and a later start sends the rest."""
@@ -32,26 +32,23 @@ _CONNECT_SECONDS = 15.0
 at once would slow down the first step."""
 
 
-class Point(NamedTuple):
-    """One measurement."""
-
-    name: str
-    value: float
-    time_ms: int
-    """Milliseconds since 1970."""
-    step: int
-
-
 class Client(Protocol):
     """One tracking service, called from one thread only; may block, may raise anything."""
 
     address: str
     """Address of the service, for messages."""
 
-    def connect(self) -> bool:
-        """Start a run of the service, or continue an earlier one and return True.
+    def connect(self) -> None:
+        """Start a run of the service, or continue an earlier one.
 
         It is called before each sending; only the first call connects.
+        """
+
+    def lacking(self, recorded: Sequence[Point]) -> list[Point]:
+        """Recorded measurements that the service's run lacks, of each name and step the first.
+
+        The service may hold measurements that are not recorded: a start repeats the steps after
+        its checkpoint, and then the last attempt counts.
         """
 
     def log_points(self, points: list[Point]) -> None:
@@ -63,8 +60,8 @@ class Client(Protocol):
     def log_artifact(self, path: Path, folder: str) -> None:
         """Store a file."""
 
-    def end(self, status: Status) -> None:
-        """Mark the run as ended."""
+    def end(self, status: Status, time_ms: int) -> None:
+        """Mark the run as ended at a time (milliseconds since 1970)."""
 
     def is_final(self, error: Exception) -> bool:
         """True where the same request would fail again."""
@@ -83,26 +80,36 @@ class QueuedSink:
         report: Callable[[str], None],
     ) -> None:
         """`capacity` measurements are kept while the service does not answer."""
-        self._name, self._client, self._run_dir = name, client, run_dir
-        self._delivered_file = run_dir / f"{name}_delivered.json"
+        self._name, self._client = name, client
+        self._record = run_dir / "metrics.jsonl"
         self._show = report
+        self._backlog: deque[Point] = deque()
+        """Recorded measurements that the service lacks; sent before the queue."""
         self._points: deque[Point] = deque()
         self._calls: deque[Callable[[Client], None]] = deque()
         self._capacity = capacity
         self._dropped = 0
         self._failing = False
         self._connected = False
+        self._behind = True
+        """True where the service is to be asked what it lacks of the record."""
+        self._taken: tuple[int, set[str]] = (-1, set())
+        """The last step, and the names that it has had."""
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._status: Status | None = None
-        self._earlier = _recorded(run_dir / "metrics.jsonl")
+        self._ended_ms = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int, time_s: float) -> None:
-        """Queue measurements; when the queue is full the oldest are dropped and counted."""
+        """Queue measurements; when the queue is full the oldest are left to the record."""
         with self._lock:
-            self._points.extend(_points(metrics, step, time_s))
+            if self._taken[0] != step:
+                self._taken = (step, set())
+            names = self._taken[1]
+            self._points.extend(p for p in points_of(metrics, step, time_s) if p.name not in names)
+            names.update(metrics)
             self._drop_oldest()
         self._wake.set()
 
@@ -121,15 +128,16 @@ class QueuedSink:
 
     def close(self, status: Status) -> None:
         """Send the queue, for a bounded time, and report the measurements that remain."""
+        self._ended_ms = round(time.time() * 1000)
         self._status = status
         self._wake.set()
         self._thread.join(_FLUSH_SECONDS[status])
         with self._lock:
-            lost = self._dropped + len(self._points)
+            lost = self._dropped + len(self._backlog) + len(self._points)
         if lost:
             self._report(
                 f"warning: {lost:,} measurements did not reach {self._where}; metrics.jsonl has "
-                "them all"
+                f"them all, and `epochal track sync {self._record.parent}` sends them"
             )
         elif self._thread.is_alive():
             self._report(f"warning: {self._where} did not confirm the end of the run")
@@ -149,7 +157,7 @@ class QueuedSink:
             try:
                 self._send_all()
                 if ending is not None:
-                    self._client.end(ending)
+                    self._client.end(ending, self._ended_ms)
             except Exception as error:  # whatever the service raises, the run goes on
                 self._note_failure(error)
                 if ending is not None:
@@ -169,10 +177,10 @@ class QueuedSink:
             time.sleep(0.1)
 
     def _send_all(self) -> None:
-        continued = self._client.connect()
-        if not self._connected:
-            self._connected = True
-            self._queue_undelivered(continued)
+        self._client.connect()
+        if self._behind:
+            self._catch_up()
+        self._connected = True
         while self._calls:
             try:
                 self._calls[0](self._client)
@@ -184,43 +192,67 @@ class QueuedSink:
             self._calls.popleft()
         while points := self._take():
             try:
-                self._client.log_points(points)
-            except Exception as error:
+                self._send(points)
+            except Exception:
                 with self._lock:
-                    if self._client.is_final(error):
-                        self._dropped += len(points)
-                    else:
-                        self._points.extendleft(reversed(points))
-                        self._drop_oldest()
+                    # The service may have stored them before it failed: ask before the next try.
+                    self._behind = True
+                    self._points.extendleft(reversed(points))
+                    self._drop_oldest()
                 raise
-            self._note_delivered(points[-1])
+        if self._behind:  # the queue was full in between
+            self._wake.set()
 
-    def _queue_undelivered(self, continued: bool) -> None:
-        """Queue first the recorded measurements that the service's run does not have."""
-        delivered = _read_delivered(self._delivered_file) if continued else (0, 0)
-        left = [p for p in self._earlier if (p.time_ms, p.step) > delivered]
-        self._earlier = []
-        with self._lock:
-            self._points.extendleft(reversed(left))
+    def _catch_up(self) -> None:
+        """Ask the service what it lacks of the recorded and queued measurements; queue just that.
 
-    def _note_delivered(self, last: Point) -> None:
-        """Record the last delivered step, unless a part of that step still waits."""
+        The training thread records a report before it queues it, so that the last report may be
+        recorded already and not queued yet.
+        """
         with self._lock:
-            waits = bool(self._points) and self._points[0][2:] == last[2:]
-        if not waits:
-            with suppress(OSError):  # a full disk: the next start sends a little twice
-                partial = self._delivered_file.with_name(f".{self._delivered_file.name}")
-                partial.write_text(json.dumps({"time_ms": last.time_ms, "step": last.step}))
-                os.replace(partial, self._delivered_file)
+            waiting = list(self._points)
+            self._behind = False
+        recorded = recorded_points(self._record)
+        try:
+            lacking = self._client.lacking([*recorded, *waiting])
+        except BaseException:
+            self._behind = True
+            raise
+        with self._lock:
+            known = {(p.name, p.step) for p in once([*recorded, *waiting])}
+            self._points = deque(p for p in self._points if (p.name, p.step) not in known)
+            if recorded and recorded[-1].step >= self._taken[0]:
+                if recorded[-1].step > self._taken[0]:
+                    self._taken = (recorded[-1].step, set())
+                self._taken[1].update(p.name for p in recorded if p.step == recorded[-1].step)
+            self._backlog = deque(lacking)
+            self._dropped = 0
+
+    def _send(self, points: list[Point]) -> None:
+        """Send measurements; where the service refuses some for good, send the others."""
+        try:
+            self._client.log_points(points)
+        except Exception as error:
+            if not self._client.is_final(error):
+                raise
+            if len(points) == 1:
+                self._report(f"warning: {self._name} refused {points[0].name} of step "
+                             f"{points[0].step}: {_line(error)}")  # fmt: skip
+                return
+            middle = len(points) // 2
+            self._send(points[:middle])
+            self._send(points[middle:])
 
     def _take(self) -> list[Point]:
         with self._lock:
-            return [self._points.popleft() for _ in range(min(_BATCH, len(self._points)))]
+            source = self._backlog or self._points
+            return [source.popleft() for _ in range(min(BATCH, len(source)))]
 
     def _drop_oldest(self) -> None:
         while len(self._points) > self._capacity:
             self._points.popleft()
             self._dropped += 1
+            self._behind = True
 
     def _report(self, text: str) -> None:
         with suppress(Exception):  # the terminal may be gone; the thread must not die of it
@@ -237,36 +269,9 @@ class QueuedSink:
     def _note_success(self) -> None:
         if self._failing:
             self._failing = False
-            lost = f"; {self._dropped:,} measurements were dropped" if self._dropped else ""
-            self._report(f"{self._where} works again{lost}")
-
-
-def _points(metrics: Mapping[str, float], step: int, time_s: float) -> list[Point]:
-    return [Point(name, value, round(time_s * 1000), step) for name, value in metrics.items()]
-
-
-def _recorded(path: Path) -> list[Point]:
-    """Measurements that an earlier start recorded."""
-    from pretrain.tracking.jsonl import read_metrics
-
-    if not path.exists():
-        return []
-    points = []
-    for row in read_metrics(path):
-        values = {name: value for name, value in row.items() if name not in ("step", "time")}
-        points += _points(values, int(row["step"]), row["time"])
-    return points
-
-
-def _read_delivered(path: Path) -> tuple[int, int]:
-    """Read (time_ms, step) of the last delivered measurement; (0, 0) where nothing is known."""
-    try:
-        value = json.loads(path.read_text())
-        return int(value["time_ms"]), int(value["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0
+            self._report(f"{self._where} works again")
 
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {text[:500]}"

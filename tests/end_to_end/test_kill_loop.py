@@ -88,12 +88,15 @@ def mlflow_points(run: Path) -> list[tuple[str, int, float]]:
 
 
 def logged_points(run: Path) -> list[tuple[str, int, float]]:
+    """Points of the log; a report and its evaluation share some, which a server gets once."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return sorted(
-        (name, row["step"], value)
-        for row in lines
-        for name, value in row.items()
-        if name not in ("step", "time")
+        {
+            (name, row["step"], value)
+            for row in lines
+            for name, value in row.items()
+            if name not in ("step", "time")
+        }
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pretrain.config.run import Config
 from pretrain.config.trackers import TrackerConfig, trackers
 from pretrain.tracking import Status
-from pretrain.tracking.queue import Point
+from pretrain.tracking.points import Point, once
 
 
 @trackers.register
@@ -30,15 +30,14 @@ class Table:
     def __init__(self, settings: TableConfig, config: Config, run_dir: Path, resumed: bool) -> None:
         self._path = run_dir / settings.file
         self.address = str(self._path)
-        self._continued = resumed and self._path.exists()
-        self._begun = False
 
-    def connect(self) -> bool:
-        """Begin the file, once; True where it goes on."""
-        if not (self._begun or self._continued):
-            self._path.write_text("name,step,value\n")
-        self._begun = True
-        return self._continued
+    def connect(self) -> None:
+        """A file needs no connection."""
+
+    def lacking(self, recorded: Sequence[Point]) -> list[Point]:
+        """Begin the file anew, so that it lacks every point; a server would be asked."""
+        self._path.write_text("name,step,value\n")
+        return once(recorded)
 
     def log_points(self, points: list[Point]) -> None:
         """Append lines."""
@@ -51,7 +50,7 @@ class Table:
     def log_artifact(self, path: Path, folder: str) -> None:
         """Files lie in the run folder."""
 
-    def end(self, status: Status) -> None:
+    def end(self, status: Status, time_ms: int) -> None:
         """Nothing to end."""
 
     def is_final(self, error: Exception) -> bool:

@@ -25,6 +25,7 @@ from pretrain.config.compose import compose, save_config
 from pretrain.config.preflight import preflight
 from pretrain.config.run import Config
 from pretrain.errors import TrainingError
+from pretrain.training.compiler_cache import use_default_cache
 from pretrain.training.statements import explained, state_early_stop, state_failure
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def introduce(session: Session, tracking: Tracking) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Compose `[--config FILE] [OVERRIDES...]`, train, and print user errors."""
     outlive_terminal()
+    use_default_cache(os.environ)
     arguments = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
     config: Config | None = None
     # A process that started this rank says itself how an early signal ended it.

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -87,7 +87,8 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._download(file, path)
                 check = False
-            os.utime(path)
+            with suppress(OSError):  # a folder that may only be read
+                os.utime(path)
             yield path
 
     def repair(self, file: RemoteFile) -> bool:
@@ -97,6 +98,8 @@ class Cache:
         old file until they let it go. ShardError if it is unavailable.
         """
         path = self.path(file)
+        if _has_size(path, file) and _difference(path, file) is None:  # without a lock: a folder
+            return False  # that may only be read has none
         with self._entry_lock(path.with_name(path.name + ".repair")) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _has_size(path, file) and (found := _difference(path, file)) is None:
@@ -110,11 +113,15 @@ class Cache:
 
     @contextmanager
     def _entry_lock(self, path: Path) -> Iterator[IO[bytes]]:
-        """Open lock file of an entry."""
+        """Open lock file of an entry; in a folder that may only be read, the entry itself."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(path.with_name(path.name + ".lock"), "ab")  # noqa: SIM115
         except OSError as error:
+            if path.is_file() and error.errno in (errno.EROFS, errno.EACCES):
+                with open(path, "rb") as entry:  # a folder that only others fill
+                    yield entry
+                return
             raise ShardError(f"cannot use the cache {self.folder}: {error.strerror}") from error
         with lock:
             yield lock

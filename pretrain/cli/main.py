@@ -101,6 +101,9 @@ def train(
         config = replace_values(config, {"tracking.uri": tracking_uri, "tracking.mlflow": True})
     config = preflight(config, world_size)
     if dry_run:
+        from pretrain.training.rehearsal import rehearse
+
+        rehearse(config)
         _show_plan(config, as_json)
     elif prepare:
         _prepare(config, as_json)

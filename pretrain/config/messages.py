@@ -50,5 +50,7 @@ def _describe(problem: Any, known: list[str], reference: str) -> str:
         return f"{path}: given {given!r}, but it is a section; set {path}.KEY=VALUE"
     if kind == "tuple_type":
         reason = "a list, e.g. [0.1,0.9]"
+    if kind == "int_parsing_size":
+        reason = "a whole number of at most 18 digits"
     reason = reason.removeprefix("Input should be ").removeprefix("a valid ")
     return f"{path}: given {given!r}, allowed: {reason}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pretrain.config.types import PositiveInt, Section
+from pretrain.config.types import LayerCount, Section, Width
 
 
 def _or_zero(value: Any) -> Any:
@@ -16,12 +16,12 @@ def _or_zero(value: Any) -> Any:
 class ModelConfig(Section):
     """Shape of the transformer, the same for every objective."""
 
-    num_layers: PositiveInt = 12
-    hidden_size: PositiveInt = 768
-    num_attention_heads: PositiveInt = 12
-    num_query_groups: PositiveInt | None = None
+    num_layers: LayerCount = 12
+    hidden_size: Width = 768
+    num_attention_heads: Width = 12
+    num_query_groups: Width | None = None
     """Key-value heads (grouped-query attention); null means one for every attention head."""
-    ffn_hidden_size: PositiveInt | None = None
+    ffn_hidden_size: Width | None = None
     """Width of the MLP; null means 8/3 of `hidden_size`, down to a multiple of 64."""
     activation: Literal["swiglu", "squared_relu", "gelu"] = "swiglu"
     qk_norm: bool = False
@@ -44,7 +44,7 @@ class ModelConfig(Section):
     MLP, in training."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an attention weight in training."""
-    vocab_multiple: PositiveInt = 128
+    vocab_multiple: Width = 128
     """The embedding is padded to a multiple of this, whatever the tensor-parallel size."""
     attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
     """Attention kernel: `flash` (flash-attn, NVIDIA), `sdpa` (torch, everywhere), `flex` (torch's

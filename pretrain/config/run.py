@@ -9,6 +9,7 @@ can validate in milliseconds.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,7 @@ __all__ = [
     "resolve",
 ]
 
+_WINDOW = re.compile(r"window\(0*[1-9]\d{0,8}\)")
 
 REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
 """Registries of the sections whose class follows from their `name`."""
@@ -106,6 +108,15 @@ class DataConfig(Section):
     """Local folder for downloaded shards; null means `~/.cache/epochal/shards`."""
     cache_bytes: PositiveInt | None = None
     """Limit of that folder in bytes; null means none."""
+
+    @field_validator("order")
+    @classmethod
+    def _is_an_order(cls, order: str) -> str:
+        if order not in ("global", "sequential") and not _WINDOW.fullmatch(order):
+            raise ValueError(
+                f"given {order!r}, allowed: global, sequential, window(W) with W >= 1 shards"
+            )
+        return order
 
 
 class ParallelConfig(Section):

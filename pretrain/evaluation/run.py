@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import evaluate_likelihood
 from pretrain.evaluation.restore import Weights, restore
 from pretrain.evaluation.text_bytes import TextBytes
+from pretrain.results import append_results
 
 
 def evaluate_run(
@@ -62,6 +62,5 @@ def evaluate_run(
         "split": split,
         **likelihood.to_dict(),
     }
-    with (run / "evaluations.jsonl").open("a") as log:
-        log.write(json.dumps(result) + "\n")
+    append_results(run / "evaluations.jsonl", [result])
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pretrain.config.samplers import SamplerConfig, samplers
 from pretrain.errors import ConfigError
 from pretrain.evaluation.restore import Restored, Weights, restore
 from pretrain.noise.key import NoiseKey
+from pretrain.results import append_results
 from pretrain.sampling.prompt import without_trailing_space
 from pretrain.sampling.result import Sample
 from pretrain.sampling.sampler import Sampler
@@ -67,8 +67,7 @@ def sample_run(
         tokens = torch.tensor(given, dtype=torch.int64)
         samples += _draw(restored, sampler, index, tokens, seed, about)
     results = [sample.to_dict() for sample in samples]
-    with (run / "samples.jsonl").open("a") as log:
-        log.writelines(json.dumps(result) + "\n" for result in results)
+    append_results(run / "samples.jsonl", results)
     return results
 
 

@@ -7,6 +7,7 @@ values.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,12 @@ from cluster.status import forget_statements
 from pretrain.config.compose import load_config, save_config
 from pretrain.config.run import Config
 from pretrain.config.secrets import holds_secret, redacted
+from pretrain.training.compiler_cache import (
+    VARIABLE,
+    adopt,
+    compilation_failed,
+    fresh_cache,
+)
 
 MODULE = "pretrain.train"
 """Program of every rank."""
@@ -62,9 +69,30 @@ def run_ranks(config: Config, *, output: IO[str] | None = None) -> Outcome:
     with starting(config.run.path):
         write_run(config)
         outcome = launch(plan, output=output)
+        if compilation_failed(outcome):
+            outcome = _run_with_fresh_cache(config, plan, outcome, output)
     if outcome.exit_code == LaunchError.exit_code:
         advice = "if memory ran out, lower train.micro_batch_size"
         return replace(outcome, message=f"{outcome.message}; {advice}")
+    return outcome
+
+
+def _run_with_fresh_cache(
+    config: Config, plan: Launch, failed: Outcome, output: IO[str] | None
+) -> Outcome:
+    """Start the ranks once more where torch could not compile: its cache may be damaged."""
+    fresh = fresh_cache()
+    text = failed.message.partition("\n")[0]
+    print(
+        f"warning: torch could not compile ({text}); once more with a fresh cache, {fresh}",
+        file=output or sys.stdout,
+        flush=True,
+    )
+    forget_statements(config.run.path)
+    again = replace(plan, environment={**plan.environment, VARIABLE: str(fresh)})
+    outcome = launch(again, output=output)
+    if VARIABLE not in os.environ and not compilation_failed(outcome):
+        adopt(fresh)
     return outcome
 
 

@@ -326,6 +326,16 @@ class TestResume:
         assert preflight(compose([], config.run.path / "config.yaml")) == config
 
 
+@pytest.mark.parametrize("uri", ["file:///data/mlruns", "file:/data/mlruns", "mlruns"])
+def test_a_store_of_plain_files_is_refused(pool: Path, uri: str) -> None:
+    """The installed MLflow loses every measurement there; a saved configuration can be read."""
+    config = configuration(pool, f"tracking.uri={uri}", "tracking.mlflow=true")
+    with pytest.raises(ConfigError, match=r"sqlite:////.*/mlruns/mlflow\.db"):
+        preflight(config)
+    for other in ("databricks", "sqlite:///mlflow.db", "http://localhost:5000"):
+        preflight(replace_values(config, {"tracking.uri": other}))
+
+
 def test_replace_values_validates(pool: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.epochs"):
         replace_values(configuration(pool), {"data.epochs": 0})

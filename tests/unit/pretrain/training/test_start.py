@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from cluster import remote
+from cluster.launch import Launch
 from cluster.machine import cores
+from cluster.outcome import Outcome
 from pretrain.config.compose import compose, load_config
 from pretrain.config.run import Config
+from pretrain.training import compiler_cache, start
 from pretrain.training.start import plan_run, write_run
 
 DATA = ["data.train=train.json", "data.validation=val.json", "data.tokenizer=sp.model"]
@@ -61,6 +64,37 @@ def test_earlier_configurations_of_a_run_are_kept(tmp_path: Path) -> None:
     kept = [load_config(path.parent / f"config.{n}.yaml").data.epochs for n in (1, 2)]
     assert kept == [1, 2]
     assert len(list(path.parent.glob("config*.yaml"))) == 3
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_ranks_start_once_more_with_a_fresh_cache_where_torch_could_not_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repaired: bool
+) -> None:
+    """An empty object of a killed compilation makes every later one fail."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(compiler_cache.VARIABLE, raising=False)
+    default = compiler_cache.default_cache()
+    default.mkdir(parents=True)
+    (default / "empty.so").touch()
+    folders: list[Path | None] = []
+
+    def launch(plan: Launch, output: object = None) -> Outcome:
+        named = plan.environment.get(compiler_cache.VARIABLE)
+        folders.append(Path(named) if named else None)
+        if named is None or not repaired:
+            message = "BackendCompilerFailed: backend='inductor' raised:\nCppCompileError: ..."
+            return Outcome("failed", 0, message, 1)
+        Path(named).mkdir()
+        (Path(named) / "kernel.so").write_text("compiled")
+        return Outcome("finished", 5, "", 0)
+
+    monkeypatch.setattr(start, "launch", launch)
+    outcome = start.run_ranks(config("run.device=cpu", f"run.dir={tmp_path / 'run'}"))
+    assert len(folders) == 2
+    assert folders[0] is None
+    assert folders[1] != default
+    assert outcome.state == ("finished" if repaired else "failed")
+    assert [p.name for p in default.iterdir()] == ["kernel.so" if repaired else "empty.so"]
 
 
 def test_statements_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:

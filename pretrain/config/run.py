@@ -9,7 +9,6 @@ can validate in milliseconds.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +25,7 @@ from pretrain.config.optimizers import (
 )
 from pretrain.config.registry import Registry
 from pretrain.config.trackers import AnyTracker, MlflowConfig, TrackerConfig, checked_uri
-from pretrain.config.types import Location, PositiveInt, Section
+from pretrain.config.types import Location, Order, PositiveInt, Section
 
 __all__ = [
     "Config",
@@ -43,7 +42,6 @@ __all__ = [
     "resolve",
 ]
 
-_WINDOW = re.compile(r"window\(0*[1-9]\d{0,8}\)")
 
 REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
 """Registries of the sections whose class follows from their `name`."""
@@ -97,7 +95,7 @@ class DataConfig(Section):
     mix, which has a budget for each source."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Number E of passes over the U tokens; fractions are allowed and reported."""
-    order: str = "global"
+    order: Order = "global"
     """`global` (keyed permutation of the budget each epoch), `window(W)` or `sequential`."""
     documents: Literal["packed", "masked"] = "packed"
     """Attention across the documents of a sequence: `packed` allows it, `masked` does not."""
@@ -108,15 +106,6 @@ class DataConfig(Section):
     """Local folder for downloaded shards; null means `~/.cache/epochal/shards`."""
     cache_bytes: PositiveInt | None = None
     """Limit of that folder in bytes; null means none."""
-
-    @field_validator("order")
-    @classmethod
-    def _is_an_order(cls, order: str) -> str:
-        if order not in ("global", "sequential") and not _WINDOW.fullmatch(order):
-            raise ValueError(
-                f"given {order!r}, allowed: global, sequential, window(W) with W >= 1 shards"
-            )
-        return order
 
 
 class ParallelConfig(Section):

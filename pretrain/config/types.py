@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**62)]
 LayerCount = Annotated[int, Field(ge=1, le=100_000)]
@@ -31,6 +32,20 @@ def _location(value: Any) -> Path | str:
 
 Location = Annotated[Path | str, PlainValidator(_location)]
 """Path of this machine, or a URL."""
+
+
+def _order(given: str) -> str:
+    """Raise ValueError for an order that the data pipeline does not have."""
+    if given not in ("global", "sequential") and not _WINDOW.fullmatch(given):
+        raise ValueError(
+            f"given {given!r}, allowed: global, sequential, window(W) with W >= 1 shards"
+        )
+    return given
+
+
+_WINDOW = re.compile(r"window\(0*[1-9]\d{0,8}\)")
+Order = Annotated[str, AfterValidator(_order)]
+"""Name of an order of the data."""
 
 
 class Section(BaseModel):

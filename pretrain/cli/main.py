@@ -17,12 +17,13 @@ from cluster.terminal import outlive_terminal
 from pretrain import __version__
 from pretrain.cli.checkpoint import Weights, export, reshard
 from pretrain.cli.data import app as data_app
-from pretrain.cli.output import Json, print_error, print_json, print_red, print_values, visible
+from pretrain.cli.output import Json, print_error, print_json, print_values, visible
 from pretrain.cli.plan import plan
+from pretrain.cli.start import launch_run, prepare_run, show_plan
 from pretrain.cli.track import app as track_app
 
 if TYPE_CHECKING:
-    from pretrain.config.run import Config
+    pass
 
 app = typer.Typer(
     name="epochal",
@@ -104,11 +105,11 @@ def train(
         from pretrain.training.rehearsal import rehearse
 
         rehearse(config)
-        _show_plan(config, as_json)
+        show_plan(config, as_json)
     elif prepare:
-        _prepare(config, as_json)
+        prepare_run(config, as_json)
     else:
-        _launch(config, as_json)
+        launch_run(config, as_json)
 
 
 @app.command()
@@ -258,46 +259,3 @@ def main() -> None:
             raise
         print_error(error, int(code))
         sys.exit(int(code))
-
-
-def _show_plan(config: Config, as_json: bool) -> None:
-    import yaml
-
-    from pretrain.training.start import plan_run
-
-    launch = plan_run(config)
-    values = config.model_dump(mode="json")
-    if as_json:
-        about = {"command": launch.command, "environment": launch.environment}
-        print_json({**about, "ranks": config.world_size, "config": values})
-        return
-    print(yaml.safe_dump(values, sort_keys=False), end="")
-    print(f"\n# {config.world_size} rank(s), {config.num_microbatches} micro-batch(es) a step")
-    print(f"# {launch}")
-
-
-def _prepare(config: Config, as_json: bool) -> None:
-    from cluster.folder import starting
-    from pretrain.training.start import write_run
-
-    with starting(config.run.path):
-        path = write_run(config)
-    if as_json:
-        print_json({"config": str(path), "world_size": config.world_size})
-    else:
-        print(path)
-
-
-def _launch(config: Config, as_json: bool) -> None:
-    from pretrain.training.start import run_ranks
-
-    outcome = run_ranks(config, output=sys.stderr if as_json else None)
-    if as_json:
-        print_json({"run": str(config.run.path), **outcome.to_dict()})
-    elif outcome.state == "finished":
-        print(f"finished at step {outcome.step:,}; run folder {config.run.path}")
-    elif outcome.state == "preempted":
-        print(f"stopped, saved; start the same command again to resume {config.run.path}")
-    elif outcome.message:
-        print_red(f"error: {outcome.message}")
-    raise typer.Exit(outcome.exit_code)

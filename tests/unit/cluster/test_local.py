@@ -12,6 +12,7 @@ from stage import Stage, is_running, wait_for
 
 from cluster.errors import ClusterError, FolderInUseError, LaunchError
 from cluster.folder import exclusive, starting
+from cluster.status import read_status
 
 DIED = LaunchError.exit_code
 
@@ -97,6 +98,10 @@ def test_a_signal_before_the_ranks_listen_loses_nothing(stage: Stage) -> None:
     front.terminate()
     assert stage.end(front)[0] == 75
     assert "nothing had to be saved" in stage.outcome()["message"]
+    status = read_status(stage.run)  # although no rank stated anything
+    assert status == {"state": "preempted", "step": 0, "exit_code": 75} | {
+        "message": stage.outcome()["message"]
+    }
 
 
 def test_a_second_signal_kills_what_does_not_listen(stage: Stage) -> None:

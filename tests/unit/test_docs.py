@@ -115,3 +115,12 @@ def test_the_glossary_is_in_order_and_in_use() -> None:
     others = [(ROOT / name).read_text() for name in DOCUMENTS if "glossary" not in name]
     unused = [term for term in terms if not any(f"glossary.md#{term})" in text for text in others)]
     assert not unused, f"nobody links to {', '.join(unused)}"
+
+
+def test_every_fault_has_a_test() -> None:
+    """One row a kind of fault, at least 60; each names the test that plays it."""
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) >= 60
+    without = [row for row in rows if not re.search(r"`tests/[\w/]+\.py(::\w+)?`", row)]
+    assert not without

@@ -66,12 +66,13 @@ def held_cases(ranks: int) -> list[tuple[Layout, str, bool, str]]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "every"), [(1, 1), (2, 1), (4, 3), pytest.param(4, 1, marks=pytest.mark.slow)]
+    ("ranks", "every"),
+    [(1, 1), (2, 2), (4, 3), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (2, 4))],
 )
 def test_parameters_and_optimizer_equal_those_of_an_engine_to_the_byte(
     ranks: int, every: int
 ) -> None:
-    """On four ranks every third layout, in the slow suite all."""
+    """On two ranks every other layout, on four every third, in the slow suite all."""
     cases = held_cases(ranks)[::every]
     assert cases
     by_rank: list[list[dict[str, Any]]] = run_ranks(ranks, held_and_planned, cases, timeout=500)

@@ -13,7 +13,6 @@ from hashlib import sha256
 
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^\w.\- :/]|-(?=x[0-9A-F]+-)")
-_ESCAPED = re.compile(r"-x([0-9A-F]+)-")
 
 
 def to_mlflow(name: str) -> str:
@@ -25,11 +24,6 @@ def to_mlflow(name: str) -> str:
         return mapped
     digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
     return f"{mapped[: MAX_LENGTH - 17]}-{digest}"
-
-
-def from_mlflow(name: str) -> str:
-    """Name before the mapping."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -41,7 +41,7 @@ def rehearse(config: Config) -> None:
         _built(tracker, tracker.load)
     parameters = parameter_count(config.model, space.padded_vocab_size)
     parameters += objective.auxiliary_parameters(config.model, space.padded_vocab_size)
-    if not on_gpu:
+    if config.run.device == "cpu":  # else the ranks may run on other machines than this
         _check_memory(config, parameters)
         masked = config.data.documents == "masked"
         call = Call(

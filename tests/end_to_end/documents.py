@@ -144,6 +144,8 @@ def dry_run(command: Command) -> list[str] | None:
     words, arguments = command.words, arguments_of_a_run(command.words)
     if arguments is not None and command.needs != "the network":
         small = small_run(arguments, {"run.root": "fresh"})
+        if command.needs:  # other machines than this
+            small.remove("run.device=cpu")
         return ["train", *small, *["--dry-run"] * ("--dry-run" not in small)]
     # The table of all models takes half a minute: the slow suite makes it.
     if words[:2] == ("epochal", "plan") and not (command.needs or "--models" in words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +20,7 @@ from pretrain.config.run import Config
 from pretrain.config.trackers import sqlite_uri
 from pretrain.errors import ConfigError
 from pretrain.tracking import Tracking, open_tracking
-from pretrain.tracking.mlflow_names import from_mlflow, to_mlflow
+from pretrain.tracking.mlflow_names import to_mlflow
 from pretrain.tracking.mlflow_store import prepare_store, sqlite_path, tracking_uri
 from pretrain.tracking.points import once, recorded_points
 from pretrain.tracking.queue import QueuedSink
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 MIX_NAME = "web:en|c++"
+
+
+def from_mlflow(name: str) -> str:
+    """Name before the mapping."""
+    return re.sub(r"-x([0-9A-F]+)-", lambda found: chr(int(found[1], 16)), name)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What `epochal train` does with a checked configuration: show it, prepare its folder, or train."""
+"""Outcome of `epochal train` for a checked configuration: shown, prepared, or trained."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## From raw text to a figure in 7 minutes on 2 cores (FULL=1: 20 minutes; DEMO=folder)
+demo: $(STAMP)  ## From raw text to a figure in 5 minutes on 2 cores (FULL=1: 20 minutes; DEMO=folder)
 	$(BIN)/epochal demo --dir $(DEMO) $(if $(FULL),--full)
 
 # Each worker takes half of the tests in the order of the folders, later those that the other has

@@ -56,7 +56,7 @@ SHORT = Plan(
         "data.unique_tokens=50000",
         "model.short_convolution=5",
     ),
-    limit="8 minutes",
+    limit="6 minutes",
 )
 FULL = Plan(
     epochs={"autoregressive": 32, "masked": 88},

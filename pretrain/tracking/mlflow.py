@@ -44,6 +44,7 @@ _REQUEST_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # else one line for every table of a new database
 }
 """Environment variables of this process, unless the user has set them."""
 _BATCH = 100

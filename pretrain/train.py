@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import EXIT_PREEMPTED
 from cluster.folder import exclusive
+from cluster.rank.early import StoppedEarly, ended_by_signals
 from cluster.rank.orphan import LAUNCHER_PID, end_with_launcher
-from cluster.rank.preemption import Preemption, StoppedEarly, ended_by_signals
 from cluster.status import read_status, write_failure, write_status
 from cluster.terminal import outlive_terminal
 from parallel.runtime import init_distributed, read_environment
@@ -75,15 +75,15 @@ def _run(config: Config) -> int:
     p = config.parallel
     runtime = init_distributed(p.timeout_minutes, config.run.device, p.tensor_parallel_size)
     # Imported here: with them a wrong configuration would wait seconds for its error message.
+    from cluster.rank.preemption import Preemption
     from parallel.silence import limit_waiting
     from pretrain.tracking import open_tracking
     from pretrain.training.hooks import Hooks
     from pretrain.training.session import open_session
 
-    timeout = timedelta(minutes=p.timeout_minutes)
-    preemption = Preemption(timeout)
+    preemption = Preemption()
     session = open_session(config, runtime)
-    limit_waiting(timeout)
+    limit_waiting(timedelta(minutes=p.timeout_minutes))
     run_dir, is_main = config.run.path, runtime.rank == 0
     if is_main:
         save_config(config, run_dir / "config.yaml")

@@ -30,9 +30,10 @@ def limit_waiting(timeout: timedelta) -> None:
 
 
 def gave_up(error: BaseException) -> bool:
-    """True for the error of a collective that waited too long."""
+    """True for the error of a collective that waited too long; before there are groups, False."""
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("timed out" in text or "timeout" in text)
+    waited = isinstance(error, RuntimeError) and ("timed out" in text or "timeout" in text)
+    return waited and dist.is_initialized()
 
 
 def silent_ranks(wait_seconds: float = _GATHERING_SECONDS) -> list[int]:

@@ -52,10 +52,7 @@ SHORT = Plan(
         "masked": [1, 2, 4, 8, 12, 16, 20, 24],
     },
     # Short convolutions end the plateau of masked diffusion, where it knows token frequencies only.
-    overrides=(
-        "data.unique_tokens=50000",
-        "model.short_convolution=5",
-    ),
+    overrides=("data.unique_tokens=50000", "model.short_convolution=5"),
     limit="6 minutes",
 )
 FULL = Plan(

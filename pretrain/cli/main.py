@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,6 @@ from pretrain.cli.output import Json, print_error, print_json, print_values, vis
 from pretrain.cli.plan import plan
 from pretrain.cli.start import launch_run, prepare_run, show_plan
 from pretrain.cli.track import app as track_app
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="epochal",
@@ -213,7 +210,7 @@ app.command()(reshard)
 
 @app.command()
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="20 minutes instead of 7.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="20 minutes instead of 5.")] = False,
     folder: Annotated[Path, typer.Option("--dir", help="Folder of all results.")] = Path("demo"),
 ) -> None:
     """Make a figure from raw text: AR and masked diffusion on the same repeated tokens.

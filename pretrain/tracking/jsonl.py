@@ -143,6 +143,4 @@ def _truncate(path: Path, keep_to_step: int) -> None:
     if not path.exists():
         return
     kept = [line for row, line in _complete_lines(path) if row["step"] <= keep_to_step]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(b"".join(kept))
-    os.replace(partial, path)
+    restore(path, b"".join(kept))

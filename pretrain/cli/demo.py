@@ -158,7 +158,7 @@ def train_family(folder: Path, objective: str, plan: Plan, data: PreparedData) -
 
 def compare(folder: Path) -> dict[str, Any]:
     """Make figure, table and verdict from the logs of the runs; write `report.json`."""
-    from pretrain.study.figures import draw_comparison
+    from pretrain.study.figures.comparison import draw_comparison
 
     curves = [read_curve(folder / "runs" / name, label) for name, label in FAMILIES.items()]
     if not all(curve.points for curve in curves):

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 """Folder of the packaged groups; installed wheels have it next to this package."""
-OPTIONAL_GROUPS = ("study", "runs")
+OPTIONAL_GROUPS = ("runs",)
 """Groups without a default; their options set values of several sections."""
-NOT_GROUPS = ("machine", "sampler")
+NOT_GROUPS = ("machine", "sampler", "study")
 """Folders of `configs/` that do not belong to a training run."""
 COMPONENTS = ("objective", "optimizer", "sampler", "tracker")
 """Kinds of components that other packages may add."""

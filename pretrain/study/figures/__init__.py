@@ -1,0 +1,1 @@
+"""Figures of runs and studies: each as PNG and SVG, with the numbers that it shows."""

@@ -1,0 +1,1 @@
+"""Scaling laws: their forms, fits to measured losses, uncertainty, and published coefficients."""

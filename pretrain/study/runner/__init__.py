@@ -1,0 +1,1 @@
+"""Studies as grids of runs: declared in YAML, planned, executed, collected."""

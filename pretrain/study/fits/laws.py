@@ -32,7 +32,7 @@ class SingleEpoch(Law):
     """E + A/N^alpha + B/D^beta (Hoffmann et al., arXiv 2203.15556, approach 3); U is ignored."""
 
     name = "single_epoch"
-    coefficients = ("A", "B", "E", "alpha", "beta")
+    coefficients: ClassVar[tuple[str, ...]] = ("A", "B", "E", "alpha", "beta")
 
     def loss(self, values: Values, params: Any, tokens: Any, unique: Any) -> np.ndarray:
         """Loss of N parameters after D fresh tokens."""
@@ -80,7 +80,7 @@ def optimal_params(values: Values, tokens: Any) -> np.ndarray:
 
 
 def balance(values: Values) -> Any:
-    """G = (alpha A / (beta B))^(1/(alpha + beta)); at the optimum N = G (C/6)^a, D = (C/6)^b / G."""
+    """G = (alpha A / (beta B))^(1/(alpha + beta)): optimal N = G (C/6)^a, D = (C/6)^b / G."""
     ratio = values["alpha"] * values["A"] / (values["beta"] * values["B"])
     return ratio ** (1 / (values["alpha"] + values["beta"]))
 

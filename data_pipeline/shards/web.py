@@ -17,7 +17,7 @@ from data_pipeline.shards.speed import SpeedWatch
 
 
 class RedirectError(Exception):
-    """Redirect that is not followed: to another scheme, or from https to http."""
+    """Redirect that is not followed: to another scheme, from https to http, to no valid URL."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -76,7 +76,13 @@ def open_url(url: str, headers: dict[str, str], timeout: float, watch: SpeedWatc
     if login := _login(urlsplit(url).hostname or ""):
         # Not sent to the target of a redirect.
         request.add_unredirected_header("Authorization", login)
-    return urllib.request.build_opener(http, https, _Redirects()).open(request, timeout=timeout)
+    opener = urllib.request.build_opener(http, https, _Redirects())
+    try:
+        return opener.open(request, timeout=timeout)
+    except ValueError as error:  # from the library's parsing of the address of a redirect, too
+        raise RedirectError(
+            f"the address, or one that it redirects to, is invalid: {error}"
+        ) from None
 
 
 def blocks(response: Any, size: int, watch: SpeedWatch) -> Iterator[bytes]:

@@ -36,6 +36,12 @@ class Fitted:
     """Smallest and largest value of the data, for the names of `RANGED`."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """`objective` (sum of Huber losses), `r2`, `points`, `clusters`, `aic`, `bic`, ..."""
+    delta: float = 1e-3
+    """Threshold of Huber's loss, in log loss."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Coefficients that were held equal to another."""
+    fixed: tuple[str, ...] = ()
+    """Names of the coefficients that were held at their value, e.g. those of an earlier stage."""
     warnings: tuple[str, ...] = ()
     """Known traps that this fit may have fallen into."""
     source: str = ""
@@ -67,5 +73,5 @@ class Fitted:
     def from_dict(cls, given: Mapping[str, Any]) -> Fitted:
         """Inverse of `to_dict`; ranges become tuples again."""
         support = {name: (low, high) for name, (low, high) in given.get("support", {}).items()}
-        warnings = tuple(given.get("warnings", ()))
-        return cls(**{**given, "support": support, "warnings": warnings})
+        listed = {name: tuple(given.get(name, ())) for name in ("warnings", "fixed")}
+        return cls(**{**given, "support": support, **listed})

@@ -31,11 +31,12 @@ def bootstrap(
     codes = cluster_codes(table)
     count = int(codes.max()) + 1
     rng = np.random.default_rng(seed)
+    directions = problem.whitening(start)
     found = []
     for _ in range(resamples):
         drawn = np.bincount(rng.integers(count, size=count), minlength=count)
         weighted = problem.replace(weights=drawn[codes].astype(float))
-        found.append(weighted.solve(start, polish=False).theta)
+        found.append(weighted.refine(start, directions).theta)
     values = problem.values(np.stack(found))
     return replace(
         fitted,

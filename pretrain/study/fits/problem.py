@@ -152,6 +152,39 @@ class Problem:
                 best = end
         return self.at(best.x)
 
+    def whitening(self, theta: np.ndarray) -> np.ndarray:
+        """Directions [f, f] in which equal steps change the residuals about equally.
+
+        Flat directions get a bounded step: a long one would leave the valley of the optimum.
+        """
+        _, jacobian = self.jacobian(theta)
+        size, axes = np.linalg.eigh(jacobian.T @ jacobian / len(jacobian))
+        return axes / np.sqrt(np.maximum(size, size.max() * 1e-3))
+
+    def refine(self, theta: np.ndarray, directions: np.ndarray) -> Solution:
+        """Optimum near that of a similar problem, by BFGS along whitened directions.
+
+        It takes a third of the time of `solve`, to which it returns where it does not arrive.
+        """
+        low, high = self.limits(POSSIBLE)
+        scatter = max(self.delta, float(np.abs(self.residuals(theta)).mean()))
+        scale = 1 / (self.weights.sum() * self.delta * scatter)
+
+        def scaled(step: np.ndarray) -> tuple[float, np.ndarray]:
+            moved = theta + directions @ step
+            inside = np.clip(moved, low, high)
+            with np.errstate(all="ignore"):  # a step may leave the range of exp
+                value, slope, _ = self.objective(inside)
+            if not (np.isfinite(value) and np.isfinite(slope).all()):
+                return 1e12, np.zeros_like(step)
+            return value * scale, directions.T @ np.where(inside == moved, slope, 0.0) * scale
+
+        end = minimize(
+            scaled, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-3}
+        )
+        found = self.at(np.clip(theta + directions @ end.x, low, high))
+        return found if found.gradient < 1e-4 else self.solve(theta, polish=False)
+
     def at(self, theta: np.ndarray) -> Solution:
         """Objective and relative gradient at a point; limits that hold the point do not count."""
         value, slope, parts = self.objective(theta)

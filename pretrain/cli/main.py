@@ -20,6 +20,7 @@ from pretrain.cli.data import app as data_app
 from pretrain.cli.output import Json, print_error, print_json, print_values, visible
 from pretrain.cli.plan import plan
 from pretrain.cli.start import launch_run, prepare_run, show_plan
+from pretrain.cli.study import app as study_app
 from pretrain.cli.track import app as track_app
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app)
 app.add_typer(track_app)
+app.add_typer(study_app)
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/autoregressive.")]
 Checkpoint = Annotated[

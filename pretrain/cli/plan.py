@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pretrain.cli.amounts import parse_amount
 from pretrain.cli.output import Json, print_json
 
-_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([KkMmBbGgTt]?)")
 _RANKS = "parallel.data_parallel_size"
-_FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 def plan(
@@ -70,7 +68,7 @@ def plan(
         config,
         machine=machine,
         num_gpus=gpus,
-        tokens=_count(tokens) if tokens is not None else None,
+        tokens=parse_amount("--tokens", tokens) if tokens is not None else None,
         price=price_per_gpu_hour,
         vocab_size=vocab_size,
     )
@@ -78,13 +76,3 @@ def plan(
         print_json(to_dict(planned, top))
     else:
         show(sections(planned, top))
-
-
-def _count(text: str) -> float:
-    """Parse 300B, 1.5T or 2e12."""
-    from pretrain.errors import ConfigError
-
-    match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
-    if match is None:
-        raise ConfigError(f"--tokens is {text!r}; write a number, e.g. 300B, 1.5T or 2e12")
-    return float(match[1]) * _FACTORS[match[2].lower()]

@@ -94,6 +94,8 @@ def read_fits(name: str) -> list[Fitted]:
 
 def _fit(entry: Any, where: str) -> Fitted:
     """Checked fit of a JSON object."""
+    from pydantic import TypeAdapter, ValidationError
+
     from pretrain.errors import ConfigError
     from pretrain.study.fits.fitted import Fitted
     from pretrain.study.fits.laws import LAWS
@@ -101,7 +103,12 @@ def _fit(entry: Any, where: str) -> Fitted:
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: a fit is an object, not {type(entry).__name__}")
     try:
+        TypeAdapter(Fitted).validate_python(entry)
         fitted = Fitted.from_dict(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where} is no fit: {at}: {first['msg']}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where} is no fit: {error}") from error
     if fitted.law_name not in LAWS:
@@ -168,8 +175,8 @@ def sections(advice: Advice) -> list[Section]:
     from pretrain.planning.tables import Section
 
     header = ("objective", "loss is", "size", "epochs", "FLOPs", "nats/token", "sizes as good")
-    best = [(header[0], header[1], *header[2:])]
-    measured = [("objective", "size", "epochs", "FLOPs", "nats/token")]
+    best: list[tuple[str, ...]] = [header]
+    measured: list[tuple[str, ...]] = [("objective", "size", "epochs", "FLOPs", "nats/token")]
     for option in advice.options:
         sizes = f"{format_amount(option.sizes[0])} to {format_amount(option.sizes[1])}"
         best.append((option.label, option.fitted.likelihood, *_cells(option), sizes))
@@ -179,9 +186,9 @@ def sections(advice: Advice) -> list[Section]:
         f"{format_amount(advice.unique_tokens)} unique tokens, {advice.flops:.3g} FLOPs: "
         "predicted best use, best objective first"
     )
-    parts = [Section(title, list(best), header=True), _verdict(advice)]
+    parts = [Section(title, best, header=True), _verdict(advice)]
     if len(measured) > 1:
-        parts.append(Section("Best use inside the measured range", list(measured), header=True))
+        parts.append(Section("Best use inside the measured range", measured, header=True))
     parts.append(_crossing_section(advice))
     doubts = [("comparison", text) for text in advice.warnings]
     doubts += [(o.label, visible(text)) for o in advice.options for text in o.warnings]
@@ -195,7 +202,7 @@ def _cells(option: Option) -> tuple[str, ...]:
     best = option.best
     return (
         _with_interval(format_amount(best.params), option.params_interval, format_amount),
-        _with_interval(f"{best.epochs:.3g}", option.epochs_interval, "{:.3g}".format),
+        _with_interval(_number(best.epochs), option.epochs_interval, _number),
         f"{best.flops:.2e}",
         _with_interval(f"{best.loss:.3f}", option.loss_interval, "{:.3f}".format),
     )
@@ -203,7 +210,11 @@ def _cells(option: Option) -> tuple[str, ...]:
 
 def _plain(found: Allocated) -> tuple[str, ...]:
     size = format_amount(found.params)
-    return size, f"{found.epochs:.3g}", f"{found.flops:.2e}", f"{found.loss:.3f}"
+    return size, _number(found.epochs), f"{found.flops:.2e}", f"{found.loss:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _with_interval(text: str, interval: tuple[float, float] | None, form: Any) -> str:

@@ -214,8 +214,8 @@ def _warnings(fitted: Fitted, best: Allocated, unique: float) -> list[str]:
         low, high = fitted.support[name]
         value = {"unique_tokens": unique, "tokens": best.epochs * unique, **vars(best)}[name]
         texts.append(
-            f"outside the data: {name.replace('_', ' ')} {value:.3g} lies {side} the measured "
-            f"{low:.3g} to {high:.3g}"
+            f"outside the data: {name.replace('_', ' ')} {value:,.4g} lies {side} the "
+            f"measured {low:,.4g} to {high:,.4g}"
         )
     if not fitted.support:
         texts.append("the range of its data is not recorded, so this may be extrapolation")
@@ -225,6 +225,8 @@ def _warnings(fitted: Fitted, best: Allocated, unique: float) -> list[str]:
             f"the law cannot rise, runs can: epochs beyond the measured {measured:.4g} are "
             "extrapolation"
         )
+    elif fitted.law.monotone and best.epochs > 1 + 1e-9:
+        texts.append("the law cannot rise: it does not know overfitting")
     if not num_resamples(fitted):
         texts.append("the fit has no resamples: no interval")
     return [*texts, *fitted.warnings]

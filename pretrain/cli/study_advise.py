@@ -191,11 +191,15 @@ def sections(advice: Advice) -> list[Section]:
         parts.append(Section("Best use inside the measured range", measured, header=True))
     parts.append(_crossing_section(advice))
     doubts = [("comparison", text) for text in advice.warnings]
-    doubts += [(o.label, visible(text)) for o in advice.options for text in o.warnings]
+    doubts += [(o.label, text) for o in advice.options for text in o.warnings]
     parts.append(Section("Warnings", list(doubts)))
-    origins = [(o.label, visible(o.fitted.source) or "not recorded") for o in advice.options]
+    origins = [(o.label, o.fitted.source or "not recorded") for o in advice.options]
     parts.append(Section("Origin of the laws", list(origins)))
-    return [part for part in parts if part.rows]
+    return [
+        Section(part.title, [tuple(map(visible, row)) for row in part.rows], part.header)
+        for part in parts
+        if part.rows
+    ]
 
 
 def _cells(option: Option) -> tuple[str, ...]:

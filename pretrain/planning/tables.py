@@ -225,6 +225,7 @@ def show(parts: list[Section]) -> None:
 def _show_rich(parts: list[Section]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     for part in parts:
@@ -233,5 +234,5 @@ def _show_rich(parts: list[Section]) -> None:
         for i in range(len(rows[0])):
             table.add_column(rows[0][i] if part.header else "")
         for row in rows[1:] if part.header else rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # brackets in a name are no markup
         console.print(table)

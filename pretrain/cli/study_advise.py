@@ -238,6 +238,8 @@ def _verdict(advice: Advice) -> Section:
         rows.append(("resamples that agree", f"{100 * advice.confidence:.0f} %"))
     if first.best.flops < 0.99 * advice.flops:
         rows.append(("spend", f"{first.best.flops:.2e} FLOPs; more would gain next to nothing"))
+    if not first.supported:
+        rows.append(("CAUTION", "this lies outside the measured range; see the warnings"))
     return Section("Verdict", rows)
 
 

@@ -23,7 +23,7 @@ from pretrain.study.critical import (
 from pretrain.study.fits.fitted import Fitted
 from pretrain.study.fits.laws import SingleEpoch
 from pretrain.study.fits.published import published_law
-from pretrain.study.frontier import best_allocation, outside, saturation
+from pretrain.study.frontier import best_allocation, outside, saturation, supported
 
 PUBLISHED_PAIR = ("prabhudesai_autoregressive", "prabhudesai_masked")
 """Published laws of one study, whose losses can be compared."""
@@ -51,6 +51,8 @@ class Option:
     """Spends less than the budget where more would gain next to nothing."""
     sizes: tuple[float, float]
     """Smallest and largest size whose predicted loss at this compute is within `CLOSE` nats."""
+    supported: bool
+    """True where `best` lies inside the range of the data."""
     measured: Allocated | None
     """Best one inside the range of the data; None where that holds none."""
     loss_interval: tuple[float, float] | None
@@ -166,6 +168,7 @@ def _option(fitted: Fitted, unique: float, flops: float) -> Option:
         fitted=fitted,
         best=best,
         sizes=(float(close.min()), float(close.max())),
+        supported=bool(supported(fitted, best.params, best.epochs * unique, unique)),
         measured=_measured(fitted, unique, flops),
         loss_interval=intervals[0],
         params_interval=intervals[1],

@@ -68,6 +68,8 @@ def test_the_measured_allocation_stays_inside_the_data():
 
 
 def test_what_lies_outside_the_data_is_said():
+    assert advise([MASKED], 5e7, 1e19).options[0].supported
+    assert not advise([MASKED], 1e8, 1e21).options[0].supported
     inside = advise([MASKED], 5e7, 1e19).options[0].warnings
     assert not any("outside the data" in text for text in inside)
     assert any("does not know overfitting" in text for text in inside)
@@ -129,7 +131,7 @@ def test_the_command_prints_tables_and_json():
     run = CliRunner()
     text = run.invoke(app, BUDGET)
     assert text.exit_code == 0, text.output
-    for part in ("masked", "printed law", "outside the data", "arXiv 2507.15857"):
+    for part in ("masked", "printed law", "CAUTION", "outside the data", "arXiv 2507.15857"):
         assert part in text.stdout
     stored = json.loads(run.invoke(app, [*BUDGET, "--json"]).stdout)
     assert stored["recommended"] == "masked"

@@ -1,5 +1,6 @@
 """Table of packaged models: sizes, operations and a layout for one and for eight nodes.
 
+The ladders of two papers are left out; their sizes lie between those of the table.
 `epochal plan --models` prints it; `docs/planning.md` holds the printed table, and a test compares
 the two. Layouts are the planner's best for an autoregressive run in bfloat16 with 1,024 sequences
 of 2,048 tokens a step and a vocabulary of 32,000, on H100 with 80 GB and on H200 with 141 GB.
@@ -20,15 +21,22 @@ from pretrain.planning.plan import costs, search_space
 
 VOCABULARY, LENGTH = 32_000, 2048
 PLANNED = ("h100x8", "h100x64", "h200x8", "h200x64")
+PAPERS = ("chinchilla_", "smdm_")
+"""Beginnings of the names of the ladders of arXiv 2507.15857 and 2602.15014."""
 HEADER = (
     "| model | parameters | without embeddings | GFLOP a token: AR | masked | "
     "8 H100 | 64 H100 | 8 H200 | 64 H200 |\n|---|---:|---:|---:|---:|---|---|---|---|"
 )
 
 
+def tabled_models() -> list[str]:
+    """Names of the packaged models without the ladders of the papers."""
+    return [name for name in groups()["model"] if not name.startswith(PAPERS)]
+
+
 def ladder_table(models: Iterable[str] | None = None) -> str:
     """Markdown table of packaged models, smallest first; of all unless some are named."""
-    rows = sorted(map(_row, groups()["model"] if models is None else models))
+    rows = sorted(map(_row, tabled_models() if models is None else models))
     return "\n".join([HEADER, *(text for _, text in rows)])
 
 

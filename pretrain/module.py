@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from parallel.context import local_targets, sum_over_context
 from pretrain.batch import TrainBatch
 from pretrain.model.chunked import each, total
+from pretrain.model.parametrization import Multipliers, multipliers
 from pretrain.model.teacher import Teacher
 from pretrain.model.transformer import Transformer
 from pretrain.model.vocab import VocabChunk
@@ -58,6 +59,11 @@ class ObjectiveModule(nn.Module):
         if self.own is None:
             return {}
         return {f"own.{name}": scale for name, scale in self.own.lr_scales.items()}
+
+    def multipliers(self, name: str) -> Multipliers:
+        """Factors of the optimizer's settings for a parameter, which follow from the size of the
+        model."""
+        return multipliers(name, self.model.config)
 
     def forward(
         self, batch: TrainBatch, exact: bool = False, carried: tuple[Tensor, ...] = ()

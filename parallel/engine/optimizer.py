@@ -99,8 +99,9 @@ class OptimizerSpec:
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = field(
         compare=False, repr=False
     )
-    """Function that makes it from groups with `params`, `weight_decay`, `lr_scale` and
-    `state_group`, and imports what it needs. The engine sets `lr` of every group before each step.
+    """Function that makes it from groups with `params`, `weight_decay`, `lr_scale`, `eps_scale`
+    (a factor of the term that keeps a divisor from 0) and `state_group`, and imports what it needs.
+    The engine sets `lr` of every group before each step.
     """
     counter: Literal["tensor", "int"] | None = "tensor"
     """Form of the number of updates that it keeps of every tensor as `state["step"]`: float32 0-d,

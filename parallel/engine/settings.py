@@ -55,7 +55,7 @@ def build_optimizer(
         for parameter in given["params"]:
             parts.setdefault(state_group(parameter), []).append(parameter)
         for name, parameters in parts.items():
-            group = {"lr_scale": 1.0, "weight_decay": 0.0, **given}
+            group = {"lr_scale": 1.0, "eps_scale": 1.0, "weight_decay": 0.0, **given}
             groups.append({**group, "params": parameters, "state_group": name})
     return spec.build(groups)
 

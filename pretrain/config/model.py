@@ -35,6 +35,13 @@ class ModelConfig(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2
     num_layers)."""
+    parametrization: Literal["standard", "complete_p"] = "standard"
+    """Rule by which rates depend on the size: `standard` uses `optimizer.lr` at every size as it
+    is; `complete_p` (arXiv 2505.01618) lets a recipe tuned at the base size hold at others."""
+    base_hidden_size: Width | None = None
+    """Width at which the recipe was tuned; with `complete_p` only."""
+    base_num_layers: LayerCount | None = None
+    """Depth at which the recipe was tuned; with `complete_p` only."""
     short_convolution: Annotated[int, Field(ge=0), BeforeValidator(_or_zero)] = 0
     """Kernel size of depthwise convolutions over neighbouring tokens, before attention and before
     the MLP; 0 or null means none. They are causal in autoregressive models (published: 4) and
@@ -68,6 +75,21 @@ class ModelConfig(Section):
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by "
                 f"num_query_groups {self.query_groups}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> ModelConfig:
+        base = (self.base_hidden_size, self.base_num_layers)
+        if self.parametrization == "complete_p" and None in base:
+            raise ValueError(
+                "parametrization complete_p needs base_hidden_size and base_num_layers, the width "
+                "and depth at which optimizer.* was tuned"
+            )
+        if self.parametrization == "standard" and base != (None, None):
+            raise ValueError(
+                "base_hidden_size and base_num_layers have no effect with parametrization "
+                "standard; set model.parametrization=complete_p or leave them out"
             )
         return self
 

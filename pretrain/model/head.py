@@ -17,6 +17,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.model.chunked import Outputs
 from pretrain.model.conditioning import Modulation, modulate
 from pretrain.model.layers import RMSNorm, no_init
+from pretrain.model.parametrization import logit_multiplier
 from pretrain.model.vocab import VocabChunk
 from pretrain.vocabulary import TokenSpace
 
@@ -31,6 +32,7 @@ class Head(nn.Module):
         super().__init__()
         self.topology = topology
         size, partial = config.hidden_size, topology.sequence_parallel
+        self.multiplier = logit_multiplier(config)
         self.norm = RMSNorm(size, config.norm_eps, topology, partial)
         self.modulation = Modulation(2, size, topology) if config.time_conditioning else None
         # Rows come from the whole sequence.
@@ -50,12 +52,14 @@ class Head(nn.Module):
         self.register_buffer("excluded", torch.tensor(mine, dtype=torch.int64), persistent=False)
 
     def hidden(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Apply the final norm to x [s, b, h]; condition [b, c] or None."""
+        """Apply the final norm and the multiplier of the logits to x [s, b, h]; condition [b, c]
+        or None."""
         x = self.norm(x)
         if self.modulation is not None:
             assert condition is not None, "a time-conditioned model needs a noise level"
             x = modulate(x, *self.modulation(condition))
-        return x
+        # Logits are linear in x, which is smaller than they are.
+        return x if self.multiplier == 1 else x * self.multiplier
 
     def forward(
         self, rows: Tensor, tied: nn.Module | None, score: Score | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from parallel.layers import mark_tensor_parallel
 from pretrain.model.convolution import ShortConvolution
+from pretrain.model.parametrization import multipliers, residual_depth
 from pretrain.model.transformer import Transformer
 from pretrain.noise.key import NoiseKey
 
@@ -39,27 +40,29 @@ def initialize(model: Transformer, seed: int) -> None:
     """Fill every parameter of `model` and mark slices of larger weights for the engine.
 
     Matrices are normal with `init_std`; projections back into the residual stream are divided by
-    sqrt(2 num_layers) (GPT-2). Short convolutions of k weights have deviation 1 / sqrt(3 k), as
-    torch gives them. Modulations and biases are zero, norm weights one.
+    sqrt(2 num_layers) (GPT-2); `pretrain.model.parametrization` has factors of both. Short
+    convolutions of k weights have deviation 1 / sqrt(3 k), as torch gives them. Modulations and
+    biases are zero, norm weights one.
     """
     rank = model.topology.tp_rank
     std = model.config.init_std
-    residual_std = std / math.sqrt(2 * model.config.num_layers)
+    residual_std = std / math.sqrt(2 * residual_depth(model.config))
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter):
             continue
         name = f"{path}.weight"
+        scale = multipliers(f"model.{name}", model.config).init
         if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)):
             count, width = weight.shape
             rows = range(rank * count, (rank + 1) * count)
-            weight.copy_(std * keyed_normal(seed, name, rows, slice(None), width))
+            weight.copy_(std * scale * keyed_normal(seed, name, rows, slice(None), width))
             mark_tensor_parallel(weight, 0)
         elif isinstance(module, RowParallelLinear):
             count, local = weight.shape
             columns = slice(rank * local, (rank + 1) * local)
             draw = keyed_normal(seed, name, range(count), columns, module.input_size)
-            weight.copy_(residual_std * draw)
+            weight.copy_(residual_std * scale * draw)
             mark_tensor_parallel(weight, 1)
         elif isinstance(module, ShortConvolution):
             kernel, channels = weight.shape

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from parallel.layout.topology import Topology
@@ -16,6 +17,7 @@ from pretrain.model.conditioning import Modulation, modulate
 from pretrain.model.convolution import ShortConvolution
 from pretrain.model.dropout import DropoutKey, dropout
 from pretrain.model.layers import MLP, Attention, RMSNorm
+from pretrain.model.parametrization import branch_multiplier
 from pretrain.model.recompute import Keep
 
 
@@ -39,7 +41,7 @@ class TransformerLayer(nn.Module):
             ShortConvolution(size, kernel, causal, place) if kernel else None
             for place in ("attention", "mlp")
         )
-        self.dropout = config.dropout
+        self.dropout, self.multiplier = config.dropout, branch_multiplier(config)
         self.modulation = Modulation(6, size, topology) if config.time_conditioning else None
 
     def forward(
@@ -58,14 +60,21 @@ class TransformerLayer(nn.Module):
         mixes = self._convolutions(plan, cache)
         if self.modulation is None:
             y = self._normed(x, self.attention_norm, (), mixes[0], *attention)
-            x = x + drop(y, place="attention")
-            return x + drop(self._normed(x, self.mlp_norm, (), mixes[1], self.mlp), place="mlp")
+            x = self._add(x, drop(y, place="attention"))
+            y = self._normed(x, self.mlp_norm, (), mixes[1], self.mlp)
+            return self._add(x, drop(y, place="mlp"))
         assert condition is not None, "a time-conditioned model needs a noise level"
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         y = self._normed(x, self.attention_norm, (shift1, scale1), mixes[0], *attention)
-        x = x + gate1 * drop(y, place="attention")
+        x = self._add(x, gate1 * drop(y, place="attention"))
         y = self._normed(x, self.mlp_norm, (shift2, scale2), mixes[1], self.mlp)
-        return x + gate2 * drop(y, place="mlp")
+        return self._add(x, gate2 * drop(y, place="mlp"))
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Residual stream after a branch."""
+        if self.multiplier == 1:
+            return x + branch
+        return torch.add(x, branch, alpha=self.multiplier)
 
     def _convolutions(
         self, plan: AttentionPlan | None, cache: LayerCache | None

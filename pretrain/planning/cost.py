@@ -7,11 +7,12 @@ autograd keeps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from parallel.planner.costs import Loss, ModelCost, Part, Recompute, Saved, Weight
 from pretrain.config.run import Config, ModelConfig
+from pretrain.model.parametrization import NONE, multipliers
 from pretrain.model.size import CONDITION, FREQUENCIES, stage_costs
 from pretrain.objectives.network_size import AuxiliaryNetwork
 from pretrain.study.flops import train_flops_per_token
@@ -46,11 +47,12 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
     m, length = config.model, config.data.seq_length
     layer, head = stage_costs(m, padded_vocab_size, objective.head_share)
     d, groups, limits = m.head_size, m.query_groups, config.objective.layouts
+    grouped = _Groups(m)
     return ModelCost(
-        first=_first(m, padded_vocab_size, config, objective),
-        layer=_layer(m, length * objective.positions_per_token, objective),
+        first=grouped.part(_first(m, padded_vocab_size, config, objective)),
+        layer=grouped.part(_layer(m, length * objective.positions_per_token, objective)),
         num_layers=m.num_layers,
-        last=_last(m, padded_vocab_size),
+        last=grouped.part(_last(m, padded_vocab_size)),
         loss=Loss(
             vocabulary=padded_vocab_size,
             hidden_size=m.hidden_size,
@@ -60,7 +62,7 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         ),
         final=_final(m),
         layer_workspace=_layer_workspace(m),
-        tied=_embedding(m, padded_vocab_size, config.optimizer.decay_embeddings)
+        tied=grouped.weights(_embedding(m, padded_vocab_size, config.optimizer.decay_embeddings))
         if m.tie_embeddings
         else (),
         hidden_size=m.hidden_size,
@@ -92,6 +94,27 @@ def model_cost(config: Config, padded_vocab_size: int, objective: ObjectiveCost)
         key_value_heads=groups,
         vocabulary_elements=padded_vocab_size * m.hidden_size * (1 if m.tie_embeddings else 2),
     )
+
+
+class _Groups:
+    """Groups of the optimizer, divided where parameters have different multipliers."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self.found = {(group, NONE): group for group in (_DECAYED, _KEPT, _SCALED)}
+
+    def part(self, part: Part) -> Part:
+        """Part with the groups of its weights."""
+        return replace(part, weights=self.weights(part.weights))
+
+    def weights(self, given: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        """Weights with their groups; a weight with a separate rate has no multipliers."""
+        result = []
+        for weight in given:
+            of = NONE if weight.group == _SCALED else multipliers(weight.name, self.model)
+            group = self.found.setdefault((weight.group, of), len(self.found))
+            result.append(replace(weight, group=group))
+        return tuple(result)
 
 
 def _matrix(name: str, *shape: int, sharded: bool = True, group: int = _DECAYED) -> Weight:

@@ -18,6 +18,8 @@ def adamw_spec(config: AdamWConfig) -> OptimizerSpec:
     def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         import torch
 
+        # A model may ask for another eps of some parameters (`pretrain.model.parametrization`).
+        groups = [{**group, "eps": config.eps * group.get("eps_scale", 1.0)} for group in groups]
         # DeepSpeed's own AdamW would compile an extension first (minutes on a CPU).
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 

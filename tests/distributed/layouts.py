@@ -123,6 +123,15 @@ CONVOLVED_TASKS = {
     ),
 }
 """Models with short convolutions: neither context nor sequence parallelism."""
+COMPLETE_P = {"parametrization": "complete_p", "base_hidden_size": 16, "base_num_layers": 2}
+COMPLETE_P_TASKS = {
+    "complete_p autoregressive": Task(
+        {"name": "autoregressive"}, {**COMPLETE_P, "tie_embeddings": False}
+    ),
+    "complete_p uniform": Task({"name": "uniform"}, {**COMPLETE_P, "time_conditioning": True}),
+    "complete_p masked": Task({"name": "masked"}, COMPLETE_P),
+}
+"""Models of twice the width and depth of their base."""
 
 
 @cache
@@ -264,7 +273,7 @@ def shallow(task: Task) -> Task:
 
 def train_task(layout: dict[str, Any], task: str, steps: int, deep: bool) -> dict[str, Any]:
     """A whole short run in a layout: curve, evaluation, start and end."""
-    chosen = {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS}[task]
+    chosen = {**TASKS, **WHOLE_TASKS, **CONVOLVED_TASKS, **COMPLETE_P_TASKS}[task]
     trainer = Trainer(Layout(**layout), chosen if deep else shallow(chosen))
     start = trainer.weights()
     curve = trainer.train(0, steps)

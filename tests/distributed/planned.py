@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from foreign import SPECS
 from layouts import (
+    COMPLETE_P_TASKS,
     CONVOLVED_TASKS,
     GLOBAL_BATCH,
     LENGTH,
@@ -49,6 +50,7 @@ TASKS_HERE = {
     **TASKS,
     **WHOLE_TASKS,
     **CONVOLVED_TASKS,
+    **COMPLETE_P_TASKS,
     DISTILLED: Task({"name": DISTILLED, "round_sequences": 80}, {"time_conditioning": True}),
 }
 

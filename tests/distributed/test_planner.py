@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from layouts import CONVOLVED_TASKS, TASKS, WHOLE_TASKS, Layout
+from layouts import COMPLETE_P_TASKS, CONVOLVED_TASKS, TASKS, WHOLE_TASKS, Layout
 from planned import (
     DISTILLED,
     Case,
@@ -44,13 +44,14 @@ LAYOUTS = list(dict.fromkeys([Layout(), Layout(zero=3), *TWO_RANKS, *FURTHER, *B
 
 def held_cases(ranks: int) -> list[tuple[Layout, str, bool, str]]:
     """Every layout on so many ranks, objectives in turn, every third with averaged weights; then
-    the objectives that bring weights or a frozen copy of the model, and short convolutions."""
+    the objectives that bring weights or a frozen copy of the model, short convolutions, and
+    parameters with multipliers."""
     whole = [layout for layout in WHOLE_LAYOUTS if layout.ranks == ranks]
     cases = [(layout, name, True, "adamw") for layout in whole for name in WHOLE_TASKS]
     cases += [
         (layout, name, False, "adamw")
         for layout in CONVOLVED
-        for name in CONVOLVED_TASKS
+        for name in (*CONVOLVED_TASKS, *COMPLETE_P_TASKS)
         if layout.ranks == ranks
     ]
     cases += [(layout, DISTILLED, False, "adamw") for layout in whole if layout.zero < 3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +13,7 @@ from pretrain.config.run import ModelConfig
 from pretrain.model.size import parameter_count
 from pretrain.planning.ladder import PAPERS, tabled_models
 
-FAMILY = Path("/work/shared/data/scaling/model_family.csv")
+FAMILY = CONFIG_ROOT.parent.parent / "shared/data/scaling/model_family.csv"
 GPT2, SIZES = 50_257, (7, 14, 44, 74, 117, 140, 217, 278, 425, 552, 632, 724, 1143, 2283)
 STUDY_2026 = {  # total parameters in millions with noise conditioning, biases, 32,001 tokens
     "6m": 22.45, "19m": 41.31, "34m": 61.35, "48m": 76.98, "66m": 95.36, "85m": 111.6,

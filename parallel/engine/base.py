@@ -82,6 +82,7 @@ class Engine(ABC):
             config.optimizer,
             param_groups,
             lambda p: config.optimizer.group_of(names[p], self.shapes[names[p]]),
+            topology.pp_group if topology.pipeline_parallel_size > 1 else None,
         )
 
     def step(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from parallel.engine.optimizer import OptimizerSpec
@@ -47,8 +48,12 @@ def build_optimizer(
     spec: OptimizerSpec,
     param_groups: Sequence[dict[str, Any]],
     state_group: Callable[[nn.Parameter], str] = lambda parameter: "",
+    stages: Any = None,
 ) -> torch.optim.Optimizer:
-    """Make the declared optimizer over the given groups, each divided by the state groups in it."""
+    """Make the declared optimizer over the given groups, each divided by the state groups in it.
+
+    `stages` is the process group of a pipeline, whose stages get the same number of groups.
+    """
     groups = []
     for given in param_groups:
         parts: dict[str, list[nn.Parameter]] = {}
@@ -57,7 +62,28 @@ def build_optimizer(
         for name, parameters in parts.items():
             group = {"lr_scale": 1.0, "eps_scale": 1.0, "weight_decay": 0.0, **given}
             groups.append({**group, "params": parameters, "state_group": name})
-    return spec.build(groups)
+    return spec.build(groups if stages is None else _as_many_as_others(groups, stages))
+
+
+def _as_many_as_others(groups: list[dict[str, Any]], stages: Any) -> list[dict[str, Any]]:
+    """Split groups until every stage of the pipeline has as many; a collective of its stages.
+
+    DeepSpeed sums the norm of one group after the other over all stages. A stage without
+    embeddings may have fewer groups, and would leave the others waiting.
+    """
+    counts = [0] * dist.get_world_size(stages)
+    dist.all_gather_object(counts, len(groups), group=stages)
+    result = list(groups)
+    while len(result) < max(counts):
+        largest = max(result, key=lambda group: len(group["params"]))
+        half, rest = len(largest["params"]) // 2, largest["params"]
+        assert half > 0, "a stage has fewer parameters than another one has groups"
+        place = next(i for i, group in enumerate(result) if group is largest)
+        result[place : place + 1] = [
+            {**largest, "params": rest[:half]},
+            {**largest, "params": rest[half:]},
+        ]
+    return result
 
 
 def stage_of(config: EngineConfig, topology: Topology) -> int:

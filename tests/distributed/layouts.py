@@ -123,7 +123,7 @@ CONVOLVED_TASKS = {
     ),
 }
 """Models with short convolutions: neither context nor sequence parallelism."""
-COMPLETE_P = {"parametrization": "complete_p", "base_hidden_size": 16, "base_num_layers": 2}
+COMPLETE_P = {"parametrization": "complete_p", "base_hidden_size": 16, "base_num_layers": 1}
 COMPLETE_P_TASKS = {
     "complete_p autoregressive": Task(
         {"name": "autoregressive"}, {**COMPLETE_P, "tie_embeddings": False}
@@ -131,7 +131,7 @@ COMPLETE_P_TASKS = {
     "complete_p uniform": Task({"name": "uniform"}, {**COMPLETE_P, "time_conditioning": True}),
     "complete_p masked": Task({"name": "masked"}, COMPLETE_P),
 }
-"""Models of twice the width and depth of their base."""
+"""Models wider and deeper than their base."""
 
 
 @cache

@@ -40,6 +40,11 @@ def starting(run: Path) -> Iterator[None]:
         yield
 
 
+def in_use(run: Path) -> bool:
+    """True where a living process says that it trains in the run folder; takes no lock."""
+    return _owner(run / ".lock.owner") is not None
+
+
 @contextmanager
 def _locked(run: Path, name: str) -> Iterator[None]:
     path, owner = run / name, run / f"{name}.owner"

@@ -18,7 +18,7 @@ from typing import IO
 from cluster.hosts import read_hostfile
 from cluster.local import LocalRanks
 from cluster.machine import check_visible_gpus, is_this_machine
-from cluster.outcome import Outcome, judge
+from cluster.outcome import Ended, Outcome, judge
 from cluster.remote import (
     RemoteRanks,
     launcher_command,
@@ -103,23 +103,33 @@ def launch(plan: Launch, *, output: IO[str] | None = None) -> Outcome:
     `output` takes what they print (default: this process's standard output). Where no rank said how
     the run ended, the outcome becomes its status. Raises LaunchError when they cannot be started.
     """
-    folder = plan.job.folder
-    environment = {**os.environ, **plan.environment}
     print(plan, file=output or sys.stdout, flush=True)
+    return conclude(plan.job.folder, supervise(lambda: start_ranks(plan, output=output)))
 
-    def start() -> Ranks:
-        if not plan.hosts:
-            return LocalRanks(plan.command, plan.job.ranks, environment, output=output)
-        write_environment_file(environment, folder / "deepspeed_env")
-        return RemoteRanks(
-            plan.command,
-            environment,
-            plan.hosts,
-            plan.job.rank_command,
-            output=output,
-        )
 
-    ended = supervise(start)
+def start_ranks(
+    plan: Launch, *, output: IO[str] | None = None, errors: IO[str] | None = None
+) -> Ranks:
+    """Start the ranks and return at once; `errors` takes their standard error (default: ours).
+
+    Raises LaunchError when they cannot be started.
+    """
+    environment = {**os.environ, **plan.environment}
+    if not plan.hosts:
+        ranks = plan.job.ranks
+        return LocalRanks(plan.command, ranks, environment, output=output, errors=errors)
+    write_environment_file(environment, plan.job.folder / "deepspeed_env")
+    return RemoteRanks(
+        plan.command,
+        environment,
+        plan.hosts,
+        plan.job.rank_command,
+        output=output,
+    )
+
+
+def conclude(folder: Path, ended: Ended) -> Outcome:
+    """Judge how a run ended; where no rank has said so, the outcome becomes its status."""
     stated = read_status(folder)
     outcome = judge(stated, ended, read_first_failure(folder))
     if stated is None or stated["state"] == "running":

@@ -32,7 +32,7 @@ class LocalRanks:
     """One process a rank, in a session of its own.
 
     `environment` is the whole environment of a rank but for its place. Ranks write to `output`
-    (default: this process's standard output). Raises LaunchError when a process cannot be started.
+    and `errors` (default: this process's). Raises LaunchError when a process cannot be started.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class LocalRanks:
         environment: Mapping[str, str],
         *,
         output: IO[str] | None = None,
+        errors: IO[str] | None = None,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -60,7 +61,7 @@ class LocalRanks:
                 }
             for rank in range(ranks):
                 inherited = (meeting.fileno(),) if rank == 0 else ()
-                self._start(rank, command, base, inherited, output)
+                self._start(rank, command, base, inherited, (output, errors))
 
     def poll(self) -> Ended | None:
         """The end of all ranks, None while one runs; kills the others some time after a death."""
@@ -95,7 +96,7 @@ class LocalRanks:
         command: list[str],
         base: Mapping[str, str],
         inherited: tuple[int, ...],
-        output: IO[str] | None,
+        streams: tuple[IO[str] | None, IO[str] | None],
     ) -> None:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         try:
@@ -103,7 +104,8 @@ class LocalRanks:
                 command,
                 env={**base, **place},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=streams[0],
+                stderr=streams[1],
                 start_new_session=True,
                 pass_fds=inherited,
             )

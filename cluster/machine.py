@@ -37,3 +37,13 @@ def check_visible_gpus(shown: str | None, ranks: int) -> None:
             f"CUDA_VISIBLE_DEVICES={shown} shows {count} GPUs, but {ranks} ranks need one each; "
             f"show more GPUs or start fewer ranks (parallel.*)"
         )
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        return tuple(device.strip() for device in shown.split(",") if device.strip())
+    devices = Path("/dev").glob("nvidia[0-9]*")
+    numbers = sorted(int(name) for p in devices if (name := p.name[6:]).isdecimal())
+    return tuple(str(number) for number in range(len(numbers)))

@@ -37,7 +37,7 @@ class Ranks(Protocol):
 def supervise(start: Callable[[], Ranks]) -> Ended:
     """Start ranks and watch them to their end."""
     received: list[int] = []
-    with _noting(received):
+    with noting_signals(received):
         ranks = start()
         try:
             ended = _wait(ranks, received)
@@ -56,8 +56,8 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def _noting(received: list[int]) -> Iterator[None]:
-    """Append signals to `received` instead of dying of them."""
+def noting_signals(received: list[int]) -> Iterator[None]:
+    """Context in which signals are appended to `received` instead of ending this process."""
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)

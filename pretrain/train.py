@@ -120,8 +120,12 @@ def _run(config: Config) -> int:
         tracking.message(
             f"{hooks.signal}: saved at step {session.state.step}; the same command goes on from it"
         )
+    message = ""
+    if hooks.early.met and not hooks.complete and not hooks.signal:
+        message = f"stopped by {hooks.early.reason}"
+        tracking.message(message)
     if is_main:
-        write_status(run_dir, state, step=session.state.step, exit_code=code)
+        write_status(run_dir, state, step=session.state.step, message=message, exit_code=code)
     tracking.close(state)
     preemption.wait_for_all()
     return code

@@ -51,7 +51,8 @@ def launch_run(config: Config, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(config.run.path), **outcome.to_dict()})
     elif outcome.state == "finished":
-        print(f"finished at step {outcome.step:,}; run folder {config.run.path}")
+        why = f", {outcome.message}" if outcome.message else ""
+        print(f"finished at step {outcome.step:,}{why}; run folder {config.run.path}")
     elif outcome.state == "preempted":
         how = outcome.message or "stopped, saved"
         print(f"{how}; start the same command again to resume {config.run.path}")

@@ -2,9 +2,8 @@
 
 Every field has its documentation below it; unknown keys are refused. The sections `model`,
 `objective` and `optimizer` have separate modules. Checks of one section are in its class, those
-between sections in `pretrain.config.combinations`, and checks against files (budget against pool,
-tokenizer against shards) in `pretrain.config.preflight`. Free of torch, so that the command line
-can validate in milliseconds.
+between sections in `pretrain.config.combinations`, and checks against files in
+`pretrain.config.preflight`. Free of torch: the command line validates in milliseconds.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ __all__ = [
     "TrainConfig",
     "resolve",
 ]
-
 
 REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "optimizer": optimizers}
 """Registries of the sections whose class follows from their `name`."""
@@ -191,6 +189,10 @@ class TrainConfig(Section):
     """Steps between evaluations during training; 0 evaluates at the end only."""
     eval_epochs: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Epochs of further evaluations, for curves that are dense at the start."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations without improvement after which the run ends; 0 lets it go on."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Decrease of the validation loss in nats per token that an improvement exceeds."""
     checkpoint_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0 saves at the end and on preemption only."""
     async_checkpoint: bool = True
@@ -198,6 +200,8 @@ class TrainConfig(Section):
     last checkpoint of a run, and one on preemption, are waited for."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
     """Number of newest checkpoints that are kept; 0 keeps all."""
+    keep_best: bool = False
+    """Keep a checkpoint of the evaluation with the lowest loss too, in `RUN/best`."""
 
 
 class EvaluationConfig(Section):
@@ -223,6 +227,8 @@ class TrackingConfig(Section):
     uri: str | None = None
     """MLflow server; null takes the sqlite file of `run.root`."""
     experiment: str = "epochal"
+    group: str | None = None
+    """Name of a study: its runs are nested below one MLflow run of that name."""
     trackers: tuple[AnyTracker, ...] = ()
     """Further services, each with its `name` and its settings."""
     queue_size: PositiveInt = 10000

@@ -30,6 +30,7 @@ from pretrain.tracking.mlflow_store import (
     sqlite_path,
     tracking_uri,
 )
+from pretrain.tracking.mlflow_study import parent_tags
 from pretrain.tracking.points import Point, once, recorded_points
 
 if TYPE_CHECKING:
@@ -272,10 +273,11 @@ class MlflowRun:
 
     def _new_run(self, client: MlflowClient, old: Run | None = None) -> str:
         """Begin a run; it takes over name, start and tags of an old one."""
-        tags = {} if old is None else dict(old.data.tags)
+        experiment = self._experiment(client) if old is None else old.info.experiment_id
+        tags = parent_tags(client, experiment, self._config) if old is None else dict(old.data.tags)
         tags |= {"run_dir": str(self._run_dir), _FOLDER_TAG: self._folder_id()}
         run = client.create_run(
-            self._experiment(client) if old is None else old.info.experiment_id,
+            experiment,
             start_time=self._begun_ms if old is None else old.info.start_time,
             run_name=self._config.run.name if old is None else old.info.run_name,
             tags=tags,

@@ -18,6 +18,7 @@ from pretrain.errors import TrainingError
 from pretrain.evaluation.likelihood import InterruptedEvaluation
 from pretrain.tracking import Tracking
 from pretrain.training.session import Session
+from pretrain.training.stopping import EarlyStopping
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 operations per second by device name, for MFU."""
@@ -28,6 +29,7 @@ class Hooks:
 
     def __init__(self, session: Session, tracking: Tracking, preemption: Preemption) -> None:
         self.session, self.tracking, self.preemption = session, tracking, preemption
+        self.early = EarlyStopping(session, tracking)
         self.signal: str | None = None
         self._logged_position = session.state.position
         self._logged_tokens = session.state.tokens
@@ -54,18 +56,23 @@ class Hooks:
         logged = saving or _due(state.step, train.log_interval)
         if logged:
             self._log(result, lr)
-        due = self._evaluation_due() or state.position >= self._stop_position
+        due = self._evaluation_due() or self.complete
         # A preempted run has seconds: an evaluation of this step is left to the next start.
         state.evaluation_due = due and (self.signal is not None or not self.evaluate())
         stopping = self.should_stop()
-        if stopping and not logged:  # the evaluation was interrupted
+        if stopping and not logged:  # the evaluation was interrupted, or ends the run
             self._log(result, lr)
         if saving or stopping:
             self.save(required=stopping)
 
     def should_stop(self) -> bool:
-        """True where the run is complete or a signal asks it to stop."""
-        return self.signal is not None or self.session.state.position >= self._stop_position
+        """True where the run is complete, its evaluations end it, or a signal asks it to stop."""
+        return self.signal is not None or self.complete or self.early.met
+
+    @property
+    def complete(self) -> bool:
+        """True where the run has come to its last position."""
+        return self.session.state.position >= self._stop_position
 
     def evaluate(self) -> bool:
         """Measure the validation bound and log it; False where a signal came in the middle."""
@@ -84,6 +91,7 @@ class Hooks:
         for prefix, likelihood in found.items():
             metrics |= likelihood.metrics(prefix)
         self.tracking.log(metrics, state.step)
+        self.early.note(found["validation"])
         self._clock += time.perf_counter() - started  # speed is that of training
         return True
 

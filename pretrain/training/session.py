@@ -185,15 +185,15 @@ class Session:
     def save(self) -> Path:
         """Write a checkpoint of the current state; raises SaveError, and then keeps older ones."""
         step, keep = self.state.step, self.config.train.keep_checkpoints
-        return save_checkpoint(self.engine, self.checkpoints, step, self._saved_state(), keep)
+        return save_checkpoint(self.engine, self.checkpoints, step, self.saved_state(), keep)
 
     def save_in_background(self) -> None:
         """Begin to write a checkpoint of the current state; `saver.finish` has the outcome."""
         step, keep = self.state.step, self.config.train.keep_checkpoints
-        self.saver.save(self.engine, self.checkpoints, step, self._saved_state(), keep)
+        self.saver.save(self.engine, self.checkpoints, step, self.saved_state(), keep)
 
     def check_saved(self, saved: dict[str, Any]) -> None:
-        """Restore the objective; ValueError unless `saved` is what `_saved_state` makes."""
+        """Restore the objective; ValueError unless `saved` is what `saved_state` makes."""
         try:
             cursor = Cursor.from_dict(saved.get("cursor"))
             self.objective.restore(saved.get("objective", {}))
@@ -204,7 +204,8 @@ class Session:
         if TrainState.from_dict(saved.get("train")).position != cursor.position:
             raise ValueError("train.position and cursor.position differ")
 
-    def _saved_state(self) -> dict[str, Any]:
+    def saved_state(self) -> dict[str, Any]:
+        """State of a checkpoint beside its tensors, as JSON."""
         tokenizer = self.validation.pool.manifest.tokenizer.model_dump()
         return {
             "train": self.state.to_dict(),

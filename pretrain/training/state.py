@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_LOSSES = ("lowest_loss", "reference_loss")
+"""Fields that may be negative."""
+
 
 @dataclass
 class TrainState:
@@ -21,6 +24,12 @@ class TrainState:
     """Training operations so far, by `pretrain.study.flops`."""
     evaluation_due: bool = False
     """True where a signal came at a step with an evaluation: the next start makes it first."""
+    lowest_loss: float = 0.0
+    """Lowest validation loss so far in nats per token; undefined while `lowest_step` is 0."""
+    lowest_step: int = 0
+    reference_loss: float = 0.0
+    """Loss of the latest improvement by more than `train.min_delta`, for `train.patience`."""
+    evaluations_without_improvement: int = 0
 
     def advance(self, position: int, tokens: int, flops_per_token: float) -> None:
         """Count one step that ended at `position` and processed `tokens` valid tokens."""
@@ -28,6 +37,21 @@ class TrainState:
         self.position = position
         self.tokens += tokens
         self.flops += tokens * flops_per_token
+
+    def note_evaluation(self, loss: float, min_delta: float) -> bool:
+        """Count an evaluation of the current step; True where its loss is the lowest so far."""
+        first = self.lowest_step == 0
+        if not math.isfinite(loss):
+            self.evaluations_without_improvement += 1
+            return False
+        if first or loss < self.reference_loss - min_delta:
+            self.reference_loss, self.evaluations_without_improvement = loss, 0
+        else:
+            self.evaluations_without_improvement += 1
+        if first or loss < self.lowest_loss:
+            self.lowest_loss, self.lowest_step = loss, self.step
+            return True
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """State as plain JSON."""
@@ -42,6 +66,7 @@ class TrainState:
         for name, found in value.items():
             if name not in defaults or type(found) is not type(defaults[name]):
                 raise ValueError(f"train.{name}: unknown or malformed ({str(found)[:40]})")
-            if not 0 <= found < math.inf:
+            lowest = -math.inf if name in _LOSSES else 0
+            if not lowest <= found < math.inf or found == -math.inf:
                 raise ValueError(f"train.{name}: {found} is no count")
         return TrainState(**value)

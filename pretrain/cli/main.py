@@ -82,6 +82,12 @@ def train(
         int | None,
         typer.Option(min=1, help="With --prepare: number of ranks that will be started."),
     ] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", help="One run for each value: optimizer.lr=1e-3,3e-3.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --multirun: runs at once; default: what fits.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model; start the same command again to resume.
@@ -90,12 +96,25 @@ def train(
 
     `epochal train --config runs/masked/config.yaml data.epochs=40`
 
+    `epochal train --multirun objective=autoregressive,masked optimizer.lr=1e-3,3e-3`
+
     Exit codes: 0 finished, 75 stopped by a signal after saving, 2 configuration, 3 shards,
     4 checkpoint, 5 training or saving failed, 6 ranks died.
     """
     from pretrain.config.compose import compose, replace_values
     from pretrain.config.preflight import preflight
 
+    if multirun:
+        from pretrain.cli.study_run import run_sweep
+
+        alone = {"--config": config_file, "--prepare": prepare or None, "--world-size": world_size}
+        if tracking_uri is not None:
+            overrides = [
+                *(overrides or []),
+                f"tracking.uri='{tracking_uri}'",
+                "tracking.mlflow=true",
+            ]
+        raise typer.Exit(run_sweep(overrides or [], jobs, alone, dry_run=dry_run, as_json=as_json))
     config = compose(overrides or [], config_file)
     if tracking_uri is not None:
         config = replace_values(config, {"tracking.uri": tracking_uri, "tracking.mlflow": True})

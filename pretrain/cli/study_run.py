@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain.cli.output import print_json, print_red
+from pretrain.errors import ConfigError
 from pretrain.study.runner.display import make_display, row
 from pretrain.study.runner.planned import Planned, plan_runs, select
 from pretrain.study.runner.record import read_record, removed_runs, write_record
@@ -46,6 +48,27 @@ def run_study(
         print(f"{len(summary.left)} runs are left; start the same command again to resume")
     print(f"{len(summary.done)} of {len(chosen)} runs are done; `epochal study collect {folder}`")
     return summary.exit_code
+
+
+def run_sweep(
+    overrides: list[str],
+    jobs: int | None,
+    refused: Mapping[str, object],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Execute `epochal train --multirun`; `refused` are options that it does not take, if given."""
+    from pretrain.study.runner.multirun import multirun_study
+
+    given = [name for name, value in refused.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{given[0]} cannot be given with --multirun, which starts the ranks of several runs; "
+            "leave one of the two out"
+        )
+    study, folder = multirun_study(overrides)
+    return run_study(study, folder, jobs, None, dry_run=dry_run, as_json=as_json)
 
 
 def show_status(folder: Path, as_json: bool) -> None:

@@ -160,7 +160,7 @@ def _parse(overrides: list[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            override = parser.parse_override(_CALL.sub(r'\1="\2"', text))
+            override = parser.parse_override(quote_calls(text))
         except HydraException:
             raise ConfigError(
                 f"cannot read the override {text!r}; write KEY=VALUE (optimizer.lr=1e-3) or "
@@ -168,10 +168,16 @@ def _parse(overrides: list[str]) -> list[Override]:
             ) from None
         if override.is_sweep_override():
             raise ConfigError(
-                f"{text}: a run takes one value for each key; start one run for each value"
+                f"{text}: a run takes one value for each key; `epochal train --multirun` trains "
+                "one run for each value"
             )
         parsed.append(override)
     return parsed
+
+
+def quote_calls(text: str) -> str:
+    """Override with words such as `window(8)` quoted, which Hydra would call."""
+    return _CALL.sub(r'\1="\2"', text)
 
 
 def _named(override: Override) -> str | None:

@@ -42,7 +42,8 @@ def check_unchanged(config: Config) -> None:
         raise ConfigError(
             "the run was begun with another configuration:\n  "
             + "\n  ".join(lines)
-            + "\nset these back, remove the folder of the run, or choose another --dir"
+            + "\nset these back, remove the folder of the run, or choose another one for the study "
+            "(--dir; run.name with --multirun)"
         )
 
 

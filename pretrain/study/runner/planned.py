@@ -93,13 +93,14 @@ def plan_runs(study: Study, folder: Path) -> list[Planned]:
         lines = [f"{_names(names)}: {text}" for text, names in problems.items()]
         more = len(lines) - _MOST_PROBLEMS
         if more > 0:
-            lines[_MOST_PROBLEMS:] = [f"and {more} problems more"]
+            lines[_MOST_PROBLEMS:] = [f"and {more} more problems"]
         raise ConfigError("\n".join(lines))
     return planned
 
 
 def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} runs more"
+    more = len(names) - 1
+    return names[0] if not more else f"{names[0]} and {more} more run{'s' if more > 1 else ''}"
 
 
 def _plan(study: Study, cell: Cell, folder: Path) -> Planned:

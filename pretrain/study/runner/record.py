@@ -21,7 +21,7 @@ FACTS = "study.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What the folder of a study says about it."""
+    """Statements of a study's folder about it."""
 
     name: str
     runs: tuple[Facts, ...]

@@ -174,10 +174,11 @@ class Study(Section):
 
 def unknown_arm(name: str, known: Iterable[str]) -> str:
     """Message for a recipe that a study does not have."""
-    hint = closest(name, known)
-    return f"unknown arm {name!r}; " + (
-        f"did you mean {hint!r}?" if hint else f"known: {', '.join(known)}"
-    )
+    by_lower = {arm.lower(): arm for arm in known}
+    hint = closest(name, by_lower)
+    if hint is None:
+        return f"unknown arm {name!r}; known: {', '.join(by_lower.values())}"
+    return f"unknown arm {name!r}; did you mean {by_lower[hint]!r}?"
 
 
 def packaged_studies() -> list[str]:

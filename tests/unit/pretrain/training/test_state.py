@@ -43,3 +43,31 @@ def test_cursors_of_a_wrong_type_are_refused_with_its_name(key: str, value: Any)
         Cursor.from_dict({**CURSOR, key: value})
     with pytest.raises(CursorError, match="instead of an object"):
         Cursor.from_dict(value if value != {} else None)
+
+
+def test_evaluations_without_improvement_are_counted_from_the_latest_one_that_counts() -> None:
+    state = TrainState()
+    lowest = []
+    for step, loss in enumerate([5.0, 4.0, 3.95, 3.92, float("nan"), 3.85, 4.2], start=1):
+        state.step = step
+        lowest.append(state.note_evaluation(loss, 0.1))
+        if step == 5:
+            assert (state.evaluations_without_improvement, state.reference_loss) == (3, 4.0)
+    assert lowest == [True, True, True, True, False, True, False]
+    assert (state.lowest_loss, state.lowest_step) == (3.85, 6)
+    assert (state.evaluations_without_improvement, state.reference_loss) == (1, 3.85)
+    assert TrainState.from_dict(state.to_dict()) == state
+
+
+def test_an_equal_loss_is_no_improvement_and_a_negative_one_may_be() -> None:
+    state = TrainState(step=1)
+    assert state.note_evaluation(0.0, 0.0)
+    state.step = 2
+    assert not state.note_evaluation(0.0, 0.0)
+    assert state.note_evaluation(-0.5, 0.0)
+    assert TrainState.from_dict(state.to_dict()) == state
+
+
+def test_state_of_an_earlier_version_has_seen_no_evaluation() -> None:
+    state = TrainState.from_dict({"step": 3, "position": 24, "tokens": 768, "flops": 1e9})
+    assert (state.lowest_step, state.evaluations_without_improvement) == (0, 0)

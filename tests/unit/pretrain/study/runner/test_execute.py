@@ -114,6 +114,6 @@ def test_a_signal_stops_what_runs_and_starts_no_more(runs: list[Planned]) -> Non
 
 
 def test_one_process_at_a_time_executes_a_study(tmp_path: Path) -> None:
-    with holding(tmp_path), pytest.raises(ClusterError, match="is in use by process"):
-        with holding(tmp_path):
-            pass
+    in_use = pytest.raises(ClusterError, match="is in use by process")
+    with holding(tmp_path), in_use, holding(tmp_path):
+        pass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import ConfigError
 from pretrain.study.runner.record import Record, read_record
+from pretrain.tracking.mlflow_store import sqlite_path
 from pretrain.tracking.mlflow_study import PARENT_TAG, parent_run
 
 if TYPE_CHECKING:
@@ -60,14 +61,18 @@ def _connect(record: Record) -> tuple[MlflowClient, str]:
     from mlflow.tracking import MlflowClient
 
     assert record.tracking is not None
-    client = MlflowClient(record.tracking["uri"])
-    name = record.tracking["experiment"]
+    uri, name = record.tracking["uri"], record.tracking["experiment"]
+    lacking = ConfigError(
+        f"{uri} has no experiment {name!r}; collect --from folders, or send the runs with `epochal "
+        "track sync`"
+    )
+    file = sqlite_path(uri)
+    if file is not None and not file.exists():  # MLflow would make it
+        raise lacking
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise ConfigError(
-            f"{record.tracking['uri']} has no experiment {name!r}; collect --from folders, or send "
-            "the runs with `epochal track sync`"
-        )
+        raise lacking
     return client, str(experiment.experiment_id)
 
 

@@ -42,7 +42,14 @@ class BackgroundSaver:
         self._pending: _PendingSave | None = None
 
     def save(
-        self, engine: Engine, folder: Path, step: int, state: dict[str, Any], keep: int = 0
+        self,
+        engine: Engine,
+        folder: Path,
+        step: int,
+        state: dict[str, Any],
+        keep: int = 0,
+        *,
+        forever: bool = False,
     ) -> None:
         """Begin what `save_checkpoint` does, and return once this rank's share is copied.
 
@@ -50,7 +57,7 @@ class BackgroundSaver:
         folder cannot be made; what goes wrong later is raised by `finish`.
         """
         assert self._pending is None, "finish the checkpoint in flight first"
-        target = Target(folder, step, keep)
+        target = Target(folder, step, keep, forever)
         save.start(target, engine.topology.rank)
         plan = SavePlan(engine)
         self._pending = _PendingSave(

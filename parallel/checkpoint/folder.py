@@ -23,14 +23,21 @@ from parallel.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+KEEP = "keep"
+"""Empty file in the folder of a checkpoint that is never removed; a person may make it too."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """Place of one checkpoint, and the number of complete ones that stay in all (0: every one)."""
+    """Place of one checkpoint, and which checkpoints stay once it is complete."""
 
     folder: Path
     step: int
     keep: int = 0
+    """Number of newest complete checkpoints that stay, beside those that are never removed; 0 means
+    every one."""
+    forever: bool = False
+    """True where this one is never removed."""
 
     @property
     def final(self) -> Path:
@@ -54,6 +61,8 @@ def make_empty(target: Target) -> None:
 def commit(manifest: Manifest, target: Target) -> None:
     """Write the manifest and rename; from then on the checkpoint exists. Then remove old ones."""
     partial, final = target.partial, target.final
+    if target.forever or (final / KEEP).exists():
+        write_synced(partial / KEEP, "")
     write_synced(partial / NAME, manifest.to_json())
     sync_folder(partial)
     if final.exists():
@@ -84,14 +93,18 @@ def explain(failure: OSError) -> str:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove the oldest complete checkpoints beyond `keep`; damaged ones stay for a person."""
+    """Remove the oldest complete checkpoints beyond `keep`.
+
+    Damaged ones stay for a person. Those with a file `KEEP` stay and are not counted.
+    """
     complete = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             read_manifest(path)
         except CheckpointError:
             continue
-        complete.append(path)
+        if not (path / KEEP).exists():
+            complete.append(path)
     for path in complete[keep:]:
         aside = path.with_name(f".tmp-{path.name}-pruned")
         error = attempt(lambda old=path, new=aside: os.rename(old, new))  # type: ignore[misc]

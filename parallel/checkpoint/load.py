@@ -32,12 +32,25 @@ from parallel.layout.topology import Topology
 log = logging.getLogger(__name__)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Newest complete checkpoint in `folder`; None when there is none.
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, newest first.
 
     Incomplete and truncated ones are passed over with a warning that gives the reason.
     """
-    return next(iter(_complete(folder)), None)
+    complete = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            read_manifest(path)
+        except CheckpointError as error:
+            log.warning("%s; passed over", error)
+            continue
+        complete.append(path)
+    return complete
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Newest complete checkpoint in `folder`; None when there is none."""
+    return next(iter(complete_checkpoints(folder)), None)
 
 
 def load_latest(
@@ -50,7 +63,7 @@ def load_latest(
     """
     found: list[list[str]] = [[]]
     if engine.topology.rank == 0:
-        found = [[str(path) for path in _complete(folder)]]
+        found = [[str(path) for path in complete_checkpoints(folder)]]
     dist.broadcast_object_list(found, src=0)
     for name in found[0]:
         path = Path(name)
@@ -68,12 +81,15 @@ def load_latest(
     return None
 
 
-def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
+def load_checkpoint(
+    engine: Engine, path: Path, check_state: Callable[[dict[str, Any]], object] = bool
+) -> dict[str, Any]:
     """Restore weights and optimizer state from this checkpoint and return its state. Collective.
 
-    Raises CheckpointError, on every rank, when it is damaged, or of another model or optimizer.
+    Raises CheckpointError, on every rank, when it is damaged, or of another model or optimizer, or
+    when `check_state` raises ValueError for its state.
     """
-    _verify_together(path)
+    _verify_together(path, check_state)
     return _restore(engine, path)
 
 
@@ -110,19 +126,6 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], topology: T
     )
     for name, parameter in parameters.items():
         parameter.data.copy_(weights[name][own_index(parameter, topology)])
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
-    complete = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            read_manifest(path)
-        except CheckpointError as error:
-            log.warning("%s; passed over", error)
-            continue
-        complete.append(path)
-    return complete
 
 
 def _warn(rank: int, text: str) -> None:

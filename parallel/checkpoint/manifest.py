@@ -124,6 +124,16 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def manifest_hash(path: Path) -> str:
+    """SHA-256 of the manifest of the checkpoint `path`: as that has the hashes of all files, of the
+    whole checkpoint. Raises CheckpointError where it cannot be read."""
+    try:
+        with open_regular(path / NAME) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path / NAME} cannot be read: {error}") from None
+
+
 def _first(error: ValidationError) -> str:
     """Place and reason of the first problem, and the number of further ones."""
     found = error.errors(include_url=False, include_context=False, include_input=False)

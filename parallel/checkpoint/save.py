@@ -26,15 +26,21 @@ from parallel.errors import SaveError
 
 
 def save_checkpoint(
-    engine: Engine, folder: Path, step: int, state: dict[str, Any], keep: int = 0
+    engine: Engine,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int = 0,
+    *,
+    forever: bool = False,
 ) -> Path:
     """Write `folder/step-XXXXXXXX` and remove all but the newest `keep` (0 keeps all); collective.
 
     `state` is that of the caller, JSON only. Raises SaveError on every rank when any rank could not
     write; earlier checkpoints are then untouched and the unfinished one is gone. `keep` counts
-    complete checkpoints.
+    complete checkpoints, except those that were saved `forever`: they are never removed.
     """
-    target, rank = Target(folder, step, keep), engine.topology.rank
+    target, rank = Target(folder, step, keep, forever), engine.topology.rank
     start(target, rank)
     plan = SavePlan(engine)
     entries, error = _write_share(engine, plan, target.partial)

@@ -147,6 +147,8 @@ def introduce(session: Session, tracking: Tracking) -> None:
             "flops_per_token": session.flops_per_token,
         }
     )
+    if session.origin is not None:
+        tracking.params({f"origin/{k}": value for k, value in session.origin.to_dict().items()})
     for source in stream.report():
         tracking.params({f"mixture/{source['name']}/{key}": source[key] for key in MIXTURE_FACTS})
     if session.resumed_from is not None:
@@ -154,6 +156,8 @@ def introduce(session: Session, tracking: Tracking) -> None:
         before, now = read_manifest(session.resumed_from).precision, session.config.train.precision
         if before != now:
             tracking.message(f"precision was {before} and is {now} from here on")
+    elif session.origin is not None:
+        tracking.message(f"branched from {session.origin.path}")
     elif session.config.run.init_from is not None:
         tracking.message(f"weights from {session.config.run.init_from}")
 

@@ -19,12 +19,26 @@ if TYPE_CHECKING:
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for the first impossible combination, with the values that are allowed."""
+    _check_start(config)
     _check_layout(config)
     check_attention(config, "run.device is cpu" if config.run.device == "cpu" else None)
     _check_convolution(config)
     _check_recompute(config)
     _check_compile(config)
     config.objective.check(config)
+
+
+def _check_start(config: Config) -> None:
+    branch, weights = config.run.branch_from, config.run.init_from
+    if branch is not None and weights is not None:
+        raise ValueError(
+            f"run.branch_from {branch} and run.init_from {weights} are both given: a branch starts "
+            "with the weights of its checkpoint; set one of them to null"
+        )
+    if branch is None and config.run.branch_sha256 is not None:
+        raise ValueError(
+            "run.branch_sha256 is given without run.branch_from; give both, or set it to null"
+        )
 
 
 def _check_layout(config: Config) -> None:

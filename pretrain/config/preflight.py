@@ -10,11 +10,13 @@ from __future__ import annotations
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.hosts import read_hostfile
 from parallel.layout.rules import find_data_parallel_size
-from pretrain.config.compose import flatten, load_config, replace_values
+from pretrain.config.branch import begin_branch
+from pretrain.config.changes import compare, moved_data
+from pretrain.config.compose import load_config, replace_values
 from pretrain.config.kernels import check_attention
 from pretrain.config.run import Config, resolve
 from pretrain.config.trackers import file_store, sqlite_uri
@@ -25,15 +27,6 @@ from pretrain.training.learning_rate import check_warmup
 if TYPE_CHECKING:
     from data_pipeline.shards.manifest import Manifest
     from data_pipeline.stream.open_stream import NamedPool
-
-MAY_CHANGE = (
-    "run.name", "run.root", "run.dir", "run.device", "data.train", "data.validation",
-    "data.tokenizer", "data.epochs", "data.verify", "data.cache", "data.cache_bytes",
-    "model.attention", "optimizer.min_lr",
-    "optimizer.schedule.", "parallel.", "train.", "evaluation.", "tracking.",
-)  # fmt: skip
-"""Keys and prefixes of keys that a run may change when it is resumed. Pools may move: their content
-is compared instead of their path."""
 
 
 def preflight(config: Config, world_size: int | None = None) -> Config:
@@ -46,9 +39,17 @@ def preflight(config: Config, world_size: int | None = None) -> Config:
     _check_optimizer(config)
     _check_tracking(config)
     _check_machine(config)
-    total_positions = _check_data(config)
-    _check_init(config)
-    return _resume_run(config, total_positions)
+    sequences = _check_data(config)
+    run = config.run.path
+    if has_checkpoint(run):
+        if (run / "config.yaml").exists():
+            return _resume_run(config, sequences)
+    elif config.run.branch_from is not None:
+        return begin_branch(config, config.run.branch_from, sequences)
+    elif config.run.init_from is not None:
+        _check_init(config, config.run.init_from)
+    check_warmup(config.optimizer.schedule, **_length(config, sequences))
+    return resolve(config)
 
 
 def with_world_size(config: Config, world_size: int | None = None) -> Config:
@@ -66,25 +67,10 @@ def with_world_size(config: Config, world_size: int | None = None) -> Config:
     return replace_values(config, {"parallel.data_parallel_size": found})
 
 
-def compare(old: Config, new: Config) -> list[str]:
-    """List a line for each key that differs although a resumed run may not change it."""
-    before, after = flatten(old), flatten(new)
-    # Keys that only one of two components has are left out: the line of its `name` is enough.
-    return [
-        f"{key}: the run has {before[key]!r}, given {value!r}"
-        for key, value in after.items()
-        if key in before and before[key] != value and not _may_change(key)
-    ]
-
-
 def has_checkpoint(run: Path) -> bool:
     """True where this run folder has a checkpoint, which a start would resume."""
     folder = run / "checkpoints"
     return folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
-
-
-def _may_change(key: str) -> bool:
-    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in MAY_CHANGE)
 
 
 def _check_optimizer(config: Config) -> None:
@@ -135,10 +121,10 @@ def _check_machine(config: Config) -> None:
 
 
 def _check_data(config: Config) -> int:
-    """Raise DataError where the files do not fit; the number of positions of the run."""
+    """Raise DataError where the files do not fit; the number of sequences of an epoch."""
     from data_pipeline.errors import BudgetError, DataError
     from data_pipeline.shards.manifest import Manifest
-    from data_pipeline.stream.budget import Budget, total_positions
+    from data_pipeline.stream.budget import Budget
     from data_pipeline.stream.open_stream import NamedPool, read_content, read_pools
 
     d = config.data
@@ -157,14 +143,11 @@ def _check_data(config: Config) -> int:
             sequences += Budget(pool.unique_tokens, d.seq_length, pool.manifest.tokens).sequences
         except BudgetError as error:
             raise BudgetError(f"{error} ({pool.location})") from None
-    return total_positions(sequences, d.epochs)
+    return sequences
 
 
-def _check_init(config: Config) -> None:
-    """Raise an error where `run.init_from` does not fit; the ranks compare names and shapes."""
-    file = config.run.init_from
-    if file is None or has_checkpoint(config.run.path):
-        return
+def _check_init(config: Config, file: Path) -> None:
+    """Raise an error where weights do not fit; the ranks compare names and shapes."""
     from parallel.weights_file import read_header
 
     embeddings = [e for n, e in read_header(file).items() if n.endswith("embedding.weight")]
@@ -227,17 +210,20 @@ def _check_tokenizer(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _resume_run(config: Config, total_positions: int) -> Config:
+def _length(config: Config, sequences: int) -> dict[str, int]:
+    """Positions of the run and of a step, by the names of `check_warmup`'s arguments."""
+    from data_pipeline.stream.budget import total_positions
+
+    return {
+        "total_positions": total_positions(sequences, config.data.epochs),
+        "batch_size": config.train.global_batch_size,
+    }
+
+
+def _resume_run(config: Config, sequences: int) -> Config:
     """Take over values of the run in the folder; refuse the folder of another configuration."""
     run, schedule = config.run.path, config.optimizer.schedule
     saved = run / "config.yaml"
-    length = {
-        "total_positions": total_positions,
-        "batch_size": config.train.global_batch_size,
-    }
-    if not saved.exists() or not has_checkpoint(run):
-        check_warmup(schedule, **length)
-        return resolve(config)
     try:
         old = load_config(saved)
     except ConfigError as error:
@@ -246,10 +232,9 @@ def _resume_run(config: Config, total_positions: int) -> Config:
             "use the version that wrote it, or choose another run.name"
         ) from None
     if schedule.warmup != old.optimizer.schedule.warmup:  # else it is that of the first start
-        check_warmup(schedule, **length)
-    if config.objective.time_window is None:
-        config = replace_values(config, {"objective.time_window": old.objective.time_window})
-    differences = compare(old, config) + _moved_data(old, config)
+        check_warmup(schedule, **_length(config, sequences))
+    config = replace_values(config, _first_start(old, config))
+    differences = compare(old, config) + moved_data(old, config)
     if differences:
         raise ConfigError(
             f"{run} holds checkpoints of another configuration:\n  "
@@ -259,20 +244,13 @@ def _resume_run(config: Config, total_positions: int) -> Config:
     return config
 
 
-def _moved_data(old: Config, new: Config) -> list[str]:
-    """List pools whose path and content changed; an old pool that is missing is not compared."""
-    from data_pipeline.errors import DataError
-    from data_pipeline.stream.open_stream import content_hash
-
-    lines = []
-    for key in ("train", "validation"):
-        before, after = getattr(old.data, key), getattr(new.data, key)
-        if before == after:
-            continue
-        try:
-            same = content_hash(before) == content_hash(after)
-        except DataError:
-            continue
-        if not same:
-            lines.append(f"data.{key}: the run has {before}, given {after} (other content)")
-    return lines
+def _first_start(old: Config, new: Config) -> dict[str, Any]:
+    """Values that the first start has decided, where the same command leaves them open."""
+    values: dict[str, Any] = {}
+    if new.objective.time_window is None:
+        values["objective.time_window"] = old.objective.time_window
+    branch = old.run.branch_from
+    if branch is not None and new.run.branch_from in (branch, branch.parent.parent):
+        values["run.branch_from"] = str(branch)
+        values["run.branch_sha256"] = new.run.branch_sha256 or old.run.branch_sha256
+    return values

@@ -59,6 +59,11 @@ class RunConfig(Section):
     init_from: Path | None = None
     """Safetensors file whose weights the run starts with, e.g. one of `epochal export`; null
     initialises from the seed. Names and shapes must be those of the model."""
+    branch_from: Path | None = None
+    """Run or checkpoint folder whose whole state the run starts with, its position included; of a
+    run the newest checkpoint that fits the schedule, which the first start fills in."""
+    branch_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Hash of that checkpoint's manifest, filled in by the first start; a given one is compared."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where torch sees a GPU, else the CPU."""
 
@@ -199,9 +204,11 @@ class TrainConfig(Section):
     """Write checkpoints in the background, so that a step waits only for a copy to host memory. The
     last checkpoint of a run, and one on preemption, are waited for."""
     keep_checkpoints: Annotated[int, Field(ge=0)] = 2
-    """Number of newest checkpoints that are kept; 0 keeps all."""
+    """Number of newest other checkpoints that are kept; 0 keeps all."""
     keep_best: bool = False
     """Keep a checkpoint of the evaluation with the lowest loss too, in `RUN/best`."""
+    checkpoint_epochs: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Epochs of checkpoints that are never removed; each is saved at the last step before it."""
 
 
 class EvaluationConfig(Section):

@@ -196,7 +196,8 @@ class MlflowRun:
         saved = self._run_dir / "config.yaml"
         if saved.exists():
             self.log_artifact(saved, "")
-        client.log_batch(self._run_id, tags=[RunTag(k, v) for k, v in source_tags().items()])
+        tags = source_tags(self._config)
+        client.log_batch(self._run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         with suppress(MlflowException):  # a server of an earlier version
             client.log_inputs(self._run_id, data_sets(self._config))
             log_model(client, self._run_id, self._config)

@@ -24,8 +24,12 @@ _DIGEST_LENGTH = 36
 _NAME_LENGTH = 500
 
 
-def source_tags() -> dict[str, str]:
-    """Tags that name the program, the user and, in a checkout, the commit of the code."""
+def source_tags(config: Config) -> dict[str, str]:
+    """Tags that name the program, the user, in a checkout the commit, and the origin of a branch.
+
+    The origin is the MLflow run of the run folder that a branch started from, if that is still
+    there.
+    """
     from pretrain import __version__
 
     tags = {
@@ -38,6 +42,10 @@ def source_tags() -> dict[str, str]:
     commit = git_commit(Path(__file__).parent)
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
+    if config.run.branch_from is not None:
+        with suppress(OSError):
+            noted = config.run.branch_from.parent.parent / "mlflow_run_id"
+            tags["epochal.branch_of"] = noted.read_text().strip()
     return tags
 
 

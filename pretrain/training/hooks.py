@@ -53,6 +53,7 @@ class Hooks:
         self.signal = self.preemption.requested()
         stopping = self.should_stop()
         saving = stopping or _due(state.step, train.checkpoint_interval)
+        saving = saving or self.session.is_kept_place
         logged = saving or _due(state.step, train.log_interval)
         if logged:
             self._log(result, lr)

@@ -64,6 +64,11 @@ def resumed_warmup(saved: Mapping[str, Any], config: Config, sequences_per_epoch
     return warmup
 
 
+def decay_start(schedule: ScheduleConfig, *, total_positions: int, warmup: float) -> float:
+    """Position after which `wsd` lowers the rate: every step that ends there or before has `lr`."""
+    return max(warmup, (1 - schedule.decay) * total_positions)
+
+
 def learning_rate(
     config: OptimizerConfig, *, position: int, total_positions: int, warmup: float
 ) -> float:
@@ -81,7 +86,7 @@ def learning_rate(
     if schedule.name == "cosine":
         done = (position - warmup) / max(1.0, total_positions - warmup)
         return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
-    start = max(warmup, (1 - schedule.decay) * total_positions)
+    start = decay_start(schedule, total_positions=total_positions, warmup=warmup)
     if position <= start:
         return config.lr
     left = (total_positions - position) / (total_positions - start)

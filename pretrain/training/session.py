@@ -13,18 +13,12 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import CursorError
 from data_pipeline.stream.cursor import Cursor
 from data_pipeline.stream.loader import BudgetLoader
 from data_pipeline.stream.mixture import MixtureStream
 from data_pipeline.stream.stream import TokenBatch, TokenStream
 from data_pipeline.tokenizer import load_tokenizer
-from parallel.checkpoint import (
-    BackgroundSaver,
-    load_file_weights,
-    load_latest,
-    save_checkpoint,
-)
+from parallel.checkpoint import BackgroundSaver, save_checkpoint
 from parallel.engine.base import Engine
 from parallel.engine.build import build_engine
 from parallel.layout.topology import Topology
@@ -42,11 +36,13 @@ from pretrain.model.size import parameter_count
 from pretrain.noise.key import NoiseKey
 from pretrain.objectives import Objective, build_objective
 from pretrain.study.flops import train_flops_per_token
+from pretrain.training.boundaries import is_last_before, position_at
 from pretrain.training.compilation import choose_compilation
-from pretrain.training.learning_rate import learning_rate, resumed_warmup, warmup_positions
+from pretrain.training.learning_rate import learning_rate, warmup_positions
 from pretrain.training.parameter_groups import parameter_groups
 from pretrain.training.prefetch import PrefetchedBatches
-from pretrain.training.state import TrainState
+from pretrain.training.restoring import begin
+from pretrain.training.state import Origin, TrainState
 
 
 @dataclass
@@ -70,7 +66,9 @@ class Session:
     compilation: str
     """Description of the choice to compile layers, with the reason where they are not."""
     num_parameters: int
-    resumed_from: Path | None
+    resumed_from: Path | None = None
+    origin: Origin | None = None
+    """Checkpoint of another run from which this one branched off."""
     saver: BackgroundSaver = field(default_factory=BackgroundSaver)
 
     @property
@@ -87,6 +85,17 @@ class Session:
             return end
         left = max(0, stop_step - self.state.step) * self.config.train.global_batch_size
         return min(end, self.state.position + left)
+
+    @property
+    def is_kept_place(self) -> bool:
+        """True where a checkpoint of the present state is one of `train.checkpoint_epochs`."""
+        stream, train = self.train_stream, self.config.train
+        return is_last_before(
+            self.state.position,
+            [position_at(epoch, stream.sequences_per_epoch) for epoch in train.checkpoint_epochs],
+            batch_size=train.global_batch_size,
+            total_positions=stream.total_positions,
+        )
 
     def steps_at(self, position: int) -> int:
         """Number of optimizer steps at `position`, with the current batch size."""
@@ -184,30 +193,22 @@ class Session:
 
     def save(self) -> Path:
         """Write a checkpoint of the current state; raises SaveError, and then keeps older ones."""
-        step, keep = self.state.step, self.config.train.keep_checkpoints
-        return save_checkpoint(self.engine, self.checkpoints, step, self.saved_state(), keep)
+        return save_checkpoint(self.engine, *self._saved(), forever=self.is_kept_place)
 
     def save_in_background(self) -> None:
         """Begin to write a checkpoint of the current state; `saver.finish` has the outcome."""
-        step, keep = self.state.step, self.config.train.keep_checkpoints
-        self.saver.save(self.engine, self.checkpoints, step, self.saved_state(), keep)
+        self.saver.save(self.engine, *self._saved(), forever=self.is_kept_place)
 
-    def check_saved(self, saved: dict[str, Any]) -> None:
-        """Restore the objective; ValueError unless `saved` is what `saved_state` makes."""
-        try:
-            cursor = Cursor.from_dict(saved.get("cursor"))
-            self.objective.restore(saved.get("objective", {}))
-        except CursorError as error:
-            raise ValueError(f"cursor: {error}") from None
-        except (KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise ValueError(f"objective: {error!r}") from None
-        if TrainState.from_dict(saved.get("train")).position != cursor.position:
-            raise ValueError("train.position and cursor.position differ")
+    def _saved(self) -> tuple[Path, int, dict[str, Any], int]:
+        """Folder, step, state and number of checkpoints, as both ways of saving take them."""
+        keep = self.config.train.keep_checkpoints
+        return self.checkpoints, self.state.step, self.saved_state(), keep
 
     def saved_state(self) -> dict[str, Any]:
-        """State of a checkpoint beside its tensors, as JSON."""
+        """State of a checkpoint beside its tensors, as JSON; `restoring` reads it."""
         tokenizer = self.validation.pool.manifest.tokenizer.model_dump()
-        return {
+        origin = {} if self.origin is None else {"origin": self.origin.to_dict()}
+        return origin | {
             "train": self.state.to_dict(),
             "cursor": Cursor.at(self.train_stream, self.state.position).to_dict(),
             "config": flatten(self.config),
@@ -220,7 +221,7 @@ class Session:
 
 
 def open_session(config: Config, runtime: Runtime) -> Session:
-    """Build all parts and, where the run folder holds a checkpoint, restore it.
+    """Build all parts; restore the newest checkpoint of the run, or that which it branches from.
 
     Raises user errors of `data_pipeline`, `parallel` and this package.
     """
@@ -285,15 +286,6 @@ def open_session(config: Config, runtime: Runtime) -> Session:
         compilation=compilation.description,
         num_parameters=parameter_count(config.model, space.padded_vocab_size)
         + objective.auxiliary_parameters(config.model, space.padded_vocab_size),
-        resumed_from=None,
     )
-    loaded = load_latest(engine, session.checkpoints, session.check_saved)
-    if loaded is None and config.run.init_from is not None:
-        load_file_weights(engine, config.run.init_from)
-    elif loaded is not None:
-        session.resumed_from, saved = loaded
-        Cursor.from_dict(saved["cursor"]).check(train_stream)
-        session.state = TrainState.from_dict(saved["train"])
-        session.warmup = resumed_warmup(saved, config, train_stream.sequences_per_epoch)
-        objective.restore(saved.get("objective", {}))
+    begin(session)
     return session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 _LOSSES = ("lowest_loss", "reference_loss")
@@ -70,3 +70,30 @@ class TrainState:
             if not lowest <= found < math.inf or found == -math.inf:
                 raise ValueError(f"train.{name}: {found} is no count")
         return TrainState(**value)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Checkpoint of another run from which a run branched off."""
+
+    path: str
+    """Its folder at that time; it may have been removed since."""
+    step: int
+    position: int
+    sha256: str
+    """Hash of its manifest."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Origin as plain JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: Any) -> Origin:
+        """Read `to_dict`'s form; ValueError where it is malformed."""
+        kinds = {f.name: str if f.type == "str" else int for f in fields(Origin)}
+        if not isinstance(value, dict) or value.keys() != kinds.keys():
+            raise ValueError(f"origin: not the fields {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if type(value[name]) is not kind:
+                raise ValueError(f"origin.{name}: malformed ({str(value[name])[:40]})")
+        return Origin(**value)

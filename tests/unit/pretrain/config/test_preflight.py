@@ -23,8 +23,9 @@ from data_pipeline.shards.manifest import (
 )
 from data_pipeline.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from parallel.errors import LayoutError
+from pretrain.config.changes import may_change
 from pretrain.config.compose import compose, known_keys, replace_values, save_config
-from pretrain.config.preflight import _may_change, has_checkpoint, preflight, with_world_size
+from pretrain.config.preflight import has_checkpoint, preflight, with_world_size
 from pretrain.config.run import Config
 from pretrain.errors import ConfigError
 
@@ -284,12 +285,13 @@ class TestResume:
         assert lines[1:-1] == [line]
 
     def test_how_a_run_is_executed_is_free_and_what_it_computes_is_fixed(self) -> None:
-        free = {key for key in known_keys() if _may_change(key)}
+        free = {key for key in known_keys() if may_change(key)}
         assert {k for k in known_keys() if k.startswith(("parallel.", "tracking."))} <= free
         fixed = set(known_keys()) - free
         sections = {"run", "data", "model", "objective", "optimizer"}
         assert {k.split(".")[0] for k in fixed} == sections
-        assert {k for k in fixed if k.startswith("run.")} == {"run.seed", "run.init_from"}
+        branch = {"run.branch_from", "run.branch_sha256"}
+        assert {k for k in fixed if k.startswith("run.")} == {"run.seed", "run.init_from", *branch}
 
     def test_only_another_warm_up_is_compared_with_the_length_of_the_run(self, pool: Path) -> None:
         """The ranks know how long that of the first start is, in sequences."""

@@ -35,14 +35,14 @@ from pretrain.config.run import Config
 from pretrain.study.runner.branches import Branches, split
 from pretrain.training.start import write_run
 
-UNIQUE_TOKENS, SEQUENCE, BATCH, WARMUP = 50_000, 64, 16, 10
+UNIQUE_TOKENS, SEQUENCE, BATCH, WARMUP = 40_000, 64, 8, 20
 LENGTHS = Branches(epochs=(1, 2, 4, 8), decay=0.2)
 SEEDS = (17, 18, 19)
 OBJECTIVES = {"autoregressive": 3e-3, "masked": 3e-3}
 """Learning rate of each objective."""
 SHARED = (
-    "model.num_layers=4",
-    "model.hidden_size=96",
+    "model.num_layers=2",
+    "model.hidden_size=64",
     "model.num_attention_heads=4",
     "model.qk_norm=true",
     f"data.seq_length={SEQUENCE}",

@@ -67,6 +67,10 @@ def furnish(folder: Path, pool: Path, run: Path) -> Path:
     for name in ("data/builtin", "data/pool", "data/books", "pool"):
         shutil.copytree(pool, folder / name)
     shutil.copytree(run, folder / "runs/masked")
+    saved = folder / "runs/masked/config.yaml"
+    config = yaml.safe_load(saved.read_text())
+    config["run"] |= {"dir": None, "root": str(folder / "runs"), "name": "masked"}
+    saved.write_text(yaml.safe_dump(config))
     for name in ("books", "my_texts"):
         (folder / name).mkdir()
         for source in sorted((ROOT / "docs").glob("*.md")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -172,6 +173,24 @@ def test_sync_by_hand_sends_what_is_missing_once(config: Config, tmp_path: Path)
     assert assert_recorded_once(config).info.run_id == run.info.run_id
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         sync_run(tmp_path)
+
+
+def test_a_branch_names_the_run_that_it_started_from(config: Config) -> None:
+    """By a tag with the MLflow run of its origin, which it keeps when the origin is gone."""
+    trunk = config.run.path.with_name("trunk")
+    branch = {"branch_from": trunk / "checkpoints" / "step-00000008", "branch_sha256": "0" * 64}
+    config = config.model_copy(update={"run": config.run.model_copy(update=branch)})
+    attempt(config, None, range(2))
+    assert "epochal.branch_of" not in assert_recorded_once(config).data.tags
+    trunk.mkdir()
+    (trunk / "mlflow_run_id").write_text("abc\n")
+    attempt(config, 1, range(2, 4))
+    shutil.rmtree(trunk)
+    attempt(config, 3, range(4, 6))
+    run = assert_recorded_once(config)
+    assert run.data.tags["epochal.branch_of"] == "abc"
+    assert run.data.params["run.branch_from"] == str(branch["branch_from"])
+    assert run.data.params["run.branch_sha256"] == "0" * 64
 
 
 def test_source_data_and_model_are_recorded_and_the_experiment_shows_training(

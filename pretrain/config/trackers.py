@@ -12,6 +12,7 @@ from pydantic import PlainValidator, SerializeAsAny, field_validator
 
 from pretrain.config.registry import Component, Registry
 from pretrain.config.secrets import redacted
+from pretrain.config.types import PositiveInt, Section
 
 SCHEMES = (
     "http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks",
@@ -72,3 +73,41 @@ def sqlite_uri(path: Path) -> str:
     for character in "%?#":  # % first
         text = text.replace(character, f"%{ord(character):02X}")
     return f"sqlite:///{text}"
+
+
+class TrackingConfig(Section):
+    """Services that get the measurements; `metrics.jsonl` in the run folder is always written."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    """MLflow server; null takes the sqlite file of `run.root`."""
+    experiment: str = "epochal"
+    group: str | None = None
+    """Name of a study: its runs are nested below one MLflow run of that name."""
+    trackers: tuple[AnyTracker, ...] = ()
+    """Further services, each with its `name` and its settings."""
+    queue_size: PositiveInt = 10000
+    """Number of measurements kept while a service does not answer; older ones are read from
+    `metrics.jsonl` later."""
+
+    @field_validator("uri")
+    @classmethod
+    def _has_a_known_scheme(cls, uri: str | None) -> str | None:
+        return checked_uri(uri)
+
+    @field_validator("trackers")
+    @classmethod
+    def _are_different(cls, given: tuple[TrackerConfig, ...]) -> tuple[TrackerConfig, ...]:
+        names = [tracker.name for tracker in given]
+        if len({*names, "mlflow"}) <= len(names):
+            raise ValueError(
+                f"given {', '.join(names)}, allowed: every tracker once; MLflow is set up by "
+                "tracking.mlflow, tracking.uri and tracking.experiment"
+            )
+        return given
+
+    @property
+    def services(self) -> tuple[TrackerConfig, ...]:
+        """Settings of every tracker of the run."""
+        ours = MlflowConfig(uri=self.uri, experiment=self.experiment)
+        return (*((ours,) if self.mlflow else ()), *self.trackers)

@@ -79,4 +79,5 @@ def _branch(session: Session, path: Path, identity: str | None) -> None:
         )
     _adopt(session, saved)
     state = session.state
+    state.forget_evaluations()
     session.origin = Origin(str(path), state.step, state.position, found)

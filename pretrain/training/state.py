@@ -53,6 +53,13 @@ class TrainState:
             return True
         return False
 
+    def forget_evaluations(self) -> None:
+        """Begin the record of evaluations anew: for a branch, whose origin had another schedule."""
+        new = TrainState()
+        self.lowest_loss, self.lowest_step = new.lowest_loss, new.lowest_step
+        self.reference_loss = new.reference_loss
+        self.evaluations_without_improvement = new.evaluations_without_improvement
+
     def to_dict(self) -> dict[str, Any]:
         """State as plain JSON."""
         return asdict(self)

@@ -45,7 +45,8 @@ def _totals(costs: list[Cost], gpus: int | None, price: float | None) -> dict[st
     return {
         "runs": len(costs),
         "done": len(costs) - len(left),
-        "tokens": sum(cost.facts.tokens for cost in costs),
+        "tokens": sum(cost.facts.spent_tokens for cost in costs),
+        "share_of_separate_runs": _share(costs),
         "flops_6nd": sum(cost.facts.flops_6nd for cost in costs),
         "flops": sum(cost.flops for cost in costs),
         "gpu_hours": hours,
@@ -53,6 +54,19 @@ def _totals(costs: list[Cost], gpus: int | None, price: float | None) -> dict[st
         "cost": None if hours is None or price is None else hours * price,
         "hours_left_here": _sum(cost.hours for cost in left) if left else 0.0,
     }
+
+
+def _share(costs: list[Cost]) -> float | None:
+    """Counted FLOPs over those of separate runs; None in a study without branches."""
+    if not any(cost.facts.trunk for cost in costs):
+        return None
+    per_token = [cost.flops / cost.facts.spent_tokens for cost in costs]
+    separate = sum(
+        flops * cost.facts.tokens
+        for flops, cost in zip(per_token, costs, strict=True)
+        if not cost.facts.trunk
+    )
+    return sum(cost.flops for cost in costs) / separate
 
 
 def _sum(values: Any) -> float | None:
@@ -93,6 +107,9 @@ def _total(study: Study, totals: dict[str, Any], count: int, machine: str | None
         ("FLOPs", f"{totals['flops_6nd']:.4g} by 6ND, {totals['flops']:.4g} counted"),
         ("learning rate", f"{rule.rule}{f': {rule.note}' if rule.note else ''}"),
     ]
+    if totals["share_of_separate_runs"] is not None:
+        share = totals["share_of_separate_runs"]
+        rows.append(("branches", f"{share:.1%} of the FLOPs of separate runs"))
     if totals["gpu_hours"] is not None:
         rows.append((f"on {machine}", f"{totals['gpu_hours']:,.4g} GPU-hours"))
     for key, unit in (("days", "days on these GPUs"), ("cost", "for all GPU-hours")):

@@ -80,7 +80,7 @@ class Part:
     def is_ready(self, trunk: Path) -> bool:
         """True where the checkpoint that it starts from is complete, or it needs none."""
         origin = self.origin(trunk)
-        return origin is None or (origin / "manifest.json").is_file()
+        return origin is None or is_complete(origin)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class Parts:
         return self.positions / self.separate_positions
 
 
+def is_complete(checkpoint: Path) -> bool:
+    """True where a checkpoint exists: its manifest is written last."""
+    return (checkpoint / "manifest.json").is_file()
+
+
 def split(branches: Branches, *, sequences_per_epoch: int, batch_size: int, warmup: float) -> Parts:
     """Divide runs of these lengths into a trunk and branches.
 
@@ -136,6 +141,7 @@ def split(branches: Branches, *, sequences_per_epoch: int, batch_size: int, warm
                 "data.epochs": epochs,
                 "optimizer.schedule.name": "wsd",
                 "optimizer.schedule.decay": branches.decay,
+                "train.patience": 0,
             },
             start=start,
             stop=totals[epochs],
@@ -155,6 +161,7 @@ def _trunk(places: list[int], sequences_per_epoch: int) -> Part | None:
         overrides={
             "data.epochs": places[-1] / sequences_per_epoch,
             "optimizer.schedule.name": "constant",
+            "train.patience": 0,
             "train.checkpoint_epochs": [place / sequences_per_epoch for place in places],
         },
         start=0,

@@ -59,7 +59,7 @@ def costs_of(
 
     Raises ConfigError for an unknown machine, LayoutError for a layout that it cannot have.
     """
-    flops = {run.name: _flops_per_token(run) * run.facts.tokens for run in runs}
+    flops = {run.name: _flops_per_token(run) * run.facts.spent_tokens for run in runs}
     done = {run.name: read_progress(run.folder).done for run in runs}
     speeds = {
         run.name: speed
@@ -93,7 +93,7 @@ _CACHE: dict[str, float] = {}
 
 
 def _flops_per_token(run: Planned) -> float:
-    from pretrain.study.runner.planned import counted_flops_per_token
+    from pretrain.study.runner.sizes import counted_flops_per_token
 
     key = repr((run.config.model, run.config.objective, run.config.data.seq_length))
     if key not in _CACHE:
@@ -111,7 +111,7 @@ def _gpu_hours(run: Planned, name: str) -> tuple[float, bool]:
     machine = sized(load_machine(name), run.facts.ranks)
     model = costs(config, vocabulary(config, None)[0])
     plan = estimate(model, given_candidate(config, model, machine.num_gpus), machine)
-    return plan.gpu_hours(run.facts.tokens), plan.fits
+    return plan.gpu_hours(run.facts.spent_tokens), plan.fits
 
 
 def _measured(run: Planned, flops: float) -> float | None:

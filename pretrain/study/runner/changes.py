@@ -12,7 +12,8 @@ from pretrain.config.run import Config
 from pretrain.errors import ConfigError
 
 _FREE = (
-    "run.name", "run.root", "run.dir", "run.device", "data.train", "data.validation",
+    "run.name", "run.root", "run.dir", "run.device", "run.branch_sha256",
+    "data.train", "data.validation",
     "data.tokenizer", "data.verify", "data.cache", "data.cache_bytes", "model.attention",
     "parallel.", "tracking.", "train.log_interval", "train.checkpoint_interval",
     "train.async_checkpoint", "train.keep_checkpoints", "train.keep_best",

@@ -41,6 +41,7 @@ def collect(folder: Path, source: Source = "folders") -> pd.DataFrame:
     rows = [
         row
         for facts in sorted(record.runs, key=lambda facts: facts.run)
+        if not facts.trunk
         for row in rows_of(record.name, facts, found.get(facts.run, []))
     ]
     columns = [*COLUMNS, *axis_columns(record)]

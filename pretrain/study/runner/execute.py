@@ -116,7 +116,10 @@ class _Work:
         """Start waiting runs for which there is room."""
         if self._stopping:
             return
+        self._give_up_without_trunk()
         for run in list(self.waiting):
+            if not run.is_ready:
+                continue
             if self._not_before.get(run.name, 0.0) > time.monotonic():
                 continue
             try:
@@ -135,6 +138,16 @@ class _Work:
             self.waiting.remove(run)
             self.active[run.name] = run
             self.display.note(f"started {run.name}")
+
+    def _give_up_without_trunk(self) -> None:
+        """Count branches as failed where nothing goes on that could make their checkpoints."""
+        if self.active or any(run.is_ready for run in self.waiting):
+            return
+        for run in self.waiting:
+            text = f"its trunk has no checkpoint {run.origin}; execute the trunk first"
+            self.summary.failed[run.name] = text
+            self.display.note(f"failed {run.name}: {text}")
+        self.waiting.clear()
 
     def collect(self) -> None:
         """Note the runs that have ended."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.compose import compose, flatten, replace_values
 from pretrain.config.groups import groups
-from pretrain.config.preflight import preflight
+from pretrain.config.preflight import has_checkpoint, preflight
 from pretrain.config.run import Config, TrackingConfig
 from pretrain.errors import ConfigError
-from pretrain.model.size import parameter_count
+from pretrain.study.runner.branches import TRUNK, Part, is_complete, split
 from pretrain.study.runner.cells import FLOPS, Cell, cells_of, override_text, recipe
 from pretrain.study.runner.changes import check_unchanged
 from pretrain.study.runner.settings import Study
+from pretrain.study.runner.sizes import (
+    counted_flops_per_token,
+    parameters,
+    sequences,
+    unique_tokens,
+)
 
 _MOST_PROBLEMS = 10
 _MOST_EPOCHS = 1e6
@@ -45,6 +51,15 @@ class Facts:
     tokens: float
     """Tokens processed at `last_step`."""
     ranks: int
+    trunk: bool = False
+    """True for a run that is none of the study's, but the trunk of some of them."""
+    shared_tokens: float = 0.0
+    """Tokens that the trunk of a branch processes for it."""
+
+    @property
+    def spent_tokens(self) -> float:
+        """Tokens that this training itself processes."""
+        return self.tokens - self.shared_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -52,8 +67,8 @@ class Facts:
 
     @property
     def flops_6nd(self) -> float:
-        """Training FLOPs 6 N D, embeddings in N."""
-        return 6.0 * self.params * self.tokens
+        """Training FLOPs 6 N D that the run itself costs, embeddings in N."""
+        return 6.0 * self.params * self.spent_tokens
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,14 @@ class Planned:
     cell: Cell
     config: Config
     facts: Facts
+    origin: Path | None = None
+    """Checkpoint of its trunk that a branch starts from."""
+
+    @property
+    def is_ready(self) -> bool:
+        """True unless it waits for a checkpoint of its trunk."""
+        origin = self.origin
+        return origin is None or is_complete(origin) or has_checkpoint(self.folder)
 
     @property
     def name(self) -> str:
@@ -84,7 +107,7 @@ def plan_runs(study: Study, folder: Path) -> list[Planned]:
     planned = []
     for cell in cells_of(study):
         try:
-            planned.append(_plan(study, cell, folder))
+            planned += _plan_cell(study, cell, folder)
         except Exception as error:
             if not hasattr(error, "exit_code"):
                 raise
@@ -103,14 +126,59 @@ def _names(names: list[str]) -> str:
     return names[0] if not more else f"{names[0]} and {more} more run{'s' if more > 1 else ''}"
 
 
-def _plan(study: Study, cell: Cell, folder: Path) -> Planned:
+def _plan_cell(study: Study, cell: Cell, folder: Path) -> list[Planned]:
+    """The run of a cell; with `branches` its trunk and the run of each length."""
+    if study.branches is None:
+        return [_plan(study, cell, folder)]
+    config = compose([*cell.overrides, *_fixed(study, cell, folder)])
+    parts = split(
+        study.branches,
+        sequences_per_epoch=sequences(config),
+        batch_size=config.train.global_batch_size,
+        warmup=config.optimizer.schedule.warmup,
+    )
+    trunk = folder.absolute() / "runs" / f"{cell.name},{TRUNK}"
+    planned = []
+    for part in parts.all:
+        texts = [f"{key}={override_text(value)}" for key, value in part.overrides.items()]
+        length = {} if part.is_trunk else {"data.epochs": part.overrides["data.epochs"]}
+        own = replace(
+            cell,
+            name=f"{cell.name},{part.name}",
+            configuration=f"{cell.configuration},{part.name}",
+            axes={**cell.axes, **length},
+            overrides=(*cell.overrides, *texts),
+        )
+        run = _plan(study, own, folder, part.origin(trunk))
+        planned.append(replace(run, facts=_of_part(run.facts, part)))
+    return planned
+
+
+def _of_part(facts: Facts, part: Part) -> Facts:
+    share = part.start / part.stop
+    return replace(facts, trunk=part.is_trunk, shared_tokens=share * facts.tokens)
+
+
+def _checked(config: Config, origin: Path | None) -> Config:
+    """Preflight; a branch whose origin is still to come is checked without it."""
+    if origin is None:
+        return preflight(config)
+    branch = replace_values(config, {"run.branch_from": str(origin)})
+    check_unchanged(branch)
+    if is_complete(origin) or has_checkpoint(config.run.path):
+        return preflight(branch)
+    return replace_values(preflight(config), {"run.branch_from": str(origin)})
+
+
+def _plan(study: Study, cell: Cell, folder: Path, origin: Path | None = None) -> Planned:
     config = compose([*cell.overrides, *_fixed(study, cell, folder)])
     if config.tracking.experiment == TrackingConfig().experiment:
         config = replace_values(config, {"tracking.experiment": study.name})
     config = _with_length(study, cell, config)
-    check_unchanged(config)
-    config = preflight(config)
-    return Planned(cell, config, _facts(study, cell, config))
+    if origin is None:
+        check_unchanged(config)
+    config = _checked(config, origin)
+    return Planned(cell, config, _facts(study, cell, config), origin)
 
 
 def _fixed(study: Study, cell: Cell, folder: Path) -> list[str]:
@@ -159,7 +227,7 @@ def _facts(study: Study, cell: Cell, config: Config) -> Facts:
 
     params, embeddings = parameters(config)
     unique, batch = unique_tokens(config), config.train.global_batch_size
-    positions = total_positions(_sequences(config), config.data.epochs)
+    positions = total_positions(sequences(config), config.data.epochs)
     total = -(-positions // batch)
     last = min(total, config.train.stop_step or total)
     share = min(1.0, last * batch / positions)
@@ -188,50 +256,6 @@ def _axis_values(cell: Cell, config: Config) -> dict[str, Any]:
     return {
         key: value if key in named else resolved.get(key, value) for key, value in cell.axes.items()
     }
-
-
-def parameters(config: Config) -> tuple[int, int]:
-    """Number of parameters, and of those in embedding and head matrices."""
-    from data_pipeline.tokenizer import load_tokenizer
-
-    padded = config.model.padded_vocab_size(load_tokenizer(config.data.tokenizer).vocab_size)
-    total = parameter_count(config.model, padded)
-    if not config.objective.scores_in_chunks:  # only such a family may have a network of its own
-        from pretrain.planning.plan import objective_cost
-
-        network = objective_cost(config, padded).auxiliary
-        total += 0 if network is None else network.parameters
-    return total, padded * config.model.hidden_size * (1 if config.model.tie_embeddings else 2)
-
-
-def counted_flops_per_token(config: Config) -> float:
-    """Training FLOPs of a token with attention and head; imports torch."""
-    from pretrain.planning.plan import costs, vocabulary
-
-    return costs(config, vocabulary(config, None)[0]).flops_per_token
-
-
-def unique_tokens(config: Config) -> int:
-    """Number U of unique tokens of a configuration."""
-    return sum(tokens for tokens, _ in _budgets(config))
-
-
-def _sequences(config: Config) -> int:
-    return sum(sequences for _, sequences in _budgets(config))
-
-
-def _budgets(config: Config) -> list[tuple[int, int]]:
-    """Unique tokens and sequences of each pool."""
-    from data_pipeline.stream.budget import Budget
-    from data_pipeline.stream.open_stream import read_pools
-
-    d = config.data
-    found = []
-    for pool in read_pools(d.train, d.unique_tokens, d.order):
-        held = pool.manifest.tokens
-        budget = Budget(pool.unique_tokens, d.seq_length, held)
-        found.append((pool.unique_tokens or held, budget.sequences))
-    return found
 
 
 def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:

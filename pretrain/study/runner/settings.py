@@ -18,6 +18,7 @@ from pretrain.config.suggest import closest
 from pretrain.config.types import PositiveInt, Section
 from pretrain.config.yaml_file import read_mapping
 from pretrain.errors import ConfigError
+from pretrain.study.runner.branches import Branches
 
 PACKAGED = CONFIG_ROOT / "study"
 FILE = "study.yaml"
@@ -98,6 +99,8 @@ class Study(Section):
     """Training budgets C in FLOPs, instead of `data.epochs`: a run has C / (6 N U) epochs."""
     flops_convention: Literal["six_nd", "counted"] = "six_nd"
     """Operations of a token: 6 N with embeddings in N, or those counted with attention and head."""
+    branches: Branches | None = None
+    """Lengths instead of `data.epochs`, trained as one trunk and a decay for each of them."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Runs that are left out: those with all the given values; a list stands for any of them."""
     stopping: Stopping = Stopping()
@@ -148,17 +151,21 @@ class Study(Section):
             if name not in self.arms:
                 raise ValueError(f"compare: {unknown_arm(name, self.arms)}")
         if self.flops is not None:
-            self._check_lengths()
+            self._check_lengths("flops")
+        if self.branches is not None:
+            if self.flops is not None or self.stopping != Stopping():
+                raise ValueError("branches: its lengths are whole; leave out flops and stopping")
+            self._check_lengths("branches")
         return self
 
-    def _check_lengths(self) -> None:
-        """Raise ValueError where both budgets and epochs say how long a run is."""
+    def _check_lengths(self, source: str) -> None:
+        """Raise ValueError where both `source` and epochs say how long a run is."""
         axes = {"grid": self.grid, **{f"arms.{n}.grid": a.grid for n, a in self.arms.items()}}
         sets = {"base": self.base, **{f"arms.{n}.set": a.set for n, a in self.arms.items()}}
         for place, keys in (axes | sets).items():
             if any(str(key).partition("=")[0] == "data.epochs" for key in keys):
                 raise ValueError(
-                    f"{place}: data.epochs follows from flops; leave one of the two out"
+                    f"{place}: data.epochs follows from {source}; leave one of the two out"
                 )
 
     def overrides_of(self, name: str, below: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -225,7 +232,7 @@ def make_study(values: dict[str, Any], place: str, overrides: Iterable[str] = ()
 def known_settings() -> list[str]:
     """List every dotted key of a study file."""
     sections: dict[str, type[Section]] = {"stopping": Stopping, "compare": Compare}
-    sections["learning_rate"] = LearningRate
+    sections |= {"learning_rate": LearningRate, "branches": Branches}
     return [
         *Study.model_fields,
         *(f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields),

@@ -135,7 +135,7 @@ def small_run(arguments: list[str], model: dict[str, str]) -> list[str]:
     values = SMALL | model | (EXPORTED_MODEL if exported else {})
     kept = [word for word in given if word.partition("=")[0] not in values]
     if "--config" in kept:  # its values are those of a small run
-        return kept
+        return given
     return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 

@@ -193,11 +193,10 @@ class MlflowRun:
         from pretrain.config.compose import flatten
 
         self.log_params(flatten(self._config))
-        saved = self._run_dir / "config.yaml"
-        if saved.exists():
+        if (saved := self._run_dir / "config.yaml").exists():
             self.log_artifact(saved, "")
-        tags = source_tags(self._config)
-        client.log_batch(self._run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        tags = [RunTag(k, v) for k, v in source_tags(self._config).items()]
+        client.log_batch(self._run_id, tags=tags)
         with suppress(MlflowException):  # a server of an earlier version
             client.log_inputs(self._run_id, data_sets(self._config))
             log_model(client, self._run_id, self._config)

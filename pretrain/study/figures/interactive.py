@@ -56,9 +56,7 @@ def _html(text: str) -> str:
 
 def _add_panel(figure: Any, panel: Panel, place: dict[str, int], named: set[str]) -> None:
     for low, high, text in panel.shaded:
-        figure.add_vrect(
-            x0=low, x1=high, fillcolor="#eceef1", line_width=0, layer="below", **place
-        )
+        figure.add_vrect(x0=low, x1=high, fillcolor="#eceef1", line_width=0, layer="below", **place)
         figure.add_annotation(
             x=math.log10(low * high) / 2 if panel.x.log else (low + high) / 2,
             y=1,

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretrain.cli.output import Json, print_json
+from pretrain.cli.study_advise import advise
+from pretrain.cli.study_flops import flops
+from pretrain.cli.study_report import report
 
 if TYPE_CHECKING:
     from pretrain.study.runner.planned import Planned
     from pretrain.study.runner.settings import Study
 
 app = typer.Typer(
-    name="study", help="Grids of runs: from a YAML file to a table.", no_args_is_help=True
+    name="study", help="Grids of runs: from a YAML file to laws and a report.", no_args_is_help=True
 )
 
 File = Annotated[
@@ -170,3 +173,8 @@ def planned(loaded: Study, place: Path) -> list[Planned]:
     from pretrain.study.runner.planned import plan_runs
 
     return plan_runs(loaded, place)
+
+
+app.command()(report)
+app.command()(advise)
+app.command()(flops)

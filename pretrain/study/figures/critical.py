@@ -34,7 +34,7 @@ LOOKS: dict[str, tuple[str, Literal["-", "--", ":", ""], Literal["o", "D", "", "
     "numeric": (family_look("masked").color, "-", ""),
     "closed form": ("#111827", "--", ""),
     "published": ("#6b7280", ":", ""),
-    "observed": (family_look("autoregressive").color, "", "D"),
+    "observed": ("#111827", "", "D"),
 }
 """Colour, line and marker of each kind."""
 

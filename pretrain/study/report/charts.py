@@ -1,0 +1,93 @@
+"""All figures of a study's report, or the reasons why its data do not support them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pretrain.study.early_stopping import Outcome
+from pretrain.study.efficiency import effective_tokens
+from pretrain.study.figures.chart import Drawn
+from pretrain.study.figures.contour import contour_chart, measured_of
+from pretrain.study.figures.data_value import data_value_chart
+from pretrain.study.figures.gap import gap_chart
+from pretrain.study.figures.isoflop import isoflop_chart
+from pretrain.study.figures.learning import learning_chart
+from pretrain.study.figures.pareto import frontier_chart
+from pretrain.study.figures.residuals import residual_chart
+from pretrain.study.report.crossing import crossing_chart
+from pretrain.study.report.laws import ArmFit, data_constrained, isoflop_studies
+
+MAX_LAWS = 4
+
+
+def draw_all(
+    table: pd.DataFrame, found: Sequence[Outcome], fits: Sequence[ArmFit], reference: str | None
+) -> list[Drawn]:
+    """Charts in the order of the report."""
+    laws = data_constrained(list(fits))
+    budgets = sorted({float(item.unique_tokens) for item in found})
+    return [
+        learning_chart(table),
+        gap_chart(table, reference),
+        frontier_chart(table),
+        isoflop_chart(isoflop_studies(table)),
+        _contour(table, laws),
+        crossing_chart(
+            [fit.fitted for fit in laws], budgets, (best_challenger(found), reference or "")
+        ),
+        residual_chart([(fit.fitted, fit.rows) for fit in laws[:MAX_LAWS]]),
+        _data_value(table),
+    ]
+
+
+def best_challenger(found: Sequence[Outcome]) -> str:
+    """Arm of another family than AR with the lowest loss at the largest budget; "" for none."""
+    others = [item for item in found if item.family != "autoregressive"]
+    largest = max((item.unique_tokens for item in others), default=0.0)
+    at_largest = [item for item in others if item.unique_tokens == largest]
+    best = min(at_largest, key=lambda item: (item.best.loss, item.arm), default=None)
+    return "" if best is None else best.arm
+
+
+def _contour(table: pd.DataFrame, laws: Sequence[ArmFit]) -> Drawn:
+    """Contours at the budget with the most ends of schedules."""
+    ends = table[table["final"].fillna(False).astype(bool)]
+    counts = ends.groupby("unique_tokens").size().sort_index()
+    if counts.empty or not laws:
+        return contour_chart([], 1.0)
+    unique = float(counts.idxmax())
+    shown = []
+    for fit in laws[:MAX_LAWS]:
+        arm, family = fit.fitted.arm, fit.fitted.family
+        here = ends[(ends["unique_tokens"] == unique) & (ends["family"] == family)]
+        shown.append((fit.fitted, measured_of(here[here["arm"] == arm])))
+    return contour_chart(shown, unique)
+
+
+def _data_value(table: pd.DataFrame) -> Drawn:
+    """Effective tokens of each arm at its best size; values outside the baseline are left out."""
+    curves = effective_tokens(table)
+    families = table[["arm", "family"]].drop_duplicates()
+    curves = curves.merge(families, on="arm", how="left")
+    inside = curves[curves["relation"] == "equal"] if len(curves) else curves
+    outside = len(curves) - len(inside)
+    remark = f"{outside} of {len(curves)} runs lie outside their baseline." if outside else ""
+    if len(inside):
+        # One line an arm: of the sizes, the one with the lowest loss at each number of epochs.
+        keys = ["arm", "unique_tokens", "epochs"]
+        inside = inside.loc[inside.groupby(keys)["loss"].idxmin()]
+        # An interval that leaves the baseline is open there and is not drawn as if it were closed.
+        closed = (inside["low"] > 0) & inside["high"].lt(float("inf"))
+        inside = inside.assign(low=inside["low"].where(closed), high=inside["high"].where(closed))
+        if not closed.all():
+            remark += f" {int((~closed).sum())} intervals leave the baseline and are not drawn."
+    if len(inside) and not (inside["epochs"] > 1.01).any():
+        remark = "no repeated run has a loss inside the one-epoch baseline of its recipe"
+        inside = inside.iloc[:0]
+    elif curves.empty:
+        remark = ""
+    return data_value_chart(
+        inside, "90 % from the errors of the losses of runs and baseline", remark.strip()
+    )

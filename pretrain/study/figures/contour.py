@@ -13,7 +13,7 @@ from pretrain.study.figures.style import quantity
 from pretrain.study.fits.fitted import Fitted
 
 NAME, TITLE = "contour", "Contours of the data-constrained law"
-GRID = 61
+GRID = 41
 
 
 @dataclass(frozen=True)

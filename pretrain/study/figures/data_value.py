@@ -65,7 +65,8 @@ def _caption(values: pd.DataFrame, interval: str, remark: str) -> str:
     parts = [
         "Number of fresh tokens with which one epoch of the same recipe reaches the loss of each "
         "run, divided by its unique tokens; on the dotted line a repetition is as good as fresh "
-        f"text. n = {len(values)} runs.",
+        f"text. Of the sizes of an arm, the one with the lowest loss at each number of epochs. "
+        f"n = {len(values)} runs.",
         f"Intervals: {interval}." if interval else "Errors are not known.",
         "The value is interpolated between one-epoch runs and is given only where their losses "
         "enclose the loss of the run. It compares a recipe with itself: a high value may also mean "

@@ -123,6 +123,7 @@ def _draw_series(axis: Any, item: Series, panel: Panel) -> None:
         "markeredgewidth": 0.8 if item.marker == "*" else 1.1,
     }
     name = item.label if item.shown else f"_{item.label}"
+    style["clip_on"] = item.marker != "*"  # a best point may lie in a corner
     zorder = 4 if item.marker == "*" else 3
     if item.low is None or item.high is None:
         axis.plot(x, y, label=name, zorder=zorder, **style)
@@ -195,6 +196,12 @@ def _legend(figure: Any, axes: list[Any], chart: Chart, columns: int) -> None:
             list(entries.values()),
             list(entries),
             loc="outside lower center",
-            ncols=min(len(entries), 2 * columns),
+            ncols=_legend_columns(list(entries), chart.panel_size[0] * columns),
             frameon=False,
         )
+
+
+def _legend_columns(names: list[str], width: float) -> int:
+    """Entries a row that fit into `width` inches, by their longest name."""
+    entry = 0.075 * max(len(name) for name in names) + 0.6
+    return max(1, min(len(names), int(width / entry)))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pretrain.study.figures.chart import Axis, Chart, Drawn, Omitted, Panel, Series
-from pretrain.study.figures.style import family_look
+from pretrain.study.figures.style import Look, arm_looks
 from pretrain.study.fits.fitted import Fitted
 
 NAME, TITLE = "residuals", "Residuals of the fitted laws"
@@ -20,6 +20,8 @@ AXES = (
 BINS = 6
 FEW_POINTS = 12
 """Points below which no running mean is drawn."""
+KEY = Series("mean of neighbours", [], [], color="#444444", marker="", width=2.2)
+"""Entry of the legend alone."""
 
 
 def residuals(fit: Fitted, rows: pd.DataFrame) -> pd.DataFrame:
@@ -45,13 +47,16 @@ def residual_chart(fits: Sequence[tuple[Fitted, pd.DataFrame]], name: str = NAME
     found = [(fit, residuals(fit, rows)) for fit, rows in fits if len(rows)]
     if not found:
         return Omitted(name, TITLE, "no law was fitted")
+    named = {"arm": [_label(f) for f, _ in found], "family": [f.family for f, _ in found]}
+    looks = arm_looks(pd.DataFrame(named))
     panels = []
     for axis in AXES:
         series: list[Series] = []
         for fit, part in found:
             if part[axis.name].nunique() > 1 or axis.name == "predicted":
-                series += _points(fit, part, axis.name)
-        if series:
+                series += _points(fit, part, axis.name, looks[_label(fit)])
+        series.append(KEY)
+        if len(series) > 1:
             y = Axis("residual", "100 ln(measured / predicted), about per cent")
             panels.append(
                 Panel(f"over {axis.label.split(',')[0].split(' (')[0]}", axis, y, tuple(series),
@@ -69,8 +74,12 @@ def residual_chart(fits: Sequence[tuple[Fitted, pd.DataFrame]], name: str = NAME
     )
 
 
-def _points(fit: Fitted, part: pd.DataFrame, x: str) -> list[Series]:
-    look, label = family_look(fit.family), fit.arm or fit.family
+def _label(fit: Fitted) -> str:
+    return fit.arm or fit.family
+
+
+def _points(fit: Fitted, part: pd.DataFrame, x: str, look: Look) -> list[Series]:
+    label = _label(fit)
     ordered = part.sort_values(x)
     series = [
         Series(
@@ -81,7 +90,7 @@ def _points(fit: Fitted, part: pd.DataFrame, x: str) -> list[Series]:
     means = running_mean(ordered[x].to_numpy(), ordered["residual"].to_numpy())
     if means is not None:
         name = f"{label}, mean of neighbours"
-        series.append(Series(name, *means, color=look.color, marker="", width=2.2))
+        series.append(Series(name, *means, color=look.color, marker="", width=2.2, shown=False))
     return series
 
 

@@ -71,13 +71,14 @@ def _data_value(table: pd.DataFrame) -> Drawn:
     curves = effective_tokens(table)
     families = table[["arm", "family"]].drop_duplicates()
     curves = curves.merge(families, on="arm", how="left")
+    if len(curves):
+        # One line an arm: of the sizes, the one with the lowest loss at each number of epochs.
+        keys = ["arm", "unique_tokens", "epochs"]
+        curves = curves.loc[curves.groupby(keys)["loss"].idxmin()]
     inside = curves[curves["relation"] == "equal"] if len(curves) else curves
     outside = len(curves) - len(inside)
     remark = f"{outside} of {len(curves)} runs lie outside their baseline." if outside else ""
     if len(inside):
-        # One line an arm: of the sizes, the one with the lowest loss at each number of epochs.
-        keys = ["arm", "unique_tokens", "epochs"]
-        inside = inside.loc[inside.groupby(keys)["loss"].idxmin()]
         # An interval that leaves the baseline is open there and is not drawn as if it were closed.
         closed = (inside["low"] > 0) & inside["high"].lt(float("inf"))
         inside = inside.assign(low=inside["low"].where(closed), high=inside["high"].where(closed))

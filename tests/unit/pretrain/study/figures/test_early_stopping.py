@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import curves, row
+from study_tables import curves, row
 
 from pretrain.study.early_stopping import Gap, gaps, outcomes, reference_arm, trend
 

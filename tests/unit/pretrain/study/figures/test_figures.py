@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import curves
+from study_tables import curves
 
 from pretrain.study.figures.chart import Chart, Omitted
 from pretrain.study.figures.critical import CriticalLine, critical_chart
@@ -128,8 +129,8 @@ def test_ticks_are_round_and_few() -> None:
 def test_labels_keep_their_distance() -> None:
     placed = spread([0.5, 0.51, 0.52, 0.99], 0.1, 0, 1)
     ordered = sorted(placed)
-    assert min(b - a for a, b in zip(ordered, ordered[1:], strict=False)) >= 0.1 - 1e-12
-    assert 0 <= ordered[0] and ordered[-1] <= 1
+    assert min(b - a for a, b in pairwise(ordered)) >= 0.1 - 1e-12
+    assert ordered[0] >= 0 and ordered[-1] <= 1
 
 
 def test_arms_differ_in_look_and_keep_the_colour_of_their_family() -> None:

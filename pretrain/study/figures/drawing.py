@@ -126,7 +126,8 @@ def _draw_series(axis: Any, item: Series, panel: Panel) -> None:
     style["clip_on"] = item.marker != "*"  # a best point may lie in a corner
     zorder = 4 if item.marker == "*" else 3
     if item.low is None or item.high is None:
-        axis.plot(x, y, label=name, zorder=zorder, **style)
+        (line,) = axis.plot(x, y, label=name, zorder=zorder, **style)
+        line.set_in_layout(item.marker != "*")  # unclipped stars must not shrink the panels
     elif item.uncertainty == "band":
         axis.fill_between(x, item.low, item.high, color=item.color, alpha=0.18, linewidth=0)
         axis.plot(x, y, label=name, zorder=zorder, **style)
@@ -173,8 +174,9 @@ def _ticks(side: Any, axis: Axis, limits: tuple[float, float]) -> None:
         return
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    values = log_ticks(min(limits), max(limits))
-    text = power if axis.name.startswith(("flops", "critical")) else quantity
+    wide = axis.name.startswith(("flops", "critical"))  # powers of ten need more room
+    values = log_ticks(min(limits), max(limits), 5 if wide else 7)
+    text = power if wide else quantity
     side.set_major_locator(FixedLocator(values))
     side.set_major_formatter(FixedFormatter([text(value) for value in values]))
     side.set_minor_locator(NullLocator())

@@ -106,8 +106,9 @@ def _axis(axis: Axis, values: np.ndarray) -> dict[str, Any]:
         ends = axis.limits or (
             (positive.min() / 1.1, positive.max() * 1.1) if len(positive) else (1, 10)
         )
-        ticks = log_ticks(*ends)
-        text = power if axis.name.startswith(("flops", "critical")) else quantity
+        wide = axis.name.startswith(("flops", "critical"))  # powers of ten need more room
+        ticks = log_ticks(*ends, 5 if wide else 7)
+        text = power if wide else quantity
         settings |= {"tickvals": ticks, "ticktext": [text(value) for value in ticks]}
         settings["range"] = [math.log10(ends[0]), math.log10(ends[1])]
     elif axis.limits:

@@ -124,7 +124,7 @@ def _limits(means: pd.DataFrame, chosen: list[Outcome]) -> tuple[float, float]:
     low = min(item.best.loss for item in chosen)
     tops = [float(drawn_rows(means, item)["loss"].max()) for item in chosen]
     worst = max(max(item.best.loss, item.final.loss) for item in chosen)
-    high = min(max(tops), low + max(2.2 * (worst - low), 0.3))
+    high = max(min(max(tops), low + max(2.2 * (worst - low), 0.3)), low + 0.05)
     return low - 0.06 * (high - low), high + 0.04 * (high - low)
 
 

@@ -22,6 +22,9 @@ from pretrain.study.figures.style import arm_looks, log_ticks, power, quantity, 
 from pretrain.study.fits.isoflop import parabolas
 from pretrain.study.report.laws import study_of
 
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+"""matplotlib warns where a layout does not fit."""
+
 SHARED = Path("/work/shared/data/scaling")
 
 

@@ -16,6 +16,9 @@ from pretrain.errors import ConfigError
 from pretrain.study.fits.laws import LAWS
 from pretrain.study.report.build import write_report
 
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+"""matplotlib warns where a layout does not fit."""
+
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 FIGURES = ("loss", "gap", "frontier", "isoflop", "contour", "critical_compute", "residuals",
            "data_value")  # fmt: skip

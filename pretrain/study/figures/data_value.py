@@ -15,7 +15,7 @@ def data_value_chart(values: pd.DataFrame, interval: str = "", remark: str = "")
     """Chart of effective over unique tokens against epochs.
 
     `values` has columns `arm`, `family`, `unique_tokens`, `epochs`, `effective_tokens`, `low`,
-    `high` (ends of the interval, empty where unknown); `interval` says what they mean.
+    `high` (ends of the interval), empty where unknown; `interval` says what they mean.
     """
     if values.empty:
         reason = remark or (
@@ -66,7 +66,7 @@ def _caption(values: pd.DataFrame, interval: str, remark: str) -> str:
         "Number of fresh tokens with which one epoch of the same recipe reaches the loss of each "
         "run, divided by its unique tokens; on the dotted line a repetition is as good as fresh "
         f"text. Of the sizes of an arm, the one with the lowest loss at each number of epochs. "
-        f"n = {len(values)} runs.",
+        f"n = {int(values['effective_tokens'].notna().sum())} runs.",
         f"Intervals: {interval}." if interval else "Errors are not known.",
         "The value is interpolated between one-epoch runs and is given only where their losses "
         "enclose the loss of the run. It compares a recipe with itself: a high value may also mean "

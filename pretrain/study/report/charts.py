@@ -75,20 +75,29 @@ def _data_value(table: pd.DataFrame) -> Drawn:
         # One line an arm: of the sizes, the one with the lowest loss at each number of epochs.
         keys = ["arm", "unique_tokens", "epochs"]
         curves = curves.loc[curves.groupby(keys)["loss"].idxmin()]
-    inside = curves[curves["relation"] == "equal"] if len(curves) else curves
-    outside = len(curves) - len(inside)
-    remark = f"{outside} of {len(curves)} runs lie outside their baseline." if outside else ""
-    if len(inside):
-        # An interval that leaves the baseline is open there and is not drawn as if it were closed.
-        closed = (inside["low"] > 0) & inside["high"].lt(float("inf"))
-        inside = inside.assign(low=inside["low"].where(closed), high=inside["high"].where(closed))
-        if not closed.all():
-            remark += f" {int((~closed).sum())} intervals leave the baseline and are not drawn."
-    if len(inside) and not (inside["epochs"] > 1.01).any():
+    inside = curves["relation"] == "equal"
+    repeated = inside & (curves["epochs"] > 1.01)
+    remark = ""
+    if len(curves) and not repeated.any():
         remark = "no repeated run has a loss inside the one-epoch baseline of its recipe"
-        inside = inside.iloc[:0]
-    elif curves.empty:
-        remark = ""
+        curves = curves.iloc[:0]
+    elif len(curves):
+        outside = int((~inside).sum())
+        if outside:
+            remark = (
+                f"{outside} of {len(curves)} runs lie outside their baseline: lines break there."
+            )
+        # An interval that leaves the baseline is open there and is not drawn as if it were closed.
+        closed = inside & (curves["low"] > 0) & curves["high"].lt(float("inf"))
+        if (inside & ~closed).any():
+            remark += f" {int((inside & ~closed).sum())} intervals leave the baseline: not drawn."
+        curves = curves.assign(
+            effective_tokens=curves["effective_tokens"].where(inside),
+            low=curves["low"].where(closed),
+            high=curves["high"].where(closed),
+        )
+        kept = set(curves.loc[repeated, "unique_tokens"])
+        curves = curves[curves["unique_tokens"].isin(kept)]
     return data_value_chart(
-        inside, "90 % from the errors of the losses of runs and baseline", remark.strip()
+        curves, "90 % from the errors of the losses of runs and baseline", remark.strip()
     )

@@ -13,6 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+Numbers = Sequence[float] | np.ndarray
+"""Values of points."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -32,11 +35,11 @@ class Series:
     """Points, a line through them, and their uncertainty."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
+    x: Numbers
+    y: Numbers
+    low: Numbers | None = None
     """Lower ends of error bars or of a band."""
-    high: Sequence[float] | None = None
+    high: Numbers | None = None
     uncertainty: Literal["bars", "band"] = "bars"
     color: str = "#444444"
     marker: Literal["o", "s", "^", "D", "v", "*", "x", ""] = "o"
@@ -48,7 +51,7 @@ class Series:
     """Whether the legend or a label at its end names the series."""
     steps: bool = False
     """Draws a value that holds until the next point, not a line between them."""
-    level: Sequence[float] | None = None
+    level: Numbers | None = None
     """Third quantity of the points, coloured on the scale of the panel's surface."""
 
 
@@ -57,8 +60,8 @@ class Surface:
     """Smooth function of x and y, drawn by its level lines."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Numbers
+    y: Numbers
     z: np.ndarray
     """Values [len(y), len(x)]."""
     name: str

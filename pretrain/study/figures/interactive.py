@@ -107,7 +107,7 @@ def _axis(axis: Axis, values: np.ndarray) -> dict[str, Any]:
             (positive.min() / 1.1, positive.max() * 1.1) if len(positive) else (1, 10)
         )
         wide = axis.name.startswith(("flops", "critical"))  # powers of ten need more room
-        ticks = log_ticks(*ends, 5 if wide else 7)
+        ticks = log_ticks(ends[0], ends[1], 5 if wide else 7)
         text = power if wide else quantity
         settings |= {"tickvals": ticks, "ticktext": [text(value) for value in ticks]}
         settings["range"] = [math.log10(ends[0]), math.log10(ends[1])]

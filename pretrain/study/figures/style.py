@@ -28,7 +28,7 @@ SPARE: tuple[tuple[str, Marker], ...] = (("#334155", "v"), ("#be185d", "D"), ("#
 """Colours and markers of other families, in the order of the table."""
 FONT_SIZE = 9.5
 SMALLEST_FONT = 8.5
-RC: dict[str, Any] = {
+RC: Any = {
     "font.size": FONT_SIZE,
     "axes.titlesize": 10,
     "axes.labelsize": FONT_SIZE,

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ def compose(overrides: list[str], config_file: Path | None = None) -> Config:
     Raises only `ConfigError`: for unknown groups, options, keys and values.
     """
     parsed = _parse(overrides)
-    choices = [o for o in parsed if _chooses_group(o)]
+    known = groups()
+    choices = [o for o in parsed if _chooses_group(o, known)]
     values = [o for o in parsed if o not in choices]
     if config_file is None:
         tree = compose_groups([(c.key_or_group, _named(c)) for c in choices])
@@ -153,14 +155,12 @@ def flatten(config: Config) -> dict[str, Any]:
 def _parse(overrides: list[str]) -> list[Override]:
     if not overrides:  # ranks read a saved file: Hydra's import is a quarter of a second
         return []
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
-            override = parser.parse_override(quote_calls(text))
+            override = _parsed(quote_calls(text))
         except HydraException:
             raise ConfigError(
                 f"cannot read the override {text!r}; write KEY=VALUE (optimizer.lr=1e-3) or "
@@ -175,6 +175,14 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+@cache
+def _parsed(text: str) -> Override:
+    """Parse an override once: the runs of a study share most of theirs. It must not change."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
+
+
 def quote_calls(text: str) -> str:
     """Override with words such as `window(8)` quoted, which Hydra would call."""
     return _CALL.sub(r'\1="\2"', text)
@@ -186,10 +194,10 @@ def _named(override: Override) -> str | None:
     return None if value is None else str(value)
 
 
-def _chooses_group(override: Override) -> bool:
+def _chooses_group(override: Override, known: Mapping[str, Any]) -> bool:
     """True where the override names an option of a group; `model={num_layers: 4}` sets values."""
     named = isinstance(override.value(), str) or override.value() is None
-    return named and not override.is_delete() and override.key_or_group in groups()
+    return named and not override.is_delete() and override.key_or_group in known
 
 
 def _read(path: Path) -> DictConfig:

@@ -20,7 +20,7 @@ from cluster.outcome import Outcome
 from cluster.supervise import noting_signals
 from pretrain.errors import TrainingError
 from pretrain.study.runner.display import LogDisplay
-from pretrain.study.runner.executor import Executor
+from pretrain.study.runner.executor import Executor, last_line
 from pretrain.study.runner.planned import Planned
 from pretrain.study.runner.state import read_progress
 
@@ -164,5 +164,6 @@ class _Work:
             self.summary.left.append(run.name)
             self.display.note(f"stopped {run.name} at step {outcome.step or 0:,}")
         else:
-            self.summary.failed[run.name] = outcome.message or "see its output.log"
-            self.display.note(f"failed {run.name}: {outcome.message}")
+            why = outcome.message or last_line(run.folder)
+            self.summary.failed[run.name] = why
+            self.display.note(f"failed {run.name}: {why}")

@@ -77,9 +77,11 @@ class LocalExecutor:
 
     def submit(self, run: Planned) -> bool:
         """Start a run, or return False where cores, GPUs or memory are taken."""
+        if len(self._active) >= self.jobs:
+            return False
         plan = plan_run(run.config)
         gpus = self._free_gpus(plan)
-        if len(self._active) >= self.jobs or gpus is None:
+        if gpus is None:
             return False
         taken = sum(host_bytes(active.run) for active in self._active.values())
         if self._active and taken + host_bytes(run) > self._memory:
@@ -147,13 +149,14 @@ class LocalExecutor:
             raise ClusterError(f"cannot write {path}: {error.strerror}") from None
 
 
-def last_lines(run: Path, count: int = 3) -> str:
-    """Last lines that a run printed, for the message about its failure."""
+def last_line(run: Path) -> str:
+    """Last line that a run printed, for one that failed without a statement."""
     try:
         with (run / LOG).open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 4096))
-            text = file.read().decode(errors="replace")
+            lines = file.read().decode(errors="replace").split("\n")
     except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-count:])
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return f"{said[-1]} (see {run / LOG})" if said else f"see {run / LOG}"

@@ -19,8 +19,11 @@ def host_bytes(run: Planned) -> float:
     config, facts = run.config, run.facts
     m, width = config.model, 4 if config.train.precision == "float32" else 2
     per_rank = -(-config.train.global_batch_size // (config.parallel.data_parallel_size or 1))
-    rows = (config.train.micro_batch_size or per_rank) * config.data.seq_length
-    layers = m.num_layers * _LAYER_TENSORS * m.hidden_size
+    # Families that move neighbours elsewhere have a clean copy of each token, and a mask of pairs.
+    doubled = config.objective.convolution == "refused"
+    length = (2 if doubled else 1) * config.data.seq_length
+    rows = (config.train.micro_batch_size or per_rank) * length
+    layers = m.num_layers * (_LAYER_TENSORS * m.hidden_size + (length if doubled else 0))
     embedding = facts.params - facts.params_non_embedding
     logits = 3 * embedding / m.hidden_size / (1 if m.tie_embeddings else 2)
     chunked = min(rows * logits * 4, 3 << 30)  # longer logits are computed in chunks

@@ -252,7 +252,8 @@ def _facts(study: Study, cell: Cell, config: Config) -> Facts:
 def _axis_values(cell: Cell, config: Config) -> dict[str, Any]:
     """Values as the configuration has them: the text 1e-3 of a YAML file is a number there."""
     resolved = flatten(config)
-    named = {k for k, v in cell.axes.items() if k in groups() and isinstance(v, str)}
+    known = groups()
+    named = {k for k, v in cell.axes.items() if k in known and isinstance(v, str)}
     return {
         key: value if key in named else resolved.get(key, value) for key, value in cell.axes.items()
     }

@@ -23,8 +23,6 @@ from pretrain.study.runner.branches import Branches
 PACKAGED = CONFIG_ROOT / "study"
 FILE = "study.yaml"
 """Copy of a study file in the folder of its runs."""
-RULES = ("tuned per size", "transferred", "one for all", "not stated")
-"""Ways to choose learning rates over sizes; a study file names one of the first three."""
 RESERVED = ("run.name", "run.root", "run.dir", "train.patience", "train.min_delta")
 """Keys that a study sets itself."""
 
@@ -82,6 +80,7 @@ class LearningRate(Section):
     """Statement of how learning rates were chosen over sizes."""
 
     rule: Literal["tuned per size", "transferred", "one for all", "not stated"]
+    """`not stated` is that of sweeps without a file."""
     note: str = ""
 
 
@@ -225,7 +224,9 @@ def make_study(values: dict[str, Any], place: str, overrides: Iterable[str] = ()
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        lines = describe_all(error, known_settings(), "docs/studies.md")
+        lines = describe_all(
+            error, known_settings(), "docs/studies.md and pretrain/study/runner/settings.py"
+        )
         raise ConfigError("\n".join(f"{place}: {line}" for line in lines)) from None
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 from pretrain.config.run import Config
 from pretrain.model.size import parameter_count
 
 
 def parameters(config: Config) -> tuple[int, int]:
     """Number of parameters, and of those in embedding and head matrices."""
-    from data_pipeline.tokenizer import load_tokenizer
-
-    padded = config.model.padded_vocab_size(load_tokenizer(config.data.tokenizer).vocab_size)
+    padded = config.model.padded_vocab_size(_vocab_size(config.data.tokenizer))
     total = parameter_count(config.model, padded)
     if not config.objective.scores_in_chunks:  # only such a family may have a network of its own
         from pretrain.planning.plan import objective_cost
@@ -18,6 +19,13 @@ def parameters(config: Config) -> tuple[int, int]:
         network = objective_cost(config, padded).auxiliary
         total += 0 if network is None else network.parameters
     return total, padded * config.model.hidden_size * (1 if config.model.tie_embeddings else 2)
+
+
+@cache
+def _vocab_size(tokenizer: Path) -> int:
+    from data_pipeline.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer).vocab_size
 
 
 def counted_flops_per_token(config: Config) -> float:

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 
 from cluster.status import write_status
+from parallel.planner.plan import estimate
 from pretrain.config.compose import save_config
 from pretrain.errors import ConfigError
+from pretrain.planning.cost import model_cost
+from pretrain.planning.machines import load_machine, sized
+from pretrain.planning.plan import given_candidate, objective_cost
 from pretrain.study.runner.budget import costs_of, data_needed
+from pretrain.study.runner.memory import _PROCESS_BYTES, host_bytes
 from pretrain.study.runner.planned import counted_flops_per_token, plan_runs, select
 from pretrain.study.runner.record import read_record, removed_runs, write_record
 from pretrain.study.runner.settings import Study
@@ -128,6 +133,28 @@ def test_costs_are_those_of_planner_and_given_speed(small: Make, tmp_path: Path)
     assert costs[1].gpu_hours == pytest.approx(2 * (costs[0].gpu_hours or 0.0))
     (data,) = data_needed(runs)
     assert (data.unique_tokens, data.validation_sequences) == (2000, 16)
+
+
+def test_the_estimate_of_host_memory_is_near_that_of_the_planner(
+    small: Make, tmp_path: Path
+) -> None:
+    """It decides how many runs train at once, and need not import torch for that."""
+    grid: dict[str, Any] = {
+        "objective": ["autoregressive", "masked", "block"],
+        "model.hidden_size": [128, 512],
+        "model.num_attention_heads": [4],
+        "data.seq_length": [128, 512],
+        "train.global_batch_size": [32],
+    }
+    machine = sized(load_machine("h100x8"), 1)
+    for run in plan_runs(small(grid=grid, base=("data.unique_tokens=1000",)), tmp_path):
+        config = run.config
+        vocabulary = 512
+        objective = objective_cost(config, vocabulary, on_gpu=False)
+        model = model_cost(config, config.model.padded_vocab_size(vocabulary), objective)
+        planned = estimate(model, given_candidate(config, model, 1), machine).memory.total
+        ratio = (host_bytes(run) - _PROCESS_BYTES) / planned
+        assert 0.9 < ratio < 1.7, (run.name, ratio)
 
 
 def test_the_front_of_a_study_never_imports_torch(pool: Path, tmp_path: Path) -> None:

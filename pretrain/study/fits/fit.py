@@ -16,7 +16,7 @@ import pandas as pd
 
 from pretrain.errors import ConfigError
 from pretrain.study.fits.cautions import cautions, residual_trend
-from pretrain.study.fits.fitted import Fitted
+from pretrain.study.fits.fitted import RANGED, Fitted
 from pretrain.study.fits.laws import LAWS
 from pretrain.study.fits.problem import LEAST_ABSOLUTE, Problem, Solution
 
@@ -143,11 +143,7 @@ def cluster_codes(table: pd.DataFrame) -> np.ndarray:
 
 def support(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each quantity of the rows; FLOPs are 6 N D where not given."""
-    columns: dict[str, Any] = {
-        name: table[name]
-        for name in ("params", "tokens", "unique_tokens", "flops")
-        if name in table
-    }
+    columns: dict[str, Any] = {name: table[name] for name in RANGED if name in table}
     columns["epochs"] = table["tokens"] / table["unique_tokens"]
     columns.setdefault("flops", 6 * table["params"] * table["tokens"])
     return {name: (float(column.min()), float(column.max())) for name, column in columns.items()}

@@ -33,7 +33,7 @@ TSV = 'id\ttext\n1\t"one, ""quoted""\nline"\n2\t"zwei\tä"\n'.encode()
         ("a.csv", CSV),
         ("a.csv", BOM + CSV),
         ("a.tsv", TSV),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.jsonl.bz2", bz2.compress(LINES[:20]) + bz2.compress(LINES[20:])),
         ("a.jsonl.xz", lzma.compress(LINES)),
         ("a.JSONL.XZ", lzma.compress(LINES)),

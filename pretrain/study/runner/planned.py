@@ -128,11 +128,12 @@ def _names(names: list[str]) -> str:
 
 def _plan_cell(study: Study, cell: Cell, folder: Path) -> list[Planned]:
     """The run of a cell; with `branches` its trunk and the run of each length."""
-    if study.branches is None:
+    branches = study.branches_of(cell.arm)
+    if branches is None:
         return [_plan(study, cell, folder)]
     config = compose([*cell.overrides, *_fixed(study, cell, folder)])
     parts = split(
-        study.branches,
+        branches,
         sequences_per_epoch=sequences(config),
         batch_size=config.train.global_batch_size,
         warmup=config.optimizer.schedule.warmup,

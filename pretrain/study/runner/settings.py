@@ -53,7 +53,9 @@ class Arm(Section):
     grid: Grid = Field(default_factory=dict)
     """Axes of this recipe alone; one that the study has too is replaced."""
     like: str | None = None
-    """Another recipe, whose `set` comes first."""
+    """Another recipe, whose `set` comes first, and whose `branches` count where this has none."""
+    branches: Branches | None = None
+    """Lengths of this recipe, instead of those of the study."""
 
 
 class Stopping(Section):
@@ -151,7 +153,7 @@ class Study(Section):
                 raise ValueError(f"compare: {unknown_arm(name, self.arms)}")
         if self.flops is not None:
             self._check_lengths("flops")
-        if self.branches is not None:
+        if any(self.branches_of(name) is not None for name in (None, *self.arms)):
             if self.flops is not None or self.stopping != Stopping():
                 raise ValueError("branches: its lengths are whole; leave out flops and stopping")
             self._check_lengths("branches")
@@ -166,6 +168,15 @@ class Study(Section):
                 raise ValueError(
                     f"{place}: data.epochs follows from {source}; leave one of the two out"
                 )
+
+    def branches_of(self, name: str | None) -> Branches | None:
+        """Lengths of a recipe: its own, those of the one it is like, or those of the study."""
+        while name is not None:
+            arm = self.arms[name]
+            if arm.branches is not None:
+                return arm.branches
+            name = arm.like
+        return self.branches
 
     def overrides_of(self, name: str, below: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Overrides of a recipe, inherited ones first; ValueError where `like` leads nowhere."""

@@ -118,3 +118,18 @@ def test_a_second_statement_of_lengths_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         small(BASE, branches=LENGTHS, **more)
+
+
+def test_a_recipe_may_have_lengths_of_its_own(small: Callable[..., Study], tmp_path: Path) -> None:
+    study = small(
+        BASE,
+        branches=LENGTHS,
+        arms={
+            "a": {"set": ["optimizer.lr=1e-3"]},
+            "b": {"set": ["optimizer.lr=2e-3"], "branches": {"epochs": [3], "decay": 0.5}},
+            "c": {"like": "b", "set": ["optimizer.weight_decay=1"]},
+        },
+    )
+    found = [(run.name[0], run.config.data.epochs) for run in plan_runs(study, tmp_path)]
+    ends = {arm: [e for name, e in found if name == arm] for arm in "abc"}
+    assert ends == {"a": [3.2, 1, 2, 4], "b": [1.44, 3], "c": [1.44, 3]}  # trunks first

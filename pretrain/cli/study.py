@@ -13,6 +13,7 @@ from pretrain.cli.output import Json, print_json
 from pretrain.cli.study_advise import advise
 from pretrain.cli.study_flops import flops
 from pretrain.cli.study_report import report
+from pretrain.cli.study_worth import worth
 
 if TYPE_CHECKING:
     from pretrain.study.runner.planned import Planned
@@ -177,4 +178,5 @@ def planned(loaded: Study, place: Path) -> list[Planned]:
 
 app.command()(report)
 app.command()(advise)
+app.command()(worth)
 app.command()(flops)

@@ -76,16 +76,3 @@ def closed_form_errors(challenger: Fitted, reference: Fitted, unique: Any) -> pd
         part.insert(1, "include_entropy", include_entropy)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
-
-
-def error_table(challenger: Fitted, reference: Fitted, unique: Any) -> str:
-    """Markdown table of `closed_form_errors`, for documents."""
-    lines = [
-        "| U | entropy | crossing of the laws | closed form | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in closed_form_errors(challenger, reference, unique).itertuples():
-        kept = "kept" if row.include_entropy else "dropped"
-        numbers = f"{row.numeric:.2e} | {row.closed_form:.2e} | {row.ratio:.2f}"
-        lines.append(f"| {row.unique_tokens:.3g} | {kept} | {numbers} |")
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pretrain.study.curves import Curve, Point
+from pretrain.study.tuned import settings
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Evaluation:
     seeds: int
     params: float
     configuration: str
+    setting: str = ""
+    """Values of the axes that the arm was tuned over."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Outcome:
     unique_tokens: float
     best: Evaluation
     final: Evaluation
-    """Evaluation of the best size at the most epochs."""
+    """Evaluation of the best size and setting at the most epochs."""
     overfits: bool
     """True where the final loss exceeds the best one by more than twice their error."""
     finished: bool
@@ -85,10 +88,11 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds: one row for each evaluation of each configuration, in order of training.
 
     Its columns are `arm`, `family`, `likelihood`, `configuration`, `params`, `unique_tokens`,
-    `epochs`, `planned_epochs`, `final`, `flops`, `loss`, `error` and `seeds`.
+    `setting`, `epochs`, `planned_epochs`, `final`, `flops`, `loss`, `error` and `seeds`.
     """
     given = table[np.isfinite(pd.to_numeric(table["loss"], errors="coerce"))].copy()
     given["error"] = noise_errors(given)
+    given["setting"] = settings(given)
     given["final"] = given["final"].fillna(False).astype(bool)
     given["planned_epochs"] = given["planned_epochs"].fillna(given["epochs"])
     keys = ["arm", "family", "configuration", "planned_epochs", "final", "epochs"]
@@ -101,6 +105,7 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
             dict(zip(keys, values, strict=True))
             | {
                 "likelihood": group["likelihood"].iloc[0],
+                "setting": group["setting"].iloc[0],
                 "params": float(group["params"].iloc[0]),
                 "unique_tokens": float(group["unique_tokens"].iloc[0]),
                 "flops": float(group["flops"].mean()),
@@ -121,8 +126,8 @@ def outcomes(table: pd.DataFrame) -> list[Outcome]:
     found = []
     for (unique, family, arm), group in means.groupby(["unique_tokens", "family", "arm"]):
         best = group.loc[group["loss"].idxmin()]
-        same_size = group[group["params"] == best["params"]].sort_values(["epochs", "final"])
-        final = same_size.iloc[-1]
+        same = (group["params"] == best["params"]) & (group["setting"] == best["setting"])
+        final = group[same].sort_values(["epochs", "final"]).iloc[-1]
         ends = [_evaluation(best), _evaluation(final)]
         curve = Curve(str(arm), tuple(_point(item) for item in ends))
         found.append(
@@ -194,6 +199,7 @@ def _evaluation(row: pd.Series) -> Evaluation:
         seeds=int(row["seeds"]),
         params=float(row["params"]),
         configuration=str(row["configuration"]),
+        setting=str(row["setting"]),
     )
 
 

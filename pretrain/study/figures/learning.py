@@ -54,7 +54,7 @@ def learning_chart(table: pd.DataFrame) -> Drawn:
 
 
 def drawn_rows(means: pd.DataFrame, item: Outcome) -> pd.DataFrame:
-    """Evaluations of the best size of an arm at one budget, in the order of epochs.
+    """Evaluations of the best size and setting of an arm at one budget, in the order of epochs.
 
     Where runs of several lengths were made these are the ends of their schedules, as an evaluation
     at a high learning rate is no member of that curve; else all evaluations of the run.
@@ -63,6 +63,7 @@ def drawn_rows(means: pd.DataFrame, item: Outcome) -> pd.DataFrame:
         (means["arm"] == item.arm)
         & (means["unique_tokens"] == item.unique_tokens)
         & (means["params"] == item.best.params)
+        & (means["setting"] == item.best.setting)
     ]
     ends = rows[rows["final"]]
     if ends["epochs"].nunique() > 1:
@@ -132,8 +133,9 @@ def _caption(
     table: pd.DataFrame, found: list[Outcome], budgets: list[float], arms: list[str]
 ) -> str:
     parts = [
-        "Validation loss of each arm at the size with its lowest loss, over epochs (above) and "
-        "over training FLOPs with attention and head (below). A star marks the best evaluation, "
+        "Validation loss of each arm at the size and setting with its lowest loss, over epochs "
+        "(above) and over training FLOPs with attention and head (below). Losses far above the "
+        "optima lie outside the panels. A star marks the best evaluation, "
         "which early stopping keeps. The line is dashed after it where the last loss is higher by "
         "more than twice the error: the run overfits.",
         counts(table),

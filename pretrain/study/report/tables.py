@@ -31,6 +31,7 @@ def outcome_table(found: Sequence[Outcome], reference: str | None) -> str:
                 item.arm,
                 item.likelihood,
                 quantity(item.best.params),
+                item.best.setting or "one",
                 with_error(item.best.loss, item.best.error),
                 f"{item.best.epochs:.3g}",
                 power(item.best.flops),
@@ -46,12 +47,13 @@ def outcome_table(found: Sequence[Outcome], reference: str | None) -> str:
             )
         )
     headers = (
-        "unique tokens", "arm", "likelihood", "parameters", "best loss", "at epoch", "at FLOPs",
+        "unique tokens", "arm", "likelihood", "parameters", "best setting", "best loss", "at epoch", "at FLOPs",
         "last loss", "at epoch", "overfits after the best", "gap to reference", "seeds",
     )  # fmt: skip
     caption = (
-        "Early stopping keeps the best evaluation; the last one is of the same size. Losses in "
-        "nats per token. ± is twice the standard error of noise draws and seeds; no ± means an "
+        "Early stopping keeps the best evaluation; the last one is of the same size and setting. "
+        "An arm with several settings has the lowest loss of all: a search that is wider finds a "
+        "slightly lower one. Losses in nats per token. ± is twice the standard error of noise draws and seeds; no ± means an "
         "exact likelihood of one seed, whose variation from run to run is not known; ? means that "
         "the error is unknown."
     )

@@ -96,21 +96,6 @@ class Parts:
         """Trunk and branches in an order in which they can run."""
         return (*([] if self.trunk is None else [self.trunk]), *self.branches)
 
-    @property
-    def positions(self) -> int:
-        """Number of sequences that are trained on."""
-        return sum(part.stop - part.start for part in self.all)
-
-    @property
-    def separate_positions(self) -> int:
-        """Number of sequences that separate runs of the same lengths train on."""
-        return sum(part.stop for part in self.branches)
-
-    @property
-    def cost_share(self) -> float:
-        """Training cost as a share of that of separate runs."""
-        return self.positions / self.separate_positions
-
 
 def is_complete(checkpoint: Path) -> bool:
     """True where a checkpoint exists: its manifest is written last."""

@@ -26,8 +26,8 @@ def test_cost_of_doubled_lengths() -> None:
     """6.4 epochs of trunk and a fifth of each of 15 epochs, instead of 15."""
     parts = parts_of(LENGTHS, 1000, 8)
     assert [part.name for part in parts.all] == ["trunk", "e1", "e2", "e4", "e8"]
-    assert (parts.positions, parts.separate_positions) == (9400, 15000)
-    assert parts.cost_share == pytest.approx(9.4 / 15)
+    assert sum(part.stop - part.start for part in parts.all) == 9400
+    assert sum(part.stop for part in parts.branches) == 15000
     assert [part.origin_step for part in parts.branches] == [100, 200, 400, 800]
     assert parts.trunk is not None
     assert parts.trunk.overrides["data.epochs"] == 6.4
@@ -67,7 +67,7 @@ def test_lengths_without_a_step_to_share_start_afresh() -> None:
     """In one step of 100 sequences nothing is left to share."""
     alone = parts_of(Branches(epochs=(1,)), 100, 100, warmup=0)
     assert alone.trunk is None
-    assert alone.cost_share == 1
+    assert [part.start for part in alone.all] == [0]
     assert alone.branches[0].values(Path("trunk")) == alone.branches[0].overrides
     assert alone.branches[0].is_ready(Path("trunk"))
     mixed = parts_of(Branches(epochs=(1, 4)), 100, 100, warmup=0)

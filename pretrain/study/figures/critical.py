@@ -25,18 +25,28 @@ class CriticalLine:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     """Ends of the band; infinite where some resamples have no crossing."""
-    kind: Literal["numeric", "closed form", "published", "observed"] = "numeric"
+    kind: Literal["numeric", "bound", "closed form", "published", "observed"] = "numeric"
     band: str = ""
     """Meaning of the band, e.g. `90 % of 400 bootstrap resamples`."""
 
 
 LOOKS: dict[str, tuple[str, Literal["-", "--", ":", ""], Literal["o", "D", "", "*"]]] = {
     "numeric": (family_look("masked").color, "-", ""),
+    "bound": ("#8fb0ee", "-", ""),
     "closed form": ("#111827", "--", ""),
     "published": ("#6b7280", ":", ""),
     "observed": ("#111827", "", "D"),
 }
 """Colour, line and marker of each kind."""
+MEANINGS = {
+    "numeric": "Solid: crossing of the fitted laws, solved numerically.",
+    "bound": "Pale: the same by the upper bound on the loss, which comes late.",
+    "closed form": "Dashed: closed form of their asymptotes.",
+    "observed": "Diamonds: measured runs, no law; from that compute on the arm stayed better than "
+    "the reference by more than twice the error, both with the lowest loss that they had reached, "
+    "also where one was not trained as long. The bar begins at the measured compute before.",
+}
+"""Sentences of the caption."""
 
 
 def critical_chart(
@@ -110,16 +120,21 @@ def _caption(
     likelihood: str,
     remark: str,
 ) -> str:
+    kinds = {line.kind for line in lines}
     parts = [
         f"Smallest compute at which the lowest loss of {pair[0]} over all sizes is below that of "
-        f"{pair[1]}, on the same unique tokens. Solid: crossing of the fitted laws, solved "
-        "numerically. Dashed: closed form of their asymptotes."
+        f"{pair[1]}, on the same unique tokens."
     ]
+    parts += [text for kind, text in MEANINGS.items() if kind in kinds]
     parts += [f"{line.label}: band {line.band}." for line in lines if line.band]
-    if all(line.low is None for line in lines if line.kind == "numeric"):
+    if "numeric" not in kinds:
+        parts.append("No laws could be fitted: there is no line.")
+    elif all(line.low is None for line in lines if line.kind == "numeric"):
         parts.append("No band: the laws have no resamples, so that the error is not known.")
     if support is None:
-        parts.append("The range of data behind these laws is not known.")
+        parts.append(
+            "The range of data behind the laws is not known." if "numeric" in kinds else ""
+        )
     else:
         parts.append(
             f"Data cover {quantity(support[0])} to {quantity(support[1])} unique tokens (grey); "
@@ -136,4 +151,4 @@ def _caption(
     )
     if remark:
         parts.append(remark)
-    return " ".join(parts)
+    return " ".join(part for part in parts if part)

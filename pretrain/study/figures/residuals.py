@@ -128,7 +128,7 @@ def _caption(found: Sequence[tuple[Fitted, pd.DataFrame]]) -> str:
         )
     parts.append(
         "A mean that leaves zero systematically says that the form is wrong there. Small residuals "
-        "of fitted points say nothing of predictions outside their range; the held-out error in "
-        "the table of fits does."
+        "of fitted points say nothing of predictions outside their range; the held-out "
+        "errors in the table of laws do."
     )
     return " ".join(parts)

@@ -16,9 +16,10 @@ from pretrain.study.early_stopping import Outcome, outcomes, reference_arm
 from pretrain.study.figures.chart import Chart, Drawn, Written
 from pretrain.study.figures.drawing import write_chart
 from pretrain.study.report.charts import draw_all
-from pretrain.study.report.crossing import crossing_table
+from pretrain.study.report.crossing import crossing_tables
 from pretrain.study.report.html import paragraph, section
-from pretrain.study.report.laws import ArmFit, data_constrained, fit_arms
+from pretrain.study.report.laws import Laws, fit_arms
+from pretrain.study.report.optima import optima_table
 from pretrain.study.report.page import figure_block, omitted_block, page
 from pretrain.study.report.provenance import provenance
 from pretrain.study.report.tables import fit_tables, outcome_table, trend_table
@@ -45,7 +46,7 @@ class Report:
 
     @property
     def fits(self) -> Path:
-        """Fitted laws, as `epochal study advise` reads them."""
+        """Chosen law of each arm, as `epochal study advise` reads them."""
         return self.page.parent / "fits.json"
 
 
@@ -86,8 +87,8 @@ def write_report(folder: Path, *, resamples: int = 100) -> Report:
     table = read_table(folder)
     found = outcomes(table)
     reference = stated_reference(folder, table) or reference_arm(found)
-    fits, missing = fit_arms(table, resamples)
-    drawn = draw_all(table, found, fits, reference)
+    laws = fit_arms(table, resamples)
+    drawn = draw_all(table, found, laws, reference)
     target = folder / "report"
     shutil.rmtree(target / "figures", ignore_errors=True)
     blocks: dict[str, str] = {}
@@ -95,10 +96,10 @@ def write_report(folder: Path, *, resamples: int = 100) -> Report:
     for item in drawn:
         blocks[item.name] = _block(item, target, files)
     (target / "figures").mkdir(parents=True, exist_ok=True)
-    text = _page(folder, table, found, fits, missing, reference, blocks, resamples)
+    text = _page(folder, table, found, laws, reference, blocks, resamples)
     path = target / "index.html"
     path.write_text(text, "utf-8")
-    stored = [fit.fitted.to_dict() for fit in fits]
+    stored = [fitted.to_dict() for fitted in laws.chosen]
     (target / "fits.json").write_text(json.dumps(stored, indent=1, default=float) + "\n")
     omitted = [f"{i.title}: {i.reason}" for i in drawn if not isinstance(i, Chart)]
     return Report(path, tuple(files), tuple(omitted), path.stat().st_size)
@@ -116,8 +117,7 @@ def _page(
     folder: Path,
     table: pd.DataFrame,
     found: list[Outcome],
-    fits: list[ArmFit],
-    missing: list[str],
+    laws: Laws,
     reference: str | None,
     blocks: Mapping[str, str],
     resamples: int,
@@ -128,14 +128,13 @@ def _page(
         for place in dict.fromkeys(PLACES.values())
     }
     budgets = sorted({item.unique_tokens for item in found})
-    laws = [fit.fitted for fit in data_constrained(fits)]
     facts, study = provenance(folder, table, resamples)
     if study:
         facts.append(f"<details><summary>study.yaml</summary><pre>{escape(study)}</pre></details>")
     bodies = {
         "outcome": ("Outcome", outcome_table(found, reference), trend_table(found, reference)),
-        "laws": ("Scaling laws", fit_tables(fits, missing)),
-        "critical": ("Critical compute", crossing_table(laws, budgets)),
+        "laws": ("Scaling laws", fit_tables(laws), optima_table(table)),
+        "critical": ("Critical compute", crossing_tables(laws.chosen, budgets)),
         "value": ("Value of data",),
         "provenance": ("Provenance", *facts),
     }

@@ -17,27 +17,27 @@ from pretrain.study.figures.learning import learning_chart
 from pretrain.study.figures.pareto import frontier_chart
 from pretrain.study.figures.residuals import residual_chart
 from pretrain.study.report.crossing import crossing_chart
-from pretrain.study.report.laws import ArmFit, data_constrained, isoflop_studies
+from pretrain.study.report.laws import ArmFit, Laws, data_constrained, isoflop_studies
+from pretrain.study.report.observed import observed_crossings
 
 MAX_LAWS = 4
 
 
 def draw_all(
-    table: pd.DataFrame, found: Sequence[Outcome], fits: Sequence[ArmFit], reference: str | None
+    table: pd.DataFrame, found: Sequence[Outcome], laws: Laws, reference: str | None
 ) -> list[Drawn]:
     """Charts in the order of the report."""
-    laws = data_constrained(list(fits))
+    challenger = best_challenger(found)
+    measured = observed_crossings(table, challenger, reference or "")
     budgets = sorted({float(item.unique_tokens) for item in found})
     return [
         learning_chart(table),
         gap_chart(table, reference),
         frontier_chart(table),
         isoflop_chart(isoflop_studies(table)),
-        _contour(table, laws),
-        crossing_chart(
-            [fit.fitted for fit in laws], budgets, (best_challenger(found), reference or "")
-        ),
-        residual_chart([(fit.fitted, fit.rows) for fit in laws[:MAX_LAWS]]),
+        _contour(table, data_constrained(laws.fits)),
+        crossing_chart(laws.chosen, budgets, (challenger, reference or ""), measured),
+        residual_chart([(fit.fitted, fit.rows) for fit in laws.fits if fit.chosen][:MAX_LAWS]),
         _data_value(table),
     ]
 

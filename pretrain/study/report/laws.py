@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,17 @@ from pretrain.study.fits.fitted import Fitted
 from pretrain.study.fits.isoflop import parabolas
 from pretrain.study.fits.laws import LAWS
 from pretrain.study.fits.rows import choose_rows, fit_study
+from pretrain.study.report.selection import Selection, select_law
+from pretrain.study.tuned import best_settings
 
 SAME_COMPUTE = 0.02
 """Relative distance of computes that count as one budget."""
 FEWEST_SIZES = 4
 """Sizes that a parabola with three coefficients needs to be checked by one more."""
+
+
+FITTED = ("data_constrained", "interior_optimum")
+"""Laws of repeated tokens; the second one describes overfitted ends of schedules too."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +35,58 @@ class ArmFit:
 
     fitted: Fitted
     rows: pd.DataFrame
+    chosen: bool = True
+    """True for the law of the arm that predicts best."""
 
 
-def fit_arms(table: pd.DataFrame, resamples: int) -> tuple[list[ArmFit], list[str]]:
-    """Data-constrained law of each arm with bootstrap, one with an optimum where runs overfit.
+@dataclass(frozen=True)
+class Laws:
+    """Fits of a study."""
 
-    Returns the fits, and a sentence for each arm that has none.
-    """
-    fits: list[ArmFit] = []
-    missing: list[str] = []
-    for arm in sorted(set(table["arm"])):
-        for law in ("data_constrained", "interior_optimum"):
-            try:
-                rows = choose_rows(table, law, arm=arm)
-                _require(rows.table, law)
-                fitted = fit_study(table, law, arm=arm)
-            except (ConfigError, np.linalg.LinAlgError) as error:
-                if LAWS[law].monotone:
-                    missing.append(f"{arm}: {error}")
-                continue
-            if resamples and LAWS[law].monotone:
-                fitted = bootstrap(fitted, rows.table, resamples=resamples)
-            fits.append(ArmFit(fitted, rows.table))
-    return fits, missing
+    fits: list[ArmFit]
+    missing: list[str]
+    """A sentence for each arm that has no data-constrained law."""
+    selections: list[Selection]
+    """Choice among the laws of each arm."""
+
+    @property
+    def chosen(self) -> list[Fitted]:
+        """Laws that predict best, one an arm and likelihood."""
+        return [fit.fitted for fit in self.fits if fit.chosen]
+
+
+def fit_arms(table: pd.DataFrame, resamples: int) -> Laws:
+    """Laws of each arm and likelihood with bootstrap, compared by held-out prediction."""
+    laws = Laws([], [], [])
+    for arm, rows in table.groupby("arm"):
+        several = rows["likelihood"].nunique() > 1
+        for likelihood, part in rows.groupby("likelihood"):
+            label = f"{arm} ({likelihood})" if several else str(arm)
+            _fit_arm(label, str(arm), part, resamples, laws)
+    return laws
+
+
+def _fit_arm(label: str, arm: str, table: pd.DataFrame, resamples: int, laws: Laws) -> None:
+    """Append the fits of one arm, measured by one likelihood, to `laws`."""
+    best, note = best_settings(table)
+    found: dict[str, tuple[Fitted, pd.DataFrame]] = {}
+    for law in FITTED:
+        try:
+            rows = choose_rows(best, law, arm=arm).table
+            _require(rows, law)
+            fitted = fit_study(best, law, arm=arm)
+        except (ConfigError, np.linalg.LinAlgError) as error:
+            if LAWS[law].monotone:
+                laws.missing.append(f"{label}: {error}")
+            continue
+        notes = (note, *fitted.warnings) if note else fitted.warnings
+        found[law] = replace(fitted, warnings=notes), rows
+    every = choose_rows(best, FITTED[-1], arm=arm).table if found else best
+    selection = select_law(label, every, {law: fitted for law, (fitted, _) in found.items()})
+    laws.selections.append(selection)
+    for law, (fitted, rows) in found.items():
+        drawn = bootstrap(fitted, rows, resamples=resamples) if resamples else fitted
+        laws.fits.append(ArmFit(drawn, rows, law == selection.chosen))
 
 
 def _require(rows: pd.DataFrame, law: str) -> None:

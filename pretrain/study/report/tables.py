@@ -10,9 +10,9 @@ import numpy as np
 from pretrain.study.early_stopping import Outcome, gaps, trend
 from pretrain.study.figures.style import power, quantity
 from pretrain.study.fits.bootstrap import interval
-from pretrain.study.fits.fitted import Fitted
 from pretrain.study.report.html import bullets, paragraph, table, with_error
-from pretrain.study.report.laws import ArmFit
+from pretrain.study.report.laws import ArmFit, Laws
+from pretrain.study.report.selection import selection_table
 
 LEVEL = 0.9
 """Share of the resamples inside an interval."""
@@ -47,15 +47,16 @@ def outcome_table(found: Sequence[Outcome], reference: str | None) -> str:
             )
         )
     headers = (
-        "unique tokens", "arm", "likelihood", "parameters", "best setting", "best loss", "at epoch", "at FLOPs",
-        "last loss", "at epoch", "overfits after the best", "gap to reference", "seeds",
+        "unique tokens", "arm", "likelihood", "parameters", "best setting", "best loss",
+        "at epoch", "at FLOPs", "last loss", "at epoch", "overfits after the best",
+        "gap to reference", "seeds",
     )  # fmt: skip
     caption = (
         "Early stopping keeps the best evaluation; the last one is of the same size and setting. "
         "An arm with several settings has the lowest loss of all: a search that is wider finds a "
-        "slightly lower one. Losses in nats per token. ± is twice the standard error of noise draws and seeds; no ± means an "
-        "exact likelihood of one seed, whose variation from run to run is not known; ? means that "
-        "the error is unknown."
+        "slightly lower one. Losses in nats per token. ± is twice the standard error of noise "
+        "draws and seeds; no ± means an exact likelihood of one seed, whose variation from run to "
+        "run is not known; ? means that the error is unknown."
     )
     return table(headers, rows, caption)
 
@@ -90,18 +91,20 @@ def trend_table(found: Sequence[Outcome], reference: str | None) -> str:
     return table(("arm", "budgets", "slope of the gap"), rows, caption)
 
 
-def fit_tables(fits: Sequence[ArmFit], missing: Sequence[str]) -> str:
-    """Coefficients, quality and warnings of every fit, and reasons for those that are missing."""
-    parts = [_one_fit(item.fitted) for item in fits]
-    if not parts:
-        parts.append(paragraph("No law was fitted.", "omitted"))
-    if missing:
+def fit_tables(laws: Laws) -> str:
+    """Comparison of the laws, coefficients of every fit, reasons for those that are missing."""
+    if not laws.fits:
+        parts = [paragraph("No law was fitted.", "omitted")]
+    else:
+        parts = [selection_table(laws.selections), *(_one_fit(item) for item in laws.fits)]
+    if laws.missing:
         parts.append(paragraph("Arms without a data-constrained law:"))
-        parts.append(bullets(missing))
+        parts.append(bullets(laws.missing))
     return "".join(parts)
 
 
-def _one_fit(fitted: Fitted) -> str:
+def _one_fit(item: ArmFit) -> str:
+    fitted = item.fitted
     rows = []
     for name, value in fitted.values.items():
         samples = fitted.resamples.get(name)
@@ -117,7 +120,8 @@ def _one_fit(fitted: Fitted) -> str:
         if name in fitted.diagnostics
     )
     caption = (
-        f"{fitted.arm or fitted.family}: {fitted.law_name.replace('_', ' ')} law, "
+        f"{fitted.arm or fitted.family}: {fitted.law_name.replace('_', ' ')} law"
+        f"{' (chosen)' if item.chosen else ''}, "
         f"{'exact likelihood' if fitted.likelihood == 'exact' else 'upper bound'}; {quality}. "
     )
     caption += (

@@ -238,6 +238,9 @@ def _verdict(advice: Advice) -> Section:
         rows.append(("resamples that agree", f"{100 * advice.confidence:.0f} %"))
     if first.best.flops < 0.99 * advice.flops:
         rows.append(("spend", f"{first.best.flops:.2e} FLOPs; more would gain next to nothing"))
+    if first.turn is not None:
+        text = "never" if math.isinf(first.turn) else f"after {_number(first.turn)} epochs"
+        rows.append(("loss of this size rises", text))
     if not first.supported:
         rows.append(("CAUTION", "this lies outside the measured range; see the warnings"))
     return Section("Verdict", rows)

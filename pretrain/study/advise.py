@@ -21,7 +21,7 @@ from pretrain.study.critical import (
     published_critical,
 )
 from pretrain.study.fits.fitted import Fitted
-from pretrain.study.fits.laws import SingleEpoch
+from pretrain.study.fits.laws import InteriorOptimum, SingleEpoch, best_epochs
 from pretrain.study.fits.published import published_law
 from pretrain.study.frontier import best_allocation, outside, saturation, supported
 
@@ -61,6 +61,8 @@ class Option:
     """90 % interval of the best size."""
     epochs_interval: tuple[float, float] | None
     """90 % interval of the best number of epochs."""
+    turn: float | None
+    """Epochs of this size after which the loss rises; None where the law never does."""
     warnings: tuple[str, ...]
     """Reasons to doubt the prediction."""
 
@@ -173,8 +175,16 @@ def _option(fitted: Fitted, unique: float, flops: float) -> Option:
         loss_interval=intervals[0],
         params_interval=intervals[1],
         epochs_interval=intervals[2],
+        turn=_turn(fitted, best.params, unique),
         warnings=tuple(_warnings(fitted, best, unique)),
     )
+
+
+def _turn(fitted: Fitted, params: float, unique: float) -> float | None:
+    """Best number of epochs of a size by a law that rises; None for other laws."""
+    if not isinstance(fitted.law, InteriorOptimum):
+        return None
+    return best_epochs(fitted.values, params, unique)
 
 
 def _allocated(fitted: Fitted, params: float, epochs: float, unique: float) -> Allocated:

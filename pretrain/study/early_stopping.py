@@ -91,8 +91,8 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
     `setting`, `epochs`, `planned_epochs`, `final`, `flops`, `loss`, `error` and `seeds`.
     """
     given = table[np.isfinite(pd.to_numeric(table["loss"], errors="coerce"))].copy()
+    given["setting"] = settings(given)  # first, as every other column is an axis
     given["error"] = noise_errors(given)
-    given["setting"] = settings(given)
     given["final"] = given["final"].fillna(False).astype(bool)
     given["planned_epochs"] = given["planned_epochs"].fillna(given["epochs"])
     keys = ["arm", "family", "configuration", "planned_epochs", "final", "epochs"]

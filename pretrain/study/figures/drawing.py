@@ -90,11 +90,11 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.axhline(value, color="#6b7280", linestyle=":", linewidth=1)
         axis.annotate(
             text,
-            (0.99, value),
+            (0.01, value),
             xycoords=("axes fraction", "data"),
             xytext=(0, 3),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             va="bottom",
             fontsize=SMALLEST_FONT,
             color="#4b5563",

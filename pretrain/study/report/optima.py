@@ -12,6 +12,7 @@ from pretrain.study.fits.isoflop import Optima, envelope, parabolas
 from pretrain.study.report.html import bullets, paragraph, table
 from pretrain.study.tuned import best_settings
 
+Approach = Callable[[pd.DataFrame], Optima]
 FRESH = 1.01
 """Passes over the unique tokens up to which tokens count as fresh."""
 
@@ -23,8 +24,10 @@ def optima_table(data: pd.DataFrame) -> str:
         for label, part in _parts(str(arm), best_settings(given)[0]):
             curves = part[["run", "params", "loss"]].assign(flops=part["flops_6nd"])
             ends = curves[part["final"].fillna(False).astype(bool)]
-            approaches = {"1, envelope of curves": (envelope, curves),
-                          "2, isoFLOP parabolas": (parabolas, ends)}  # fmt: skip
+            approaches: dict[str, tuple[Approach, pd.DataFrame]] = {
+                "1, envelope of curves": (envelope, curves),
+                "2, isoFLOP parabolas": (parabolas, ends),
+            }
             for name, (approach, points) in approaches.items():
                 cells, texts = _cells(approach, points)
                 if cells is not None:
@@ -57,9 +60,7 @@ def _parts(arm: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(f"{arm}, U = {quantity(unique)}", rows[rows["unique_tokens"] == unique])]
 
 
-def _cells(
-    approach: Callable[[pd.DataFrame], Optima], points: pd.DataFrame
-) -> tuple[tuple[object, ...] | None, list[str]]:
+def _cells(approach: Approach, points: pd.DataFrame) -> tuple[tuple[object, ...] | None, list[str]]:
     """Cells of one row, or None; reasons and warnings."""
     if points["params"].nunique() < 3:
         return None, [f"{points['params'].nunique()} model sizes; it needs three"]

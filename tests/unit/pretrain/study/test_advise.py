@@ -13,6 +13,7 @@ from pretrain.cli.main import app
 from pretrain.cli.study_advise import read_fits, sections, to_dict
 from pretrain.errors import ConfigError
 from pretrain.study.advise import advise, published_pair
+from pretrain.study.fits.fitted import Fitted
 from pretrain.study.fits.published import published, published_law
 from pretrain.study.frontier import saturation
 
@@ -192,3 +193,16 @@ def test_unusable_amounts_are_user_errors(given):
     )
     assert isinstance(found.exception, ConfigError)
     assert found.exception.exit_code == 2
+
+
+def test_a_law_that_rises_states_where_the_size_turns():
+    values = {"A": 400.0, "B": 900.0, "E": 1.7, "alpha": 0.33, "beta": 0.3, "p": 0.6}
+    values |= {"gamma": 1.2, "c": 20.0, "m": 0.1, "k": 0.1}
+    rising = Fitted("interior_optimum", values, "autoregressive")
+    option = advise([rising], 1e8, 1e24).options[0]
+    around = option.turn * np.array([0.95, 1.0, 1.05])
+    losses = rising.loss(option.best.params, around * 1e8, 1e8)
+    assert losses.argmin() == 1
+    cells = [row[0] for part in sections(advise([rising], 1e8, 1e24)) for row in part.rows]
+    assert "loss of this size rises" in cells
+    assert advise([MASKED], 1e8, 1e20).options[0].turn is None

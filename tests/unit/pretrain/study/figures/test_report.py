@@ -86,6 +86,15 @@ def test_a_study_with_laws_has_every_figure_inside_one_page(tmp_path: Path) -> N
         assert (tmp_path / f"study/report/figures/{name}.svg").exists()
     fits = json.loads((tmp_path / "study/report/fits.json").read_text())
     assert {fit["family"] for fit in fits} == {"autoregressive", "masked"}
+    assert [fit["law_name"] for fit in fits] == ["data_constrained"] * 2  # that of the table
+    for part in ("held-out error", "chosen", "90 % interval of the slope", "measured runs"):
+        assert part in text
+    advice = ["study", "advise", "--unique-tokens", "30M", "--flops", "1e18", "--json", "--fits"]
+    from pretrain.cli.main import app
+
+    result = CliRunner().invoke(app, [*advice, str(tmp_path / "study/report/fits.json")])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["options"]) == 2
 
 
 def test_the_same_table_makes_the_same_page(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster.status import write_status
 from pretrain.config.compose import save_config
+from pretrain.study.report.build import log_report, write_report
 from pretrain.study.runner.collect import collect, write_table
 from pretrain.study.runner.planned import Planned, plan_runs
 from pretrain.study.runner.publish import publish
@@ -80,6 +81,11 @@ def test_mlflow_has_the_table_of_a_study_and_its_files(
     assert publish(folder, write_table(table, folder / "table")) is None
     stored = folder / "runs" / "mlartifacts" / parent.info.run_id / "artifacts" / "table.csv"
     assert stored.read_bytes() == (folder / "table.csv").read_bytes()
+    report = write_report(folder, resamples=0)
+    assert log_report(folder, report) is None
+    assert (stored.parent / "report" / "index.html").read_bytes() == report.page.read_bytes()
+    figures = {path.name for path in (stored.parent / "report" / "figures").iterdir()}
+    assert figures == {path.name for path in report.figures} != set()
     assert len(all_runs(folder)) == 3  # the parent was found, not made again
 
 

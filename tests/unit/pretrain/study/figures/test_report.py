@@ -74,6 +74,7 @@ def law_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_a_study_with_laws_has_every_figure_inside_one_page(tmp_path: Path) -> None:
     text = report(tmp_path / "study", law_table(), resamples=3)
     page = Page(text)

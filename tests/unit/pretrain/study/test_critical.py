@@ -23,7 +23,7 @@ from pretrain.study.fits.fitted import Fitted
 from pretrain.study.fits.laws import LAWS, DataConstrained
 from pretrain.study.fits.published import published_law
 
-DATA = Path("/work/shared/data/scaling")
+DATA = Path(__file__).resolve().parents[5] / "shared" / "data" / "scaling"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"published measurements: no {DATA}")
 AR, MASKED = (published_law(f"prabhudesai_{family}") for family in ("autoregressive", "masked"))
 BUDGETS = np.geomspace(1e7, 1e9, 20)

@@ -25,7 +25,7 @@ from pretrain.study.report.laws import study_of
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 """matplotlib warns where a layout does not fit."""
 
-SHARED = Path("/work/shared/data/scaling")
+SHARED = Path(__file__).resolve().parents[6] / "shared" / "data" / "scaling"
 
 
 def numbers(chart: object, folder: Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.study.fits.published import published_law
 
-DATA = Path("/work/shared/data/scaling")
+DATA = Path(__file__).resolve().parents[6] / "shared" / "data" / "scaling"
 
 
 @pytest.fixture(scope="session")

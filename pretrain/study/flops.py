@@ -55,26 +55,6 @@ def forward_parts(
     )
 
 
-def forward_flops_per_token(
-    model: ModelConfig,
-    padded_vocab_size: int,
-    seq_length: int,
-    *,
-    causal: bool,
-    head_share: float = 1.0,
-    positions_per_token: float = 1.0,
-) -> float:
-    """Sum of `forward_parts`."""
-    return forward_parts(
-        model,
-        padded_vocab_size,
-        seq_length,
-        causal=causal,
-        head_share=head_share,
-        positions_per_token=positions_per_token,
-    ).total
-
-
 def train_flops_per_token(
     model: ModelConfig,
     padded_vocab_size: int,
@@ -86,7 +66,7 @@ def train_flops_per_token(
     extra_passes: float = 0.0,
 ) -> float:
     """Forward and backward operations for one token; `extra_passes` forward ones beside them."""
-    return (3.0 + extra_passes) * forward_flops_per_token(
+    parts = forward_parts(
         model,
         padded_vocab_size,
         seq_length,
@@ -94,3 +74,4 @@ def train_flops_per_token(
         head_share=head_share,
         positions_per_token=positions_per_token,
     )
+    return (3.0 + extra_passes) * parts.total

@@ -13,7 +13,7 @@ from pretrain.cli.demo import verdict
 from pretrain.config.run import ModelConfig
 from pretrain.model.size import parameter_count
 from pretrain.study.curves import Curve, Point, crossing, overtaking, read_curve
-from pretrain.study.flops import forward_flops_per_token, train_flops_per_token
+from pretrain.study.flops import forward_parts, train_flops_per_token
 from pretrain.vocabulary import TokenSpace
 
 SPACE = TokenSpace(300, 384, 0, 4, 5, (0, 1, 2, 3, 4))
@@ -51,19 +51,19 @@ def test_forward_flops_are_those_that_torch_counts(topology):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         hidden = model(ids, torch.arange(32)[None], AttentionRule("bidirectional"))
         model.vocabulary(hidden.transpose(0, 1).flatten(0, 1))
-    ours = forward_flops_per_token(config, 384, 32, causal=False) * 64
+    ours = forward_parts(config, 384, 32, causal=False).total * 64
     assert ours == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_a_convolution_multiplies_and_adds_once_for_each_weight():
     plain, convolved = (
-        forward_flops_per_token(
+        forward_parts(
             ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, short_convolution=k),
             384,
             128,
             causal=True,
             positions_per_token=2.0,
-        )
+        ).total
         for k in (0, 4)
     )
     assert convolved - plain == 2 * 2 * (3 * 2 * 4 * 64)
@@ -104,7 +104,7 @@ def test_published_diffusion_transformers_have_their_parameters_and_operations(
     count = parameter_count(config, vocabulary) + 5 * width * layers + vocabulary
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
     attention = 4 * layers * width * length
-    each = forward_flops_per_token(config, vocabulary, length, causal=False) - attention
+    each = forward_parts(config, vocabulary, length, causal=False).total - attention
     assert length * each / 1e9 == pytest.approx(giga, rel=4e-3)
     if layers == 12:
         train = train_flops_per_token(config, vocabulary, length, causal=False) - 3 * attention
